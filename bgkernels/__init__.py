@@ -1,0 +1,31 @@
+"""Hybrid distillation losses from hidden states: hard and soft labels, mixed per token, without ``[tokens, vocab]``.
+
+The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
+"""
+
+from bgkernels import divergences, routing
+from bgkernels.config import show_config
+from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
+from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
+from bgkernels.spec import Mixture, Tilt, TotalVariation
+from bgkernels.stats import RowStats
+from bgkernels.teachers import LinearTeacher, LogitsTeacher
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HybridDistillationLoss",
+    "LinearHybridDistillationLoss",
+    "LinearTeacher",
+    "LogitsTeacher",
+    "Mixture",
+    "RowStats",
+    "Tilt",
+    "TotalVariation",
+    "divergences",
+    "hybrid_distillation",
+    "linear_hybrid_distillation",
+    "linear_row_stats",
+    "routing",
+    "show_config",
+]

@@ -1,0 +1,29 @@
+"""Backends by name, and the choice between them: the first that has no objection, or the one that was named."""
+
+from __future__ import annotations
+
+import torch
+
+from bgkernels.backends.base import Backend
+from bgkernels.backends.eager import EagerBackend
+
+
+BACKENDS: dict[str, Backend] = {b.name: b for b in (EagerBackend(),)}
+"""In the order that ``"auto"`` tries them."""
+
+
+def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Backend:
+    """The backend for logits of these dtypes on this device.
+
+    Raises:
+        ValueError: an unknown name.
+        NotImplementedError: the named backend cannot serve; the message gives its reason.
+    """
+    if name == "auto":
+        return next(b for b in BACKENDS.values() if b.supports(device, dtypes) is None)
+    if name not in BACKENDS:
+        raise ValueError(f"`backend` must be 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}")
+    reason = BACKENDS[name].supports(device, dtypes)
+    if reason is not None:
+        raise NotImplementedError(f"backend {name!r} cannot serve this call: {reason}. Use backend='auto'")
+    return BACKENDS[name]

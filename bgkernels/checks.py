@@ -1,0 +1,126 @@
+"""Every check of arguments, and its message: the argument, what was expected, what came, the remedy."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bgkernels.teachers import LinearTeacher, LogitsTeacher
+
+LABEL_WORDS = ("teacher_argmax", "teacher_sample")
+
+
+def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
+    """A plain, dense tensor, floating point unless said otherwise."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
+    if type(value).__name__ == "DTensor":
+        raise NotImplementedError(f"`{name}` is a DTensor; pass `{name}.full_tensor()` (gradients flow through it)")
+    if value.layout is not torch.strided:
+        raise TypeError(f"`{name}` must be a dense tensor; got layout {value.layout}")
+    if floating and not value.is_floating_point():
+        raise TypeError(f"`{name}` must be floating point; got {value.dtype}")
+    return value
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    """``value`` has the shape ``expected``; ``meaning`` spells it out."""
+    if tuple(value.shape) != expected:
+        raise ValueError(f"`{name}` must be {meaning} = {expected}; got {tuple(value.shape)}")
+
+
+def same_device(reference: Tensor, **others: Tensor | None) -> None:
+    """All tensors live where ``reference`` (the input) does."""
+    for name, x in others.items():
+        if x is not None and x.device != reference.device:
+            raise ValueError(f"`{name}` must be on the input's device {reference.device}; got {x.device}")
+
+
+def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
+    """A finite number in ``[low, high]``, or ``(low, high]``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number; got {type(value).__name__}")
+    inside = low < value <= high if open_low else low <= value <= high
+    if not (inside and math.isfinite(value)):
+        bracket = "(" if open_low else "["
+        raise ValueError(f"`{name}` must be finite and lie in {bracket}{low}, {high}]; got {value}")
+    return float(value)
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return str(value)
+
+
+def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: bool) -> None:
+    """``hidden (..., D)`` fits ``weight (V, D)`` and ``bias (V,)``."""
+    if hidden.ndim < 1 or weight.ndim != 2:
+        raise ValueError(
+            f"{name}: hidden states must be (..., hidden) and the weight (vocab, hidden); "
+            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{name}: the weight must be (vocab, hidden) = ({weight.shape[0]}, {hidden.shape[-1]}) to fit hidden "
+            f"states {tuple(hidden.shape)}; got {tuple(weight.shape)}"
+        )
+    if bias is not None:
+        shape(f"{name} bias", bias, (weight.shape[0],), "(vocab,)")
+    dtypes = {x.dtype for x in (hidden, weight, bias) if x is not None}
+    if len(dtypes) > 1 and not mixed:
+        raise TypeError(
+            f"{name}: hidden states, weight and bias must share a dtype; got {', '.join(sorted(map(str, dtypes)))}. "
+            "Convert them, or call under torch.autocast"
+        )
+
+
+def teacher(value: object, leading: tuple[int, ...], *, mixed: bool) -> LinearTeacher | LogitsTeacher:
+    """A teacher whose rows fit ``leading`` and that asks for no gradient."""
+    if not isinstance(value, (LinearTeacher, LogitsTeacher)):
+        hint = "; wrap logits in LogitsTeacher(logits)" if isinstance(value, Tensor) else ""
+        raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {type(value).__name__}{hint}")
+    names = ("hidden", "weight", "bias") if isinstance(value, LinearTeacher) else ("logits",)
+    for name, x in zip(names, value.tensors, strict=True):
+        if x is None:
+            continue
+        tensor(f"teacher.{name}", x)
+        if x.requires_grad:
+            raise ValueError(f"`teacher.{name}` requires grad, but a teacher gets none; pass `{name}.detach()`")
+    if isinstance(value, LinearTeacher):
+        linear("teacher", value.hidden, value.weight, value.bias, mixed=mixed)
+        number("teacher.logit_scale", value.logit_scale)
+        if value.logit_softcap is not None:
+            number("teacher.logit_softcap", value.logit_softcap, low=0, open_low=True)
+    first = value.tensors[0]
+    assert first is not None
+    if tuple(first.shape[:-1]) != leading:
+        raise ValueError(
+            f"`teacher` must have the input's leading shape {leading}; got {tuple(first.shape[:-1])} "
+            f"from `{names[0]}` {tuple(first.shape)}"
+        )
+    return value
+
+
+def target(value: object, leading: tuple[int, ...], columns: int, ignore_index: int) -> Tensor | str:
+    """An index tensor with labels in range, or one of the words that name the teacher's label.
+
+    On a CPU an out-of-range label raises; elsewhere looking would wait for the device, so that row's loss becomes NaN.
+    """
+    if isinstance(value, str):
+        return choice("target", value, LABEL_WORDS)
+    x = tensor("target", value, floating=False)
+    if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
+        raise TypeError(f"`target` must hold integer labels (int64), or be one of {LABEL_WORDS}; got {x.dtype}")
+    shape("target", x, leading, "the input's leading shape")
+    if x.device.type == "cpu":
+        wrong = ((x < 0) | (x >= columns)) & (x != ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"`target` labels must lie in [0, {columns}) or be ignore_index={ignore_index}; "
+                f"got {int(x[wrong][0])} ({int(wrong.sum())} of {x.numel()} out of range)"
+            )
+    return x

@@ -1,0 +1,27 @@
+"""What this installation can do, and why not the rest."""
+
+from __future__ import annotations
+
+import torch
+
+from bgkernels.backends import BACKENDS
+
+
+def show_config() -> str:
+    """A table of backends by device, each usable or with the reason why not.
+
+    Example:
+        >>> import bgkernels as bg
+        >>> print(bg.show_config())  # doctest: +ELLIPSIS
+        bgkernels ...
+    """
+    import bgkernels
+
+    lines = [f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        for name, backend in BACKENDS.items():
+            reason = backend.supports(torch.device(device), (torch.float32,))
+            details = getattr(backend, "details", lambda: "")()
+            lines.append(f"  {device:5} {name:7} " + (f"not usable: {reason}" if reason else f"usable {details}".rstrip()))
+    return "\n".join(lines)

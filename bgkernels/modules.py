@@ -1,0 +1,87 @@
+"""Module forms of the losses: configuration in the constructor, tensors in the call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bgkernels import functional
+from bgkernels.functional import Loss
+from bgkernels.teachers import Teacher
+
+
+class _Configured(nn.Module):
+    """Keeps the keywords of a function, and checks their names when it is built."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        unknown = sorted(set(config) - CONFIGURABLE)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}; it takes {', '.join(sorted(CONFIGURABLE))}")
+        functional.make_objective(
+            config.get("divergence", "forward_kl"), config.get("routing", "entropy"), config.get("temperature", 1.0),
+            config.get("label_smoothing", 0.0), config.get("z_loss", 0.0),
+        )  # fmt: skip
+        self.config = config
+
+    def extra_repr(self) -> str:
+        """The configuration, as given."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.config.items())
+
+
+CONFIGURABLE = frozenset(
+    "divergence routing temperature logit_scale logit_softcap label_smoothing z_loss ignore_index reduction vocab_size "
+    "memory_budget mode backend seed return_stats".split()
+)
+"""Keywords of :func:`bgkernels.linear_hybrid_distillation` that a module keeps."""
+
+
+class LinearHybridDistillationLoss(_Configured):
+    """:func:`bgkernels.linear_hybrid_distillation` as a module.
+
+    Args:
+        **config: any keyword in ``CONFIGURABLE``, with the function's defaults.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> loss_fn = bg.LinearHybridDistillationLoss(divergence="jeffreys", temperature=2.0)
+        >>> x, w = torch.randn(5, 8), torch.randn(50, 8)
+        >>> loss = loss_fn(x, w, bg.LogitsTeacher(torch.randn(5, 50)), torch.randint(50, (5,)))
+    """
+
+    def forward(
+        self, input: Tensor, linear_weight: Tensor, teacher: Teacher | None, target: Tensor | str,
+        linear_bias: Tensor | None = None, *, token_weight: Tensor | None = None,
+        num_items: int | Tensor | None = None, seed: int | None = None,
+    ) -> Loss:  # fmt: skip
+        """The loss; arguments as in the function. ``seed`` overrides the configured one."""
+        config = self.config if seed is None else self.config | {"seed": seed}
+        return functional.linear_hybrid_distillation(
+            input, linear_weight, teacher, target, linear_bias=linear_bias, token_weight=token_weight,
+            num_items=num_items, **config,
+        )  # fmt: skip
+
+
+class HybridDistillationLoss(_Configured):
+    """:func:`bgkernels.hybrid_distillation` as a module.
+
+    Args:
+        **config: any keyword in ``CONFIGURABLE``, with the function's defaults.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> loss_fn = bg.HybridDistillationLoss(routing="confidence")
+        >>> loss = loss_fn(torch.randn(5, 50), bg.LogitsTeacher(torch.randn(5, 50)), "teacher_argmax")
+    """
+
+    def forward(
+        self, logits: Tensor, teacher: Teacher | None, target: Tensor | str, *, token_weight: Tensor | None = None,
+        num_items: int | Tensor | None = None, seed: int | None = None, overwrite_logits: bool = False,
+    ) -> Loss:  # fmt: skip
+        """The loss; arguments as in the function. ``seed`` overrides the configured one."""
+        config = self.config if seed is None else self.config | {"seed": seed}
+        return functional.hybrid_distillation(
+            logits, teacher, target, token_weight=token_weight, num_items=num_items,
+            overwrite_logits=overwrite_logits, **config,
+        )  # fmt: skip

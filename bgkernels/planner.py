@@ -1,0 +1,168 @@
+"""How a memory budget becomes a tiling: rows per chunk, columns per tile, and how many tiles pass 2 finds where pass 1 left them.
+
+A chunk of rows walks the vocabulary once to gather statistics and once, backwards, for the gradient. Tiles that stay in memory
+in between cost nothing the second time; the others are multiplied again. So one loop runs from four GEMM-equivalents (student
+and teacher logits, dX, dW) where everything fits to six where nothing does, and the planner looks for the cheapest point within
+the budget. With a single chunk every tile of dW is complete at once; with several, dW is summed in fp32 beside the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+DEFAULT_BUDGET = {"cpu": 1 << 30, "cuda": 2 << 30}
+"""Bytes of temporaries where ``memory_budget`` is None, by device type."""
+
+WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the planner knows of a device, in units of one multiply-add.
+
+    Args:
+        row_overhead: rows whose time a product loses for being short: a product of r rows takes as long as one of r + this.
+        byte: multiply-adds in the time of moving one byte.
+        launch: multiply-adds in the time of starting one tile.
+        width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
+    """
+
+    row_overhead: float
+    byte: float
+    launch: float
+    width: int
+
+
+COST = {
+    "cpu": Cost(row_overhead=24, byte=4, launch=2e6, width=4096),
+    "cuda": Cost(row_overhead=64, byte=130, launch=4e9, width=16384),
+}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Sizes of one call, in rows, columns and bytes.
+
+    Args:
+        rows, columns, compared: tokens, student columns, columns with a teacher.
+        hidden_s, hidden_t: widths; 0 where the logits are given.
+        logit_bytes: bytes a (row, column) that a kept tile takes: student and teacher logits that are computed.
+        tile_bytes: further bytes a (row, column) of the one tile in work: gradient beside the logits, backend scratch.
+        weight_bytes: bytes a weight element of a tile that is widened or whose gradient is narrowed (0: none).
+        row_bytes: bytes a row of a chunk: widened inputs, input gradient, state.
+        weight_sum_bytes: bytes of the fp32 sum of dW that several chunks need beside the gradient (0: none needed).
+        grad_products: student products of pass 2 (dX, dW): 0, 1 or 2; 0 with ``backward`` False.
+        statistics, backward: which passes run.
+        reads: reads of the logits in pass 1: 2 with pairwise statistics.
+    """
+
+    rows: int
+    columns: int
+    compared: int
+    hidden_s: int
+    hidden_t: int
+    logit_bytes: int
+    tile_bytes: int
+    weight_bytes: int
+    row_bytes: int
+    weight_sum_bytes: int
+    grad_products: int
+    statistics: bool = True
+    backward: bool = True
+    reads: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk."""
+
+    rows: int
+    columns: int
+    chunk: int
+    width: int
+    kept: int
+    bytes: int
+
+    def chunks(self) -> Iterator[slice]:
+        """Row ranges, balanced."""
+        for start in range(0, max(self.rows, 1), self.chunk):
+            yield slice(start, min(start + self.chunk, self.rows))
+
+    def tiles(self) -> list[slice]:
+        """Column ranges, in order."""
+        return [slice(c, min(c + self.width, self.columns)) for c in range(0, self.columns, self.width)]
+
+    @property
+    def chunk_count(self) -> int:
+        return max(1, math.ceil(self.rows / self.chunk))
+
+
+def plan(work: Workload, budget: int) -> Plan:
+    """The cheapest tiling whose temporaries fit ``budget`` bytes. Raises ValueError, with the least that would do, if none fits."""
+    best: tuple[float, Plan] | None = None
+    least = math.inf
+    for width in _widths(work):
+        for count in _chunk_counts(work.rows):
+            chunk = max(1, math.ceil(work.rows / count))
+            found = _fit(work, chunk, width, budget)
+            least = min(least, _fixed_bytes(work, chunk, width) + chunk * width * work.logit_bytes)
+            if found is not None and (best is None or _cost(work, found) < best[0]):
+                best = (_cost(work, found), found)
+    if best is None:
+        raise ValueError(f"`memory_budget` must be at least {int(least):,} bytes for these shapes; got {budget:,}")
+    return best[1]
+
+
+def _widths(work: Workload) -> list[int]:
+    """Candidate tile widths, widest first; the last tile is never tiny."""
+    limit = COST[work.device].width
+    found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
+    return sorted(found, reverse=True)
+
+
+def _balanced(columns: int, width: int) -> int:
+    return math.ceil(columns / math.ceil(columns / width) / 64) * 64 if columns > width else max(columns, 1)
+
+
+def _chunk_counts(rows: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 11 …: numbers of row chunks to try."""
+    count = 1
+    while count < max(rows, 1):
+        yield count
+        count = max(count + 1, int(count * 1.4))
+    yield max(rows, 1)
+
+
+def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
+    several = chunk < work.rows and work.backward
+    weights = width * (work.hidden_s + work.hidden_t) * work.weight_bytes
+    return chunk * width * work.tile_bytes + weights + chunk * work.row_bytes + several * work.weight_sum_bytes
+
+
+def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
+    tiles = math.ceil(work.columns / width)
+    fixed, tile = _fixed_bytes(work, chunk, width), chunk * width * work.logit_bytes
+    several_passes = work.statistics and (work.backward or work.reads > 1)
+    kept = tiles if tile == 0 else min(tiles if several_passes else 1, (budget - fixed) // tile)
+    if kept < 1 or fixed > budget:
+        return None
+    return Plan(work.rows, work.columns, chunk, width, int(kept), int(fixed + kept * tile))
+
+
+def _cost(work: Workload, p: Plan) -> float:
+    """Time of a plan in multiply-adds."""
+    cost = COST[work.device]
+    student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
+    tiles = len(p.tiles())
+    again = 1 - p.kept / tiles
+    passes = work.reads * work.statistics + work.backward
+    logits = (student + teacher) * (1 + again * (passes - 1))
+    products = logits + work.grad_products * student * work.backward
+    rows = work.rows + p.chunk_count * cost.row_overhead
+    traffic = logits * work.weight_bytes
+    if p.chunk_count > 1 and work.backward and work.grad_products:
+        traffic += 8 * student
+    return products * rows + p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)

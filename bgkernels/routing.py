@@ -1,0 +1,254 @@
+"""Routing policies: how much each token trusts its hard label and how much the teacher's soft label.
+
+A policy maps :class:`~bgkernels.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a *bridge* (teacher sure) the hard
+label should lead, in a *garden* (many good continuations) the soft one (Bridge-Garden, arXiv 2605.26246). Statistics are those of
+the tempered distributions over the compared columns. Register your own with :func:`register`, or pass any callable.
+
+Example:
+    >>> from bgkernels import routing
+    >>> routing.static(0.2)
+    Policy(name='static', batchwide=False)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bgkernels import risk
+from bgkernels.registry import Registry
+from bgkernels.spec import Extra, Tilt
+from bgkernels.stats import RowStats
+
+Weight = Tensor | float
+Weights = Callable[[RowStats], tuple[Weight, Weight]]
+LOG_EPS = 1e-8
+
+
+@dataclass
+class Policy:
+    """A rule for the ``(hard, soft)`` weight of each token.
+
+    Args:
+        name: how it is called in messages and tables.
+        weights: ``RowStats -> (hard, soft)``, each ``(rows,)`` or a number; not negative.
+        extras: the extra statistics that ``weights`` reads.
+        batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at once, in recompute mode.
+        hard_term: ``RowStats -> (rows,)``, instead of the cross-entropy.
+        uses_teacher: False if neither term nor weight reads the teacher, whose head is then never multiplied.
+    """
+
+    name: str
+    weights: Weights = field(repr=False)
+    extras: tuple[Extra, ...] = field(default=(), repr=False)
+    batchwide: bool = False
+    hard_term: Callable[[RowStats], Tensor] | None = field(default=None, repr=False)
+    uses_teacher: bool = field(default=True, repr=False)
+
+    def __call__(self, stats: RowStats) -> tuple[Weight, Weight]:
+        """The weights of each row."""
+        return self.weights(stats)
+
+
+@dataclass
+class Curriculum(Policy):
+    """A policy that depends on training progress; advance ``step`` once an optimiser step."""
+
+    step: int = 0
+
+
+registry: Registry[Policy] = Registry("routing", Policy)
+register = registry.register
+
+
+def get(policy: str | Policy | Weights, **params: object) -> Policy:
+    """A policy from its name, itself, or any callable ``RowStats -> (hard, soft)`` (taken to be batchwide)."""
+    if isinstance(policy, str):
+        return registry.get(policy, **params)
+    if isinstance(policy, Policy):
+        return policy
+    if not callable(policy):
+        raise TypeError(f"`routing` must be a name, a Policy or a callable; got {type(policy).__name__}")
+    return Policy(getattr(policy, "__name__", "callable"), policy, batchwide=True)
+
+
+def _non_negative(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0:
+            raise ValueError(f"`{name}` must not be negative; got {value}")
+
+
+def _fraction(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1]; got {value}")
+
+
+@register
+def hard() -> Policy:
+    """``(1, 0)``: cross-entropy alone. The teacher is read only if it gives the label."""
+    return Policy("hard", lambda s: (1.0, 0.0), uses_teacher=False)
+
+
+@register
+def soft() -> Policy:
+    """``(0, 1)``: the divergence alone."""
+    return Policy("soft", lambda s: (0.0, 1.0))
+
+
+@register
+def static(w: float = 0.5) -> Policy:
+    """``(1 - w, w)`` for every token."""
+    _fraction(w=w)
+    return Policy("static", lambda s: (1.0 - w, w), uses_teacher=w > 0)
+
+
+@register
+def additive(hard: float = 1.0, soft: float = 1.0) -> Policy:
+    """``(hard, soft)`` for every token; they need not add up to one."""
+    _non_negative(hard=hard, soft=soft)
+    return Policy("additive", lambda s: (hard, soft), uses_teacher=soft > 0)
+
+
+@register
+def confidence(kind: str = "label") -> Policy:
+    """``(c, 1 - c)`` with the teacher's confidence ``c``.
+
+    Args:
+        kind: ``"label"``: ``c = p_t[label]``, as the Bridge-Garden code; ``"max"``: ``c = max p_t``, as its paper.
+    """
+    if kind not in ("label", "max"):
+        raise ValueError(f"`kind` must be 'label' or 'max'; got {kind!r}")
+
+    def weights(s: RowStats) -> tuple[Tensor, Tensor]:
+        c = s.logp_t.exp() if kind == "label" else s.max_prob_t
+        return c, 1 - c
+
+    return Policy("confidence", weights)
+
+
+def normalized_entropy(s: RowStats) -> Tensor:
+    """The teacher's Shannon entropy as a share of its greatest value, ``H_t / log V`` in [0, 1]."""
+    return (s.entropy_t / math.log(max(s.vocab, 2))).clamp(0, 1)
+
+
+@register
+def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
+    """``(1 - s, s)`` with the teacher's entropy signal ``s`` in [0, 1]. The default policy of the library.
+
+    Args:
+        kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code; ``"shannon"``: ``s = H_t / log V``,
+            as its paper. V is the number of compared columns.
+        gamma: exponent of the power sum, in (0, 1). Small values hear the tail: 0.1 stays near 0.2 where one token has all mass.
+    """
+    if kind == "shannon":
+        return Policy("entropy", lambda s: _pair(normalized_entropy(s)))
+    if kind != "power":
+        raise ValueError(f"`kind` must be 'power' or 'shannon'; got {kind!r}")
+    if not 0 < gamma < 1:
+        raise ValueError(f"`gamma` must lie in (0, 1); got {gamma}")
+
+    def weights(s: RowStats) -> tuple[Tensor, Tensor]:
+        excess = torch.expm1(s.power_sum(0.0, gamma))
+        return _pair((excess / max(s.vocab ** (1 - gamma) - 1, 1e-12)).clamp(0, 1))
+
+    return Policy("entropy", weights, (Tilt(0.0, gamma),))
+
+
+def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
+    return 1 - soft_weight, soft_weight
+
+
+@register
+def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
+    """``(1 - s, s)`` with ``s = sigmoid(sharpness · (H_t/log V - tau))``: bridge below ``tau``, garden above."""
+    _fraction(tau=tau)
+    _non_negative(sharpness=sharpness)
+    return Policy("threshold", lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau))))
+
+
+@register
+def top_entropy(fraction: float = 0.2) -> Policy:
+    """The ``ceil(fraction · valid)`` tokens of highest teacher entropy are gardens ``(0, 1)``, the others bridges ``(1, 0)``."""
+    _fraction(fraction=fraction)
+
+    def weights(s: RowStats) -> tuple[Tensor, Tensor]:
+        order = torch.where(s.valid, s.entropy_t, float("-inf")).argsort(descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        count = (fraction * s.valid.sum()).ceil()
+        return _pair((rank < count).to(s.entropy_t.dtype))
+
+    return Policy("top_entropy", weights, batchwide=True)
+
+
+@register
+def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
+    """``(1, w·ω)`` with ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``, detached (WSL, Zhou et al. 2021).
+
+    Args:
+        w: weight of the soft term.
+        inverted: ``ω = e^-r`` instead, the "reverse" control of the Bridge-Garden code.
+    """
+    _non_negative(w=w)
+
+    def weights(s: RowStats) -> tuple[float, Tensor]:
+        log_s, log_t = (x.detach().clamp(math.log(LOG_EPS), -LOG_EPS) for x in (s.logp_s, s.logp_t))
+        decay = torch.exp(-(log_s / log_t).clamp(-10, 10))
+        return 1.0, w * (decay if inverted else 1 - decay).clamp(0, 1)
+
+    return Policy("weighted_soft", weights)
+
+
+@register
+def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
+    """The weights of ``policy`` swapped: a control that trusts the wrong label."""
+    base = get(policy)
+
+    def weights(s: RowStats) -> tuple[Weight, Weight]:
+        hard_weight, soft_weight = base(s)
+        return soft_weight, hard_weight
+
+    return Policy(f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term)
+
+
+@register
+def curriculum(
+    schedule: Callable[[int], float] | float = 1.0, policy: str | Policy | Weights = "soft"
+) -> Curriculum:
+    """From the hard label to ``policy``: ``(1 - c + c·hard, c·soft)`` with ``c = schedule(step)`` in [0, 1].
+
+    With ``policy="soft"`` and a schedule that rises to ``w`` it is the Bridge-Garden code's curriculum, and its reverse with one
+    that falls from 1 to ``w``. The caller advances ``.step`` of the returned object.
+    """
+    base = get(policy)
+    scheduled = schedule if callable(schedule) else lambda step: float(schedule)
+
+    def weights(s: RowStats) -> tuple[Weight, Weight]:
+        c = float(scheduled(made.step))
+        if not 0 <= c <= 1:
+            raise ValueError(f"`schedule` must give a number in [0, 1]; got {c} at step {made.step}")
+        hard_weight, soft_weight = base(s)
+        return (1 - c) + c * hard_weight, c * soft_weight
+
+    made = Curriculum(f"curriculum({base.name})", weights, base.extras, base.batchwide, base.hard_term)
+    return made
+
+
+@register
+def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
+    """``(1 - w, w)`` with the chi-square objective of Bridge-Garden in place of the cross-entropy; see :mod:`bgkernels.risk`.
+
+    It couples neighbouring positions: the last leading dimension of the input is the position in the sequence.
+    """
+    _fraction(w=w, gamma=gamma)
+    _non_negative(alpha=alpha)
+    return Policy(
+        "risk_guided",
+        lambda s: (1.0 - w, w),
+        batchwide=True,
+        hard_term=lambda s: risk.chi_square(s, alpha, gamma),
+    )

@@ -1,0 +1,91 @@
+"""What a backend is told about the rows of one call, beside the logits: :class:`RowSpec` and the extra statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Tilt:
+    """``log Σ e^(a·u + b·v)`` over the compared columns, with the first two moments of ``u - v`` under its softmax.
+
+    Args:
+        a, b: exponents of student and teacher.
+        moments: also accumulate the moments (needed by the limits of alpha-beta only).
+    """
+
+    a: float
+    b: float
+    moments: bool = False
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` with ``m = omega·p_t + (1-omega)·p_s``, ``0 < omega < 1``."""
+
+    omega: float
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """``½ Σ |p_s - p_t|``."""
+
+
+Extra = Tilt | Mixture | TotalVariation
+
+
+@dataclass(frozen=True)
+class Cap:
+    """The map from raw head outputs ``x`` to real logits: ``cap·tanh(scale·x / cap)``, or ``scale·x`` where ``cap`` is 0."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """All that a backend needs to know about the rows of one call, beside the logits.
+
+    Args:
+        columns: student columns of the cross-entropy.
+        compared: leading columns on which the two models are compared (0: no teacher).
+        temperature: ``T`` of the comparison.
+        label_rule: ``"index"``, ``"argmax"`` or ``"sample"``.
+        seed: 64-bit seed of the sample.
+        student, teacher: maps from raw to real logits.
+        extras: extra statistics, in the order asked for.
+        logit_sum: accumulate ``z_sum`` (label smoothing).
+        positions: rows a sequence, for policies that look at neighbours.
+    """
+
+    columns: int
+    compared: int
+    temperature: float = 1.0
+    label_rule: str = "index"
+    seed: int = 0
+    student: Cap = Cap()
+    teacher: Cap = Cap()
+    extras: tuple[Extra, ...] = ()
+    logit_sum: bool = False
+    positions: int = 1
+
+    @property
+    def shared_softmax(self) -> bool:
+        """Whether cross-entropy and comparison use the same softmax, so that ``m_c, d_c`` stay empty."""
+        return self.temperature == 1.0 and self.columns == self.compared
+
+    @property
+    def tilts(self) -> tuple[Tilt, ...]:
+        return tuple(e for e in self.extras if isinstance(e, Tilt))
+
+    @property
+    def mixtures(self) -> tuple[Mixture, ...]:
+        return tuple(e for e in self.extras if isinstance(e, Mixture))
+
+    @property
+    def total_variation(self) -> bool:
+        return any(isinstance(e, TotalVariation) for e in self.extras)
+
+    @property
+    def second_read(self) -> bool:
+        """Whether pass 1 reads the logits twice: pairwise statistics need both normalisers first."""
+        return bool(self.mixtures) or self.total_variation

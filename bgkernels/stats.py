@@ -1,0 +1,310 @@
+"""Row statistics and their vector-Jacobian product: the mathematics of the library.
+
+Pass 1 reduces a row to a :class:`~bgkernels.state.RowState`; :func:`finalize` turns it into :class:`RowStats`, on which
+divergences, routing policies and regularisers are ordinary differentiable functions. With ``g_x`` the derivative of the
+row's loss in statistic ``x``, ``lp = u - lse_s`` and ``lq = v - lse_t``, pass 2 writes
+
+    d_j = e^lp · [ g_lse + g_kl_ts - g_logp - g_H·(lp + H_s) + g_kl_st·(lp - lq - kl_st) ] - g_kl_ts·e^lq + g_logp·1[j = label]
+
+for the tempered logits ``u``, and ``e^(z-lse_c)·(g_lse_hard + g_nll) + g_mean/columns - g_nll·1[j = label]`` for the real ones.
+:func:`vjp_coefficients` folds the ``g`` into the few numbers a row that a backend needs:
+
+    d_j = e^lp·(A + B·lp - C·lq) - D·e^lq + H·e^(z-lse_c) + M          (label: A_y, D_y, H_y instead, plus ``hot``)
+
+``hot`` is built from ``1 - p[label]`` as summed over the other columns, so the gradient of a well-known label keeps its digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from bgkernels.spec import Extra, Mixture, RowSpec, Tilt, TotalVariation
+from bgkernels.state import SKIP, RowState, absorb_column, shift, times
+
+COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", "D_y", "H_y", "hot")
+"""Rows of :attr:`Coefficients.row`."""
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """Statistics of each token's pair of distributions, ``(rows,)`` or the leading shape of the input, fp32.
+
+    ``s`` is the student, ``t`` the teacher, both tempered by ``T`` and normalised over the ``vocab`` compared columns, unless
+    a field says otherwise. Values of ignored rows are 0.
+
+    Attributes:
+        lse_s, lse_t: log-sum-exp of the tempered logits.
+        entropy_s, entropy_t: Shannon entropies, in nats.
+        kl_ts, kl_st: ``KL(teacher ‖ student)`` and ``KL(student ‖ teacher)``, in nats.
+        logp_s, logp_t: log-probability of the label; ``-inf`` where it is not a compared column.
+        max_prob_s, max_prob_t, argmax_s, argmax_t: the most probable column (int64 indices; not differentiable).
+        label: the hard label, given, or chosen from the teacher; int64, ``ignore_index`` where ignored.
+        nll: cross-entropy of the label at temperature 1 over all the student's columns.
+        lse_hard, logit_mean: log-sum-exp and mean of the student's real logits over the same columns.
+        valid: whether the row takes part; bool.
+        vocab: number of compared columns.
+        positions: length of a sequence: the last leading dimension of the input (1 where there is none).
+        extras: values of the extra statistics asked for, by :class:`~bgkernels.spec.Extra`.
+    """
+
+    lse_s: Tensor
+    lse_t: Tensor
+    entropy_s: Tensor
+    entropy_t: Tensor
+    kl_ts: Tensor
+    kl_st: Tensor
+    logp_s: Tensor
+    logp_t: Tensor
+    max_prob_s: Tensor
+    max_prob_t: Tensor
+    argmax_s: Tensor
+    argmax_t: Tensor
+    label: Tensor
+    nll: Tensor
+    lse_hard: Tensor
+    logit_mean: Tensor
+    valid: Tensor
+    vocab: int
+    positions: int
+    extras: Mapping[Extra, tuple[Tensor, ...]]
+
+    def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
+        """``log Σ e^(a·u + b·v)`` of the tempered logits; with ``moments`` also E[u - v] and E[(u - v)²] under its softmax."""
+        return self._extra(Tilt(a, b, moments))
+
+    def power_sum(self, a: float, b: float) -> Tensor:
+        """``log Σ p_s^a · p_t^b``."""
+        return self.tilt(a, b)[0] - a * self.lse_s - b * self.lse_t
+
+    def mixture(self, omega: float) -> tuple[Tensor, ...]:
+        """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)``, with ``m = omega·p_t + (1-omega)·p_s``."""
+        return self._extra(Mixture(omega))
+
+    def total_variation(self) -> Tensor:
+        """``½ Σ |p_s - p_t|``."""
+        return self._extra(TotalVariation())[0]
+
+    def _extra(self, extra: Extra) -> tuple[Tensor, ...]:
+        if extra not in self.extras:
+            raise KeyError(f"{extra} was not computed: name it in `extras` (computed: {list(self.extras)})")
+        return self.extras[extra]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in a fixed order: the fields, then the extras."""
+        own = [getattr(self, f.name) for f in fields(self) if f.name not in _PLAIN]
+        return own + [x for values in self.extras.values() for x in values]
+
+    def replaced(self, tensors: Iterable[Tensor]) -> RowStats:
+        """The same statistics with other tensors, in the order of :meth:`tensors`."""
+        it = iter(tensors)
+        own = {f.name: next(it) for f in fields(self) if f.name not in _PLAIN}
+        extras = {extra: tuple(next(it) for _ in values) for extra, values in self.extras.items()}
+        return replace(self, **own, extras=extras)
+
+
+DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
+"""Fields of :class:`RowStats` that carry a gradient to the student, beside all extras."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """Finalised rows: public statistics, and what only the VJP needs.
+
+    Args:
+        stats: the statistics, without the pairwise extras until :func:`add_pairs`.
+        rest_s, rest_t, rest_c: ``1 - p[label]`` of student, teacher and cross-entropy softmax, summed without cancellation.
+        overlap: ``Σ p_s·p_t/m`` for each mixture, then ``Σ p_s·sgn(p_s - p_t)`` if the total variation is asked for.
+    """
+
+    stats: RowStats
+    rest_s: Tensor
+    rest_t: Tensor
+    rest_c: Tensor
+    overlap: tuple[Tensor, ...] = ()
+
+
+def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:
+    """Turn a state that has seen every column into statistics.
+
+    Args:
+        state: the merged state; its label is still held out.
+        labels: ``(rows,)`` codes that were given to pass 1; ``SKIP`` marks rows that take no part.
+        spec: the specification of the pass.
+        ignore_index: what ``RowStats.label`` shows in skipped rows.
+    """
+    skip = labels == SKIP
+    label = torch.where(skip, ignore_index, state["label"])
+    all_ = absorb_column(state, state["label"], state["z_y"], state["v_y"], spec)
+    zero = torch.zeros_like(state["m_s"])
+
+    def softmax_of(side: str) -> tuple[Tensor, Tensor, Tensor]:
+        """lse, log d, and the probability outside the label."""
+        log_d = all_[f"d_{side}"].log()
+        lse = shift(all_[f"m_{side}"]) + log_d
+        rest = times(state[f"d_{side}"], (shift(state[f"m_{side}"]) - lse).exp())
+        return lse, log_d, rest
+
+    def log_prob(rest: Tensor, logit: Tensor, lse: Tensor) -> Tensor:
+        return torch.where(rest < 0.5, torch.log1p(-rest), logit - lse)
+
+    compared = (state["label"] >= 0) & (state["label"] < spec.compared)
+    u_y = torch.where(compared, state["z_y"] / spec.temperature, float("-inf"))
+    values: dict[str, Tensor] = {}
+    rest_s = rest_t = zero
+    if spec.compared:
+        (lse_s, log_s, rest_s), (lse_t, log_t, rest_t) = softmax_of("s"), softmax_of("t")
+        d_s, d_t = all_["d_s"], all_["d_t"]
+        values = {
+            "lse_s": lse_s, "entropy_s": log_s - all_["h_s"] / d_s, "kl_st": all_["k_s"] / d_s + log_t - log_s,
+            "lse_t": lse_t, "entropy_t": log_t - all_["h_t"] / d_t, "kl_ts": all_["k_t"] / d_t + log_s - log_t,
+            "logp_s": log_prob(rest_s, u_y, lse_s), "logp_t": log_prob(rest_t, state["v_y"], lse_t),
+            "max_prob_s": 1 / d_s, "max_prob_t": 1 / d_t,
+        }  # fmt: skip
+        for name in ("entropy_s", "entropy_t", "kl_st", "kl_ts"):
+            values[name] = values[name].clamp_min(0)
+    if spec.shared_softmax:
+        lse_c, rest_c, nll = values["lse_s"], rest_s, -values["logp_s"]
+    else:
+        lse_c, _, rest_c = softmax_of("c")
+        nll = -log_prob(rest_c, state["z_y"], lse_c)
+    values |= {"nll": nll, "lse_hard": lse_c, "logit_mean": all_["z_sum"] / spec.columns}
+    # A label that no column has is a bad label that could not be refused: the row must not look plausible.
+    lost = torch.where(state["label"] < 0, float("nan"), 0.0)
+    keep = {name: torch.where(skip, 0.0, values.get(name, zero) + lost) for name in _FLOAT_FIELDS}
+    extras: dict[Extra, tuple[Tensor, ...]] = {}
+    for i, tilt in enumerate(spec.tilts):
+        extras[tilt] = tuple(torch.where(skip, 0.0, x) for x in _finalize_tilt(all_, i, tilt))
+    stats = RowStats(
+        **keep, label=label, valid=~skip, vocab=spec.compared, positions=spec.positions, extras=extras,
+        argmax_s=all_["argmax_s"], argmax_t=all_["argmax_t"],
+    )  # fmt: skip
+    return Final(stats, rest_s, rest_t, rest_c)
+
+
+_PLAIN = ("vocab", "positions", "extras")
+_INT_FIELDS = ("argmax_s", "argmax_t", "label", "valid")
+_FLOAT_FIELDS = tuple(f.name for f in fields(RowStats) if f.name not in (*_INT_FIELDS, *_PLAIN))
+
+
+def _finalize_tilt(state: RowState, i: int, tilt: Tilt) -> tuple[Tensor, ...]:
+    m, d, k, q = state.tilt(i)
+    lse = shift(m) + d.log()
+    if not tilt.moments:
+        return (lse,)
+    centre = shift(state["m_s"]) - shift(state["m_t"])
+    mean = k / d
+    return lse, mean + centre, q / d + centre * (2 * mean + centre)
+
+
+def add_pairs(final: Final, sums: Tensor, spec: RowSpec) -> Final:
+    """Add the pairwise statistics, from the sums of pass 1's second read.
+
+    Args:
+        final: what :func:`finalize` returned.
+        sums: ``(3·mixtures + 2·total_variation, rows)``: for each mixture KL(p_t‖m), KL(p_s‖m), Σ p_s·p_t/m; then
+            ½ Σ |p_s - p_t| and Σ p_s·sgn(p_s - p_t).
+    """
+    sums = torch.where(final.stats.valid, sums, 0.0)
+    extras, overlap = dict(final.stats.extras), []
+    for i, mixture in enumerate(spec.mixtures):
+        kl_tm, kl_sm, both = sums[3 * i : 3 * i + 3]
+        extras[mixture] = (kl_tm.clamp_min(0), kl_sm.clamp_min(0))
+        overlap.append(both)
+    if spec.total_variation:
+        extras[TotalVariation()] = (sums[-2],)
+        overlap.append(sums[-1])
+    return replace(final, stats=replace(final.stats, extras=extras), overlap=tuple(overlap))
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What pass 2 needs of each row, all ``(·, rows)``.
+
+    Args:
+        row: ``(13, rows)`` in the order of ``COEFFICIENTS``.
+        labels: ``(rows,)`` int64 column of the label, or ``SKIP``: the row's gradient is zero whatever its logits.
+        tilts: ``(4·tilts, rows)``: lse, P0, P1, P2; the gradient gains ``e^(a·u+b·v-lse)·(P0 + P1·x + P2·x²)``, x = u - v.
+        pairs: ``(3·mixtures + 2·total_variation, rows)``: Y0, Y1, Y2 with ``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``, then
+            V0, V1 with ``e^lp·(V0 + V1·sgn(p_s - p_t))``.
+    """
+
+    row: Tensor
+    labels: Tensor
+    tilts: Tensor
+    pairs: Tensor
+
+
+Grads = Mapping[str, Tensor | None]
+
+
+def vjp_coefficients(
+    final: Final, grads: Grads, extra_grads: Mapping[Extra, tuple[Tensor | None, ...]], spec: RowSpec
+) -> Coefficients:
+    """Fold the derivatives of a loss in the statistics into the coefficients of pass 2.
+
+    Args:
+        final: statistics of the rows.
+        grads: derivative by each name in ``DIFFERENTIABLE``, ``(rows,)``; a missing one or None is zero.
+        extra_grads: the same for the extras.
+        spec: the specification of the pass.
+    """
+    s = final.stats
+    zero = torch.zeros_like(s.nll)
+    g = {name: cast(Tensor, zero if grads.get(name) is None else grads[name]) for name in DIFFERENTIABLE}
+    inv = 1.0 / spec.temperature
+    free = (g["lse_s"] - times(g["entropy_s"], s.entropy_s) - times(g["kl_st"], s.kl_st)) * inv
+    row = dict.fromkeys(COEFFICIENTS, zero) | {
+        "lse_s": s.lse_s, "lse_t": s.lse_t, "lse_c": s.lse_hard,
+        "A": free + (g["kl_ts"] - g["logp_s"]) * inv, "A_y": free,
+        "B": (g["kl_st"] - g["entropy_s"]) * inv, "C": g["kl_st"] * inv, "D": g["kl_ts"] * inv,
+        "H": g["lse_hard"] + g["nll"], "H_y": g["lse_hard"], "M": g["logit_mean"] / spec.columns,
+        "hot": times(g["logp_s"], final.rest_s) * inv
+        + times(g["kl_ts"], final.rest_t - final.rest_s) * inv - times(g["nll"], final.rest_c),
+    }  # fmt: skip
+    if spec.shared_softmax:
+        row |= {"A": row["A"] + row["H"], "A_y": row["A_y"] + row["H_y"], "H": zero, "H_y": zero}
+    labels = torch.where(s.valid, s.label, SKIP)
+    tilts = [x * w for t in spec.tilts for x, w in zip(_tilt_vjp(t, s, extra_grads, zero), (1, inv, inv, inv), strict=True)]
+    pairs = [x * inv for x in _pair_vjp(final, spec, extra_grads, zero)]
+    none = zero.new_zeros(0, len(zero))
+    return Coefficients(
+        torch.stack(list(row.values())),
+        labels,
+        torch.stack(tilts) if tilts else none,
+        torch.stack(pairs) if pairs else none,
+    )
+
+
+def _given(extra: Extra, grads: Mapping[Extra, tuple[Tensor | None, ...]], count: int, zero: Tensor) -> list[Tensor]:
+    given = grads.get(extra, (None,) * count)
+    return [zero if x is None else x for x in given]
+
+
+def _tilt_vjp(tilt: Tilt, s: RowStats, grads: Mapping[Extra, tuple[Tensor | None, ...]], zero: Tensor) -> list[Tensor]:
+    values = s.extras[tilt]
+    g_lse, *g_moments = _given(tilt, grads, len(values), zero)
+    if not tilt.moments:
+        return [values[0], tilt.a * g_lse, zero, zero]
+    (g_mean, g_second), (lse, mean, second) = g_moments, values
+    p0 = tilt.a * (g_lse - g_mean * mean - g_second * second) + g_mean
+    return [lse, p0, tilt.a * g_mean + 2 * g_second, tilt.a * g_second]
+
+
+def _pair_vjp(
+    final: Final, spec: RowSpec, grads: Mapping[Extra, tuple[Tensor | None, ...]], zero: Tensor
+) -> list[Tensor]:
+    out = []
+    for mixture, overlap in zip(spec.mixtures, final.overlap, strict=False):
+        g_tm, g_sm = _given(mixture, grads, 2, zero)
+        omega, kl_sm = mixture.omega, final.stats.extras[mixture][1]
+        y0 = g_tm * (1 - omega) * overlap - g_sm * (omega * overlap + kl_sm)
+        out += [y0, omega * g_sm - (1 - omega) * g_tm, g_sm]
+    if spec.total_variation:
+        (g_tv,) = _given(TotalVariation(), grads, 1, zero)
+        out += [-0.5 * g_tv * final.overlap[-1], 0.5 * g_tv]
+    return out
