@@ -1,5 +1,6 @@
-"""Hybrid distillation losses from hidden states: hard and soft labels, mixed per token, without ``[tokens, vocab]``.
+"""Hybrid distillation losses from hidden states, never holding ``[tokens, vocab]``.
 
+Hard and soft labels are mixed per token, by what the teacher knows of it.
 The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
 """
 

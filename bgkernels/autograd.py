@@ -1,4 +1,4 @@
-"""The two autograd functions: statistics with a recomputed gradient, and a loss whose gradient is ready when it is."""
+"""The two autograd functions: statistics with a recomputed gradient, and a fused loss."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ def _needs(flags: Sequence[bool]) -> Needs:
 
 
 class RowStatistics(torch.autograd.Function):
-    """Recompute mode: forward is pass 1, backward multiplies the logits again and runs pass 2 with any upstream gradient."""
+    """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, teacher_count: int, box: list[Final], labels: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        """``tensors``: the teacher's, then the student's; ``box`` receives the statistics' structure."""
+    def forward(
+        ctx: Any,
+        call: Call,
+        teacher_count: int,
+        box: list[Final],
+        labels: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """``tensors``: the teacher's, then the student's; ``box`` receives the statistics."""
         teacher, student = tensors[:teacher_count], tensors[teacher_count:]
         final, _ = run(Rows(student, teacher, labels), call)
         out = final.stats.tensors()
@@ -84,7 +91,9 @@ def _restore(structure: Final, tensors: list[Tensor]) -> Final:
 
 
 def _differentiable(stats: RowStats) -> list[Tensor]:
-    return [getattr(stats, name) for name in DIFFERENTIABLE] + [x for v in stats.extras.values() for x in v]
+    return [getattr(stats, name) for name in DIFFERENTIABLE] + [
+        x for v in stats.extras.values() for x in v
+    ]
 
 
 @dataclass
@@ -111,7 +120,7 @@ class Fused:
 
 
 class FusedLoss(torch.autograd.Function):
-    """Fused mode: the forward pass computes the gradient too, chunk by chunk, and backward scales it."""
+    """Fused mode: the forward pass computes the gradient too, and backward scales it."""
 
     @staticmethod
     def forward(ctx: Any, fused: Fused, *student: Tensor | None) -> Tensor:
@@ -130,7 +139,13 @@ class FusedLoss(torch.autograd.Function):
             gradient = student[0] if fused.overwrite else torch.empty_like(student[0])
             if fused.overwrite:
                 torch.autograd.graph.increment_version(student[0])
-        fused.final, made = run(Rows(student, fused.teacher, fused.labels), fused.call, needs, derivative, gradient=gradient)
+        fused.final, made = run(
+            Rows(student, fused.teacher, fused.labels),
+            fused.call,
+            needs,
+            derivative,
+            gradient=gradient,
+        )
         ctx.present = [x is not None for x in made]
         ctx.save_for_backward(*(x for x in made if x is not None))
         return torch.cat(losses).sum() if losses else scale.sum()
@@ -138,7 +153,7 @@ class FusedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of the forward pass times ``grad``, never in place: the graph may be used again."""
+        """The gradients of the forward pass times ``grad``; not in place, for a kept graph."""
         saved = iter(ctx.saved_tensors)
         # The comparison is free on a CPU; elsewhere it would wait for the device.
         same = grad.device.type == "cpu" and grad.item() == 1
@@ -156,10 +171,12 @@ def _differentiate(
         loss = objective.rows(own) * scale
         inputs = _differentiable(own)
         none: tuple[Tensor | None, ...] = (None,) * len(inputs)
-        grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True) if loss.requires_grad else none
+        grads = (
+            torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
+            if loss.requires_grad
+            else none
+        )
     it = iter(grads)
     by_name = {name: next(it) for name in DIFFERENTIABLE}
     by_extra = {extra: tuple(next(it) for _ in values) for extra, values in own.extras.items()}
     return loss.detach(), by_name, by_extra
-
-

@@ -1,4 +1,4 @@
-"""Every check of arguments, and its message: the argument, what was expected, what came, the remedy."""
+"""Every check of arguments; a message names the argument, what was expected, what came."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
     if type(value).__name__ == "DTensor":
-        raise NotImplementedError(f"`{name}` is a DTensor; pass `{name}.full_tensor()` (gradients flow through it)")
+        raise NotImplementedError(
+            f"`{name}` is a DTensor; pass `{name}.full_tensor()` (gradients flow through it)"
+        )
     if value.layout is not torch.strided:
         raise TypeError(f"`{name}` must be a dense tensor; got layout {value.layout}")
     if floating and not value.is_floating_point():
@@ -35,10 +37,19 @@ def same_device(reference: Tensor, **others: Tensor | None) -> None:
     """All tensors live where ``reference`` (the input) does."""
     for name, x in others.items():
         if x is not None and x.device != reference.device:
-            raise ValueError(f"`{name}` must be on the input's device {reference.device}; got {x.device}")
+            raise ValueError(
+                f"`{name}` must be on the input's device {reference.device}; got {x.device}"
+            )
 
 
-def number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
+def number(
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+) -> float:
     """A finite number in ``[low, high]``, or ``(low, high]``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number; got {type(value).__name__}")
@@ -47,6 +58,14 @@ def number(name: str, value: object, *, low: float = -math.inf, high: float = ma
         bracket = "(" if open_low else "["
         raise ValueError(f"`{name}` must be finite and lie in {bracket}{low}, {high}]; got {value}")
     return float(value)
+
+
+def integer(name: str, value: object, *, low: float = -math.inf) -> None:
+    """A whole number, at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer; got {type(value).__name__} {value!r}")
+    if value < low:
+        raise ValueError(f"`{name}` must be at least {low}; got {value}")
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
@@ -65,57 +84,82 @@ def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mi
         )
     if hidden.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"{name}: the weight must be (vocab, hidden) = ({weight.shape[0]}, {hidden.shape[-1]}) to fit hidden "
-            f"states {tuple(hidden.shape)}; got {tuple(weight.shape)}"
+            f"{name}: the weight must be (vocab, hidden) = ({weight.shape[0]}, {hidden.shape[-1]}) "
+            f"to fit hidden states {tuple(hidden.shape)}; got {tuple(weight.shape)}"
         )
     if bias is not None:
         shape(f"{name} bias", bias, (weight.shape[0],), "(vocab,)")
     dtypes = {x.dtype for x in (hidden, weight, bias) if x is not None}
     if len(dtypes) > 1 and not mixed:
+        got = ", ".join(sorted(map(str, dtypes)))
         raise TypeError(
-            f"{name}: hidden states, weight and bias must share a dtype; got {', '.join(sorted(map(str, dtypes)))}. "
+            f"{name}: hidden states, weight and bias must share a dtype; got {got}. "
             "Convert them, or call under torch.autocast"
         )
 
 
-def teacher(value: object, leading: tuple[int, ...], *, mixed: bool) -> LinearTeacher | LogitsTeacher:
-    """A teacher whose rows fit ``leading`` and that asks for no gradient."""
+def cap(owner: str, scale: object, softcap: object) -> None:
+    """A logit scale, and a positive soft-cap or None."""
+    number(f"{owner}logit_scale", scale)
+    if softcap is not None:
+        number(f"{owner}logit_softcap", softcap, low=0, open_low=True)
+
+
+def vocab_size(value: int, limit: int) -> None:
+    """No more columns than all models have."""
+    if value > limit:
+        raise ValueError(
+            f"`vocab_size` must lie in [1, {limit}], the columns that all models have; got {value}"
+        )
+
+
+def teacher(
+    value: object, reference: Tensor, leading: tuple[int, ...], *, mixed: bool
+) -> LinearTeacher | LogitsTeacher:
+    """A teacher whose rows fit ``leading``, on the device of ``reference``, without gradient."""
     if not isinstance(value, (LinearTeacher, LogitsTeacher)):
         hint = "; wrap logits in LogitsTeacher(logits)" if isinstance(value, Tensor) else ""
-        raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {type(value).__name__}{hint}")
-    names = ("hidden", "weight", "bias") if isinstance(value, LinearTeacher) else ("logits",)
-    for name, x in zip(names, value.tensors, strict=True):
-        if x is None:
-            continue
+        kind = type(value).__name__
+        raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {kind}{hint}")
+    is_linear = isinstance(value, LinearTeacher)
+    names = ("hidden", "weight", "bias") if is_linear else ("logits",)
+    given = {n: x for n, x in zip(names, value.tensors, strict=True) if x is not None}
+    for name, x in given.items():
         tensor(f"teacher.{name}", x)
         if x.requires_grad:
-            raise ValueError(f"`teacher.{name}` requires grad, but a teacher gets none; pass `{name}.detach()`")
+            raise ValueError(
+                f"`teacher.{name}` requires grad, but a teacher gets none; pass `{name}.detach()`"
+            )
+    same_device(reference, **{f"teacher.{name}": x for name, x in given.items()})
     if isinstance(value, LinearTeacher):
         linear("teacher", value.hidden, value.weight, value.bias, mixed=mixed)
-        number("teacher.logit_scale", value.logit_scale)
-        if value.logit_softcap is not None:
-            number("teacher.logit_softcap", value.logit_softcap, low=0, open_low=True)
-    first = value.tensors[0]
-    assert first is not None
+        cap("teacher.", value.logit_scale, value.logit_softcap)
+    first = given[names[0]]
     if tuple(first.shape[:-1]) != leading:
         raise ValueError(
-            f"`teacher` must have the input's leading shape {leading}; got {tuple(first.shape[:-1])} "
-            f"from `{names[0]}` {tuple(first.shape)}"
+            f"`teacher.{names[0]}` must have the input's leading shape {leading}; "
+            f"got {tuple(first.shape)}"
         )
     return value
 
 
-def target(value: object, leading: tuple[int, ...], columns: int, ignore_index: int) -> Tensor | str:
-    """An index tensor with labels in range, or one of the words that name the teacher's label.
+def target(
+    value: object, reference: Tensor, leading: tuple[int, ...], columns: int, ignore_index: int
+) -> Tensor | str:
+    """Integer labels in range, or one of the words that name the teacher's label.
 
-    On a CPU an out-of-range label raises; elsewhere looking would wait for the device, so that row's loss becomes NaN.
+    On a CPU an out-of-range label raises. Elsewhere looking would wait for the device, and the
+    loss of such a row becomes NaN.
     """
     if isinstance(value, str):
         return choice("target", value, LABEL_WORDS)
     x = tensor("target", value, floating=False)
     if x.dtype not in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8):
-        raise TypeError(f"`target` must hold integer labels (int64), or be one of {LABEL_WORDS}; got {x.dtype}")
+        raise TypeError(
+            f"`target` must hold integer labels (int64), or be one of {LABEL_WORDS}; got {x.dtype}"
+        )
     shape("target", x, leading, "the input's leading shape")
+    same_device(reference, target=x)
     if x.device.type == "cpu":
         wrong = ((x < 0) | (x >= columns)) & (x != ignore_index)
         if wrong.any():

@@ -17,11 +17,14 @@ def show_config() -> str:
     """
     import bgkernels
 
-    lines = [f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    lines = [
+        f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    ]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         for name, backend in BACKENDS.items():
             reason = backend.supports(torch.device(device), (torch.float32,))
             details = getattr(backend, "details", lambda: "")()
-            lines.append(f"  {device:5} {name:7} " + (f"not usable: {reason}" if reason else f"usable {details}".rstrip()))
+            state = f"not usable: {reason}" if reason else f"usable {details}".rstrip()
+            lines.append(f"  {device:5} {name:7} {state}")
     return "\n".join(lines)

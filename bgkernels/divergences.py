@@ -1,7 +1,9 @@
-"""Divergences between the teacher ``p_t`` and the student ``p_s``: each one a differentiable function of row statistics.
+"""Divergences between the teacher ``p_t`` and the student ``p_s``.
 
-Both distributions are softmaxes at temperature T over the compared columns. A factory checks its parameters, maps its limits to
-the statistics they are, and returns a :class:`Divergence`. Register your own with :func:`register`; see ``CONTRIBUTING.md``.
+Each is a differentiable function of row statistics.
+Both distributions are softmaxes at temperature T over the compared columns. A factory checks its
+parameters, maps its limits to the statistics they are, and returns a :class:`Divergence`. Register
+your own with :func:`register`; see ``CONTRIBUTING.md``.
 
 Example:
     >>> from bgkernels import divergences
@@ -57,7 +59,7 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 
 @register
 def forward_kl() -> Divergence:
-    """``KL(p_t ‖ p_s) = Σ p_t log(p_t / p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
+    """``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
     return Divergence("forward_kl", lambda s: s.kl_ts)
 
 
@@ -75,10 +77,12 @@ def jeffreys() -> Divergence:
 
 @register
 def generalized_jsd(beta: float = 0.5) -> Divergence:
-    """``β·KL(p_t ‖ m) + (1-β)·KL(p_s ‖ m)`` with ``m = β·p_t + (1-β)·p_s`` (GKD, Agarwal et al. 2024).
+    """``β·KL(p_t ‖ m) + (1-β)·KL(p_s ‖ m)`` for ``m = β·p_t + (1-β)·p_s``.
 
-    As in GKD and its followers, ``beta=0`` is the forward and ``beta=1`` the reverse KL, though the formula tends to 0 there.
-    The released Bridge-Garden code's ``js_distance(lam)`` is ``generalized_jsd(1 - lam)``.
+    GKD (Agarwal et al. 2024).
+    As in GKD and its followers, ``beta=0`` is the forward and ``beta=1`` the reverse KL, though the
+    formula tends to 0 there. The released Bridge-Garden code's ``js_distance(lam)`` is
+    ``generalized_jsd(1 - lam)``.
     """
     beta = _within("beta", beta, 0, 1)
     if beta in (0, 1):
@@ -93,7 +97,7 @@ def generalized_jsd(beta: float = 0.5) -> Divergence:
 
 @register
 def skew_forward_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_t ‖ λ·p_t + (1-λ)·p_s)`` (DistiLLM, Ko et al. 2024); ``lam=0`` is the forward KL. ``0 ≤ lam < 1``."""
+    """``KL(p_t ‖ λ·p_t + (1-λ)·p_s)``, ``0 ≤ lam < 1``; at 0 the forward KL (DistiLLM, Ko et al. 2024)."""
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return forward_kl()
@@ -102,7 +106,7 @@ def skew_forward_kl(lam: float = 0.1) -> Divergence:
 
 @register
 def skew_reverse_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_s ‖ (1-λ)·p_t + λ·p_s)`` (DistiLLM, Ko et al. 2024); ``lam=0`` is the reverse KL. ``0 ≤ lam < 1``."""
+    """``KL(p_s ‖ (1-λ)·p_t + λ·p_s)``, ``0 ≤ lam < 1``; at 0 the reverse KL (DistiLLM, Ko et al. 2024)."""
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return reverse_kl()
@@ -128,7 +132,9 @@ def renyi(alpha: float = 0.5) -> Divergence:
 
 @register
 def adaptive_kl(mu: float = 0.5, detach: bool = False) -> Divergence:
-    """``h·KL(p_t ‖ p_s) + (1-h)·KL(p_s ‖ p_t)`` with ``h = sigmoid(μ·(H_s - H_t))``, as the Bridge-Garden code releases it.
+    """``h·KL(p_t ‖ p_s) + (1-h)·KL(p_s ‖ p_t)`` for ``h = sigmoid(μ·(H_s - H_t))``.
+
+    As the Bridge-Garden code releases it.
 
     Args:
         mu: slope of the gate, per nat.
@@ -145,12 +151,14 @@ def adaptive_kl(mu: float = 0.5, detach: bool = False) -> Divergence:
 
 @register
 def alpha_beta(alpha: float = 0.2, beta: float = 0.7) -> Divergence:
-    """The alpha-beta divergence (Cichocki et al. 2011; ABKD, Wang et al. 2025), with ``p = p_t`` and ``q = p_s``:
+    """The alpha-beta divergence (Cichocki et al. 2011; ABKD, Wang et al. 2025).
 
-    ``-1/(αβ) · Σ [ p^α q^β - α/(α+β)·p^(α+β) - β/(α+β)·q^(α+β) ]``, and its limits at α = 0, β = 0, α = -β and α = β = 0 where
-    they are reached exactly. (1, 0) is the forward and (0, 1) the reverse KL. Near a limit the three sums cancel: the value of
-    α and β should be 0 or at least about 1e-3 in fp32. The limits other than KLs weigh all columns alike and are infinite where
-    one is masked by ``-inf``.
+    With ``p = p_t`` and ``q = p_s``,
+    ``-1/(αβ) · Σ [ p^α q^β - α/(α+β)·p^(α+β) - β/(α+β)·q^(α+β) ]``, and its limits at α = 0, β = 0,
+    α = -β and α = β = 0 where they are reached exactly. (1, 0) is the forward and (0, 1) the
+    reverse KL. Near a limit the three sums cancel: the value of α and β should be 0 or at least
+    about 1e-3 in fp32. The limits other than KLs weigh all columns alike and are infinite where one
+    is masked by ``-inf``.
     """
     if (alpha, beta) == (1, 0):
         return forward_kl()
@@ -174,7 +182,7 @@ def _alpha_beta_rows(a: float, b: float) -> tuple[Rows, tuple[Extra, ...]]:
         return (s.tilt(x, y, moments=True)[0] - x * s.lse_s - y * s.lse_t).exp()
 
     def second_order(s: RowStats) -> Tensor:
-        return 0.5 * s.vocab * log_ratio(s, 2, 0, 0)
+        return 0.5 * total(s, 0, 0) * log_ratio(s, 2, 0, 0)
 
     def no_alpha(s: RowStats) -> Tensor:
         q = total(s, b, 0)
@@ -185,7 +193,7 @@ def _alpha_beta_rows(a: float, b: float) -> tuple[Rows, tuple[Extra, ...]]:
         return (p * (-a * log_ratio(s, 1, 0, a) - 1) + s.power_sum(a, 0).exp()) / a**2
 
     def opposite(s: RowStats) -> Tensor:
-        return (s.vocab * (a * log_ratio(s, 1, 0, 0) - 1) + s.power_sum(-a, a).exp()) / a**2
+        return (total(s, 0, 0) * (a * log_ratio(s, 1, 0, 0) - 1) + s.power_sum(-a, a).exp()) / a**2
 
     def general(s: RowStats) -> Tensor:
         c = a + b

@@ -1,4 +1,7 @@
-"""The one loop: chunks of rows, each walking the vocabulary forwards for its statistics and backwards for its gradient."""
+"""The one loop: each chunk of rows walks the vocabulary forwards, then backwards.
+
+Forwards for the statistics, backwards for the gradient: the last tiles written are the first read.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,11 @@ class Call:
 
     def product(self, tensor: Tensor) -> torch.dtype:
         """The dtype to multiply ``tensor`` in."""
-        dtype = tensor.dtype if self.autocast is None or tensor.dtype == torch.float64 else self.autocast
+        dtype = (
+            tensor.dtype
+            if self.autocast is None or tensor.dtype == torch.float64
+            else self.autocast
+        )
         return gemm.product_dtype(dtype, tensor.device)
 
 
@@ -48,7 +55,8 @@ class Rows:
     """The tensors of one call, rows flattened.
 
     Args:
-        student: ``(hidden (rows, D), weight (V, D), bias (V,) | None)``, or ``(logits (rows, V),)``.
+        student: ``(hidden (rows, D), weight (V, D), bias (V,) | None)``, or
+            ``(logits (rows, V),)``.
         teacher: the same for the teacher; empty without one.
         labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
     """
@@ -58,7 +66,13 @@ class Rows:
     labels: Tensor
 
 
-def make_head(tensors: Tensors, call: Call, needs: Needs = Needs(), chunks: int = 1, gradient: Tensor | None = None) -> Head:
+def make_head(
+    tensors: Tensors,
+    call: Call,
+    needs: Needs = Needs(),
+    chunks: int = 1,
+    gradient: Tensor | None = None,
+) -> Head:
     """The source of logits for ``(hidden, weight, bias)`` or ``(logits,)``."""
     first = tensors[0]
     assert first is not None
@@ -104,21 +118,29 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
 
 
 class Chunk:
-    """Tiles of one chunk of rows after another: computed, kept where the plan has room, and computed again where it has not."""
+    """Tiles of one chunk of rows after another, kept between the passes where there is room."""
 
-    def __init__(self, rows: Rows, call: Call, p: Plan, student: Head, teacher: Head | None) -> None:
+    def __init__(
+        self, rows: Rows, call: Call, p: Plan, student: Head, teacher: Head | None
+    ) -> None:
         self.rows, self.call, self.plan = rows, call, p
         self.student, self.teacher = student, teacher
         self.tiles = p.tiles()
         size = p.kept * p.chunk * p.width
         device = rows.labels.device
         self.buffers = [
-            torch.empty(size if isinstance(head, LinearHead) else 0, dtype=head.dtype, device=device)
+            torch.empty(
+                size if isinstance(head, LinearHead) else 0, dtype=head.dtype, device=device
+            )
             for head in (student, teacher)
             if head is not None
         ]
         self.narrow = torch.empty(0, device=device)
-        if isinstance(student, LinearHead) and student.product != student.dtype and student.needs.any:
+        if (
+            isinstance(student, LinearHead)
+            and student.product != student.dtype
+            and student.needs.any
+        ):
             self.narrow = torch.empty(p.chunk * p.width, dtype=student.product, device=device)
 
     def start(self, rows: slice) -> None:
@@ -142,7 +164,10 @@ class Chunk:
             if head is None or stop <= columns.start:
                 made.append(None)
                 continue
-            part, buffer = slice(columns.start, stop), self.buffers[k][slot * size : (slot + 1) * size]
+            part, buffer = (
+                slice(columns.start, stop),
+                self.buffers[k][slot * size : (slot + 1) * size],
+            )
             if isinstance(head, LogitsHead) or fresh:
                 made.append(head.logits(part, buffer))
             else:
@@ -162,9 +187,16 @@ class Chunk:
         final = finalize(state, self.labels, spec, call.ignore_index)
         if not spec.second_read:
             return final
-        sums = torch.zeros(3 * len(spec.mixtures) + 2 * spec.total_variation, n, dtype=wide, device=self.labels.device)
+        sums = torch.zeros(
+            3 * len(spec.mixtures) + 2 * spec.total_variation,
+            n,
+            dtype=wide,
+            device=self.labels.device,
+        )
         for i in reversed(range(len(self.tiles))):
-            call.backend.absorb_pairs_(sums, self.tile(i), final.stats.lse_s, final.stats.lse_t, spec)
+            call.backend.absorb_pairs_(
+                sums, self.tile(i), final.stats.lse_s, final.stats.lse_t, spec
+            )
         return add_pairs(final, sums, spec)
 
     def backward(self, coefficients: Coefficients) -> None:
@@ -200,7 +232,9 @@ def run(
         workload(rows, call, needs, statistics=given is None, backward=derivative is not None),
         call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"]),
     )
-    student = make_head(rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient)
+    student = make_head(
+        rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
+    )
     teacher = make_head(rows.teacher, call) if rows.teacher else None
     chunk = Chunk(rows, call, p, student, teacher)
     finals = []
@@ -230,5 +264,8 @@ def _map(like: Final, f: Callable[[list[Tensor]], Tensor], finals: list[Final]) 
     overlap = zip(*(x.overlap for x in finals), strict=True)
     rest = {name: f([getattr(x, name) for x in finals]) for name in ("rest_s", "rest_t", "rest_c")}
     return replace(
-        like, stats=like.stats.replaced(f(list(x)) for x in stats), overlap=tuple(f(list(x)) for x in overlap), **rest
+        like,
+        stats=like.stats.replaced(f(list(x)) for x in stats),
+        overlap=tuple(f(list(x)) for x in overlap),
+        **rest,
     )

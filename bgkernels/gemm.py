@@ -10,18 +10,21 @@ from torch import Tensor
 
 @functools.cache
 def _cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has matrix instructions for a 16-bit dtype; without them torch multiplies 10 to 100 times slower."""
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    """Whether this CPU has matrix instructions for a 16-bit dtype; without them torch crawls."""
+    name = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }.get(dtype)
     return name is None or bool(getattr(torch.ops.mkldnn, name)())
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to multiply tensors of ``dtype`` in: their own, or fp32 on a CPU that has no instructions for them."""
+    """The dtype to multiply ``dtype`` in: itself, or fp32 on a CPU without instructions for it."""
     return torch.float32 if device.type == "cpu" and not _cpu_multiplies(dtype) else dtype
 
 
 def logits_dtype(product: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of logits that come out of a product: fp32 where the device can keep its accumulators, else the product's."""
+    """The dtype of computed logits: fp32 where the device can keep its accumulators."""
     return torch.float32 if device.type == "cuda" and product != torch.float64 else product
 
 
@@ -35,7 +38,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """``total += a @ b``, through ``scratch`` where the product cannot accumulate in the dtype of ``total``."""
+    """``total += a @ b``, through ``scratch`` where the product cannot add to its dtype."""
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
     return total.add_(mm(a, b, scratch))

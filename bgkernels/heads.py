@@ -1,4 +1,4 @@
-"""Sources of logits tiles: a linear head, or logits that exist already; and where a student's gradients are gathered."""
+"""Sources of logits tiles, and where a student's gradients are gathered."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ class Needs:
 
     @property
     def any(self) -> bool:
+        """Whether any is."""
         return self.input or self.weight or self.bias
 
 
 class LogitsHead:
-    """Logits ``(rows, vocab)`` that exist: a tile is a view of them, and their gradient is written tile by tile."""
+    """Logits ``(rows, vocab)`` that exist: tiles are views, of them and of their gradient."""
 
     def __init__(self, logits: Tensor, gradient: Tensor | None = None) -> None:
         self.given, self.gradient = logits, gradient
@@ -60,7 +61,8 @@ class LogitsHead:
 class LinearHead:
     """``hidden @ weight.T + bias``, a tile at a time, and its gradients, gathered in fp32.
 
-    Where the device cannot multiply the tensors' dtype (``gemm.product_dtype``), tiles of ``weight`` and chunks of ``hidden``
+    Where the device cannot multiply the tensors' dtype (``gemm.product_dtype``), tiles of
+    ``weight`` and chunks of ``hidden``
     are widened to fp32 first: exact, and the logits then keep fp32.
 
     Args:
@@ -69,7 +71,8 @@ class LinearHead:
         bias: ``(vocab,)`` or None.
         product: the dtype to multiply in.
         needs: which gradients to gather.
-        chunks: number of row chunks that :meth:`backward` will see; with one, a tile of dW is complete at once.
+        chunks: number of row chunks that :meth:`backward` will see; with one, a tile of dW is
+            complete at once.
     """
 
     def __init__(
@@ -82,9 +85,17 @@ class LinearHead:
         self.dtype = gemm.logits_dtype(product, hidden.device)
         wide = torch.float64 if product == torch.float64 else torch.float32
         self.grad_input = torch.empty_like(hidden) if needs.input else None
-        self.grad_bias = torch.zeros_like(bias, dtype=wide) if needs.bias and bias is not None else None
-        self.grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs.weight and chunks == 1 else None
-        self.sum_weight = torch.zeros_like(weight, dtype=wide) if needs.weight and chunks > 1 else None
+        self.grad_bias = (
+            torch.zeros_like(bias, dtype=wide) if needs.bias and bias is not None else None
+        )
+        self.grad_weight = (
+            torch.empty_like(weight, memory_format=torch.contiguous_format)
+            if needs.weight and chunks == 1
+            else None
+        )
+        self.sum_weight = (
+            torch.zeros_like(weight, dtype=wide) if needs.weight and chunks > 1 else None
+        )
         self._wide, self._scratch = wide, {}  # type: tuple[torch.dtype, dict[str, Tensor]]
         self._columns: slice | None = None
 
@@ -121,14 +132,21 @@ class LinearHead:
         return out if self.bias is None else out.add_(self.bias[columns])
 
     def gradient_tile(self, columns: slice, tile: Tensor, buffer: Tensor) -> Tensor:
-        """Where pass 2 writes: over the tile, or beside it in the narrower dtype of the next products."""
+        """Where pass 2 writes: over the tile, or beside it in the dtype of the next products."""
         return tile if tile.dtype == self.product else buffer[: tile.numel()].view(tile.shape)
 
     def backward(self, columns: slice, d: Tensor) -> None:
         """Add the products of a tile's gradient ``d (rows, width)``."""
         w = self._weight_tile(columns)
         if self.needs.input:
-            gemm.add_mm_(self.dx, d, w, self._take("dx_part", *self.dx.shape, self._wide) if d.dtype != self._wide else self.dx)
+            gemm.add_mm_(
+                self.dx,
+                d,
+                w,
+                self._take("dx_part", *self.dx.shape, self._wide)
+                if d.dtype != self._wide
+                else self.dx,
+            )
         if self.grad_bias is not None:
             self.grad_bias[columns] += d.sum(0, dtype=self._wide)
         if self.grad_weight is not None:
@@ -139,7 +157,12 @@ class LinearHead:
                 target.copy_(gemm.mm(d.t(), self.x, self._take("dw", *w.shape, self._wide)))
         elif self.sum_weight is not None:
             target = self.sum_weight[columns]
-            gemm.add_mm_(target, d.t(), self.x, self._take("dw", *w.shape, self._wide) if d.dtype != self._wide else target)
+            gemm.add_mm_(
+                target,
+                d.t(),
+                self.x,
+                self._take("dw", *w.shape, self._wide) if d.dtype != self._wide else target,
+            )
 
     def finish(self) -> None:
         """End a chunk of rows."""
@@ -147,9 +170,10 @@ class LinearHead:
             self.grad_input[self.chunk] = self.dx.to(self.grad_input.dtype)
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
-        """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed; releases the fp32 sums.
+        """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed.
 
-        Rows of the weight from ``columns`` on, which no tile covers, get zero.
+        Releases the fp32 sums. Rows of the weight from ``columns`` on, which no tile covers, get
+        zero.
         """
         weight = self.grad_weight
         self._scratch.clear()

@@ -8,40 +8,32 @@ from torch import Tensor, nn
 
 from bgkernels import functional
 from bgkernels.functional import Loss
+from bgkernels.options import Options
 from bgkernels.teachers import Teacher
 
 
 class _Configured(nn.Module):
-    """Keeps the keywords of a function, and checks their names when it is built."""
+    """Keeps the options of a function, and checks them when it is built."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, *, return_stats: bool = False, **options: Any) -> None:
         super().__init__()
-        unknown = sorted(set(config) - CONFIGURABLE)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}; it takes {', '.join(sorted(CONFIGURABLE))}")
-        functional.make_objective(
-            config.get("divergence", "forward_kl"), config.get("routing", "entropy"), config.get("temperature", 1.0),
-            config.get("label_smoothing", 0.0), config.get("z_loss", 0.0),
-        )  # fmt: skip
-        self.config = config
+        Options(**options).objective()
+        self.config = options | {"return_stats": return_stats}
 
     def extra_repr(self) -> str:
         """The configuration, as given."""
         return ", ".join(f"{k}={v!r}" for k, v in self.config.items())
 
 
-CONFIGURABLE = frozenset(
-    "divergence routing temperature logit_scale logit_softcap label_smoothing z_loss ignore_index reduction vocab_size "
-    "memory_budget mode backend seed return_stats".split()
-)
-"""Keywords of :func:`bgkernels.linear_hybrid_distillation` that a module keeps."""
-
-
 class LinearHybridDistillationLoss(_Configured):
     """:func:`bgkernels.linear_hybrid_distillation` as a module.
 
     Args:
-        **config: any keyword in ``CONFIGURABLE``, with the function's defaults.
+        return_stats: return ``(loss, RowStats)``.
+        **options: divergence, routing and the other options of the function, with its defaults.
+
+    Raises:
+        TypeError, ValueError: an option that is unknown or out of range, by name.
 
     Example:
         >>> import torch, bgkernels as bg
@@ -67,12 +59,17 @@ class HybridDistillationLoss(_Configured):
     """:func:`bgkernels.hybrid_distillation` as a module.
 
     Args:
-        **config: any keyword in ``CONFIGURABLE``, with the function's defaults.
+        return_stats: return ``(loss, RowStats)``.
+        **options: divergence, routing and the other options of the function, with its defaults.
+
+    Raises:
+        TypeError, ValueError: an option that is unknown or out of range, by name.
 
     Example:
         >>> import torch, bgkernels as bg
         >>> loss_fn = bg.HybridDistillationLoss(routing="confidence")
-        >>> loss = loss_fn(torch.randn(5, 50), bg.LogitsTeacher(torch.randn(5, 50)), "teacher_argmax")
+        >>> loss = loss_fn(torch.randn(5, 50), bg.LogitsTeacher(torch.randn(5, 50)),
+        "teacher_argmax")
     """
 
     def forward(

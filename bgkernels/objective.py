@@ -1,4 +1,4 @@
-"""The loss of a row: ``hard·CE + soft·T²·D + z_loss·lse²``, a differentiable function of row statistics."""
+"""The loss of a row, ``hard·CE + soft·T²·D + z_loss·lse²``, from row statistics."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ class Objective:
     """A divergence and a policy joined to one loss a row.
 
     Args:
-        divergence: the soft term, at temperature ``temperature``, multiplied by its square (Hinton et al. 2015).
+        divergence: the soft term, at temperature ``temperature``, multiplied by its square (Hinton
+            et al. 2015).
         policy: the weights of both terms.
         temperature: of the comparison; the hard term is at temperature 1.
-        label_smoothing: ε of the hard term: ``(1-ε)·nll + ε·(lse - mean logit)``, as ``torch.nn.functional.cross_entropy``.
-        z_loss: weight of the student's squared log-sum-exp (PaLM, Chowdhery et al. 2022), on every valid row.
+        label_smoothing: ε of the hard term: ``(1-ε)·nll + ε·(lse - mean logit)``, as
+            ``torch.nn.functional.cross_entropy``.
+        z_loss: weight of the student's squared log-sum-exp (PaLM, Chowdhery et al. 2022), on every
+            valid row.
     """
 
     divergence: Divergence
@@ -39,14 +42,19 @@ class Objective:
 
     def rows(self, stats: RowStats) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored."""
-        hard, soft = (_checked(w, name, stats) for w, name in zip(self.policy(stats), ("hard", "soft"), strict=True))
+        hard, soft = (
+            _checked(w, name, stats)
+            for w, name in zip(self.policy(stats), ("hard", "soft"), strict=True)
+        )
         total = torch.zeros_like(stats.nll)
         if _present(hard):
             total = total + hard * self._hard(stats)
         if _present(soft):
             divergence = self.divergence(stats)
             # A masked column can make D infinite in a token that gives it no weight.
-            divergence = torch.where((torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence)
+            divergence = torch.where(
+                (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
+            )
             total = total + soft * self.temperature**2 * divergence
         if self.z_loss:
             total = total + self.z_loss * stats.lse_hard**2
@@ -65,20 +73,31 @@ def _present(weight: Weight) -> bool:
 
 
 def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
-    """A weight of the right shape and sign. Where a check would wait for the device, a negative weight becomes NaN."""
+    """A weight of the right shape and sign.
+
+    Where looking would wait for the device, a negative weight becomes NaN.
+    """
     rows = stats.nll.shape
     if not isinstance(weight, Tensor):
         if not isinstance(weight, (int, float)):
-            raise TypeError(f"routing must return tensors or numbers; the {name} weight is a {type(weight).__name__}")
+            raise TypeError(
+                f"routing must return tensors or numbers; the {name} weight is a {type(weight).__name__}"
+            )
         if not weight >= 0:
-            raise ValueError(f"routing must return weights that are not negative; the {name} weight is {weight}")
+            raise ValueError(
+                f"routing must return weights that are not negative; the {name} weight is {weight}"
+            )
         return weight
     if weight.shape not in (rows, torch.Size()):
-        raise ValueError(f"routing must return weights of shape {tuple(rows)}; the {name} weight is {tuple(weight.shape)}")
+        raise ValueError(
+            f"routing must return weights of shape {tuple(rows)}; the {name} weight is {tuple(weight.shape)}"
+        )
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
         negative = (weight.detach() < 0) & stats.valid
         if negative.any():
             worst = weight.detach()[negative].min() if weight.ndim else weight.detach()
-            raise ValueError(f"routing must return weights that are not negative; the {name} weight falls to {worst:.4g}")
+            raise ValueError(
+                f"routing must return weights that are not negative; the {name} weight falls to {worst:.4g}"
+            )
         return weight
     return torch.where(weight < 0, float("nan"), weight)

@@ -1,9 +1,11 @@
-"""How a memory budget becomes a tiling: rows per chunk, columns per tile, and how many tiles pass 2 finds where pass 1 left them.
+"""How a memory budget becomes a tiling: rows a chunk, columns a tile, tiles kept between passes.
 
-A chunk of rows walks the vocabulary once to gather statistics and once, backwards, for the gradient. Tiles that stay in memory
-in between cost nothing the second time; the others are multiplied again. So one loop runs from four GEMM-equivalents (student
-and teacher logits, dX, dW) where everything fits to six where nothing does, and the planner looks for the cheapest point within
-the budget. With a single chunk every tile of dW is complete at once; with several, dW is summed in fp32 beside the gradient.
+A chunk of rows walks the vocabulary once to gather statistics and once, backwards, for the
+gradient. Tiles that stay in memory in between cost nothing the second time; the others are
+multiplied again. So one loop runs from four GEMM-equivalents (student and teacher logits, dX, dW)
+where everything fits to six where nothing does, and the planner looks for the cheapest point within
+the budget. With a single chunk every tile of dW is complete at once; with several, dW is summed in
+fp32 beside the gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Cost:
     """What the planner knows of a device, in units of one multiply-add.
 
     Args:
-        row_overhead: rows whose time a product loses for being short: a product of r rows takes as long as one of r + this.
+        row_overhead: rows whose time a product loses for being short: a product of r rows takes as
+            long as one of r + this.
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
@@ -48,11 +51,15 @@ class Workload:
     Args:
         rows, columns, compared: tokens, student columns, columns with a teacher.
         hidden_s, hidden_t: widths; 0 where the logits are given.
-        logit_bytes: bytes a (row, column) that a kept tile takes: student and teacher logits that are computed.
-        tile_bytes: further bytes a (row, column) of the one tile in work: gradient beside the logits, backend scratch.
-        weight_bytes: bytes a weight element of a tile that is widened or whose gradient is narrowed (0: none).
+        logit_bytes: bytes a (row, column) that a kept tile takes: student and teacher logits that
+            are computed.
+        tile_bytes: further bytes a (row, column) of the one tile in work: gradient beside the
+            logits, backend scratch.
+        weight_bytes: bytes a weight element of a tile that is widened or whose gradient is narrowed
+            (0: none).
         row_bytes: bytes a row of a chunk: widened inputs, input gradient, state.
-        weight_sum_bytes: bytes of the fp32 sum of dW that several chunks need beside the gradient (0: none needed).
+        weight_sum_bytes: bytes of the fp32 sum of dW that several chunks need beside the gradient
+            (0: none needed).
         grad_products: student products of pass 2 (dX, dW): 0, 1 or 2; 0 with ``backward`` False.
         statistics, backward: which passes run.
         reads: reads of the logits in pass 1: 2 with pairwise statistics.
@@ -93,15 +100,22 @@ class Plan:
 
     def tiles(self) -> list[slice]:
         """Column ranges, in order."""
-        return [slice(c, min(c + self.width, self.columns)) for c in range(0, self.columns, self.width)]
+        return [
+            slice(c, min(c + self.width, self.columns)) for c in range(0, self.columns, self.width)
+        ]
 
     @property
     def chunk_count(self) -> int:
+        """Number of row ranges."""
         return max(1, math.ceil(self.rows / self.chunk))
 
 
 def plan(work: Workload, budget: int) -> Plan:
-    """The cheapest tiling whose temporaries fit ``budget`` bytes. Raises ValueError, with the least that would do, if none fits."""
+    """The cheapest tiling whose temporaries fit ``budget`` bytes.
+
+    Raises:
+        ValueError: none fits; the message says how much would.
+    """
     best: tuple[float, Plan] | None = None
     least = math.inf
     for width in _widths(work):
@@ -112,7 +126,9 @@ def plan(work: Workload, budget: int) -> Plan:
             if found is not None and (best is None or _cost(work, found) < best[0]):
                 best = (_cost(work, found), found)
     if best is None:
-        raise ValueError(f"`memory_budget` must be at least {int(least):,} bytes for these shapes; got {budget:,}")
+        raise ValueError(
+            f"`memory_budget` must be at least {int(least):,} bytes for these shapes; got {budget:,}"
+        )
     return best[1]
 
 
@@ -124,7 +140,11 @@ def _widths(work: Workload) -> list[int]:
 
 
 def _balanced(columns: int, width: int) -> int:
-    return math.ceil(columns / math.ceil(columns / width) / 64) * 64 if columns > width else max(columns, 1)
+    return (
+        math.ceil(columns / math.ceil(columns / width) / 64) * 64
+        if columns > width
+        else max(columns, 1)
+    )
 
 
 def _chunk_counts(rows: int) -> Iterator[int]:
@@ -139,7 +159,12 @@ def _chunk_counts(rows: int) -> Iterator[int]:
 def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
     several = chunk < work.rows and work.backward
     weights = width * (work.hidden_s + work.hidden_t) * work.weight_bytes
-    return chunk * width * work.tile_bytes + weights + chunk * work.row_bytes + several * work.weight_sum_bytes
+    return (
+        chunk * width * work.tile_bytes
+        + weights
+        + chunk * work.row_bytes
+        + several * work.weight_sum_bytes
+    )
 
 
 def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:

@@ -1,4 +1,4 @@
-"""Named factories: how divergences and routing policies are found by a string, and how users add their own."""
+"""Named factories: how divergences and policies are found by a string, and added."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Registry(Generic[T]):
         self._factories: dict[str, Callable[..., T]] = {}
 
     def register(self, factory: F) -> F:
-        """Register a factory under its own name; a decorator. Raises ValueError if the name is taken."""
+        """Register a factory under its own name; a decorator. ValueError if it is taken."""
         name = factory.__name__
         if name in self._factories:
             raise ValueError(f"{self.kind} {name!r} is registered already; choose another name")
@@ -31,7 +31,7 @@ class Registry(Generic[T]):
         return factory
 
     def get(self, name: str, **params: object) -> T:
-        """Make the object called ``name``, with its defaults or ``params``. Raises ValueError for an unknown name."""
+        """Make the object called ``name``, with defaults or ``params``. ValueError if unknown."""
         if name not in self._factories:
             raise ValueError(f"`{self.kind}` must be one of {', '.join(self)}; got {name!r}")
         return self._factories[name](**params)

@@ -1,9 +1,11 @@
-"""The risk-guided objective of Bridge-Garden: a chi-square regularised soft Q-learning loss on neighbouring positions.
+"""The risk-guided objective of Bridge-Garden: a chi-square regularised soft Q-learning loss.
 
-With ``V_t`` the log-sum-exp of the student's real logits at the ``t``-th valid token of a sequence, ``l_t`` the logit of its label
-and ``V = 0`` after the last, the released code's term is (paper appendix; here with the library's one normaliser)
+With ``V_t`` the log-sum-exp of the student's real logits at the ``t``-th valid token of a sequence,
+``l_t`` the logit of its label and ``V = 0`` after the last, the released code's term is (paper
+appendix; here with the library's one normaliser)
 
-    γ^t · [ -log p_s[label] + α/4 · (l_t - γ·V_{t+1})² ]   and, once a sequence at its last token,   γ^t · α·(1-γ)/4 · V_t².
+    γ^t · [ -log p_s[label] + α/4 · (l_t - γ·V_{t+1})² ]   and, once a sequence at its last token,
+    γ^t · α·(1-γ)/4 · V_t².
 
 It depends on the offset of the logits, not on probabilities alone.
 """
@@ -19,8 +21,8 @@ from bgkernels.stats import RowStats
 def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:
     """The term of each row, ``(rows,)``; rows are ordered as ``(sequences, positions)`` by ``stats.positions``.
 
-    The per-sequence term is added to the sequence's last valid row, weighted so that the mean over valid rows is the mean over
-    sequences.
+    The per-sequence term is added to the sequence's last valid row, weighted so that the mean over
+    valid rows is the mean over sequences.
     """
     shape = (-1, stats.positions)
     valid, value = stats.valid.reshape(shape), stats.lse_hard.reshape(shape)

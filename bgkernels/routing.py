@@ -1,8 +1,9 @@
 """Routing policies: how much each token trusts its hard label and how much the teacher's soft label.
 
-A policy maps :class:`~bgkernels.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a *bridge* (teacher sure) the hard
-label should lead, in a *garden* (many good continuations) the soft one (Bridge-Garden, arXiv 2605.26246). Statistics are those of
-the tempered distributions over the compared columns. Register your own with :func:`register`, or pass any callable.
+A policy maps :class:`~bgkernels.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
+*bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
+one (Bridge-Garden, arXiv 2605.26246). Statistics are those of the tempered distributions over the
+compared columns. Register your own with :func:`register`, or pass any callable.
 
 Example:
     >>> from bgkernels import routing
@@ -37,9 +38,11 @@ class Policy:
         name: how it is called in messages and tables.
         weights: ``RowStats -> (hard, soft)``, each ``(rows,)`` or a number; not negative.
         extras: the extra statistics that ``weights`` reads.
-        batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at once, in recompute mode.
+        batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at
+            once, in recompute mode.
         hard_term: ``RowStats -> (rows,)``, instead of the cross-entropy.
-        uses_teacher: False if neither term nor weight reads the teacher, whose head is then never multiplied.
+        uses_teacher: False if neither term nor weight reads the teacher, whose head is then never
+            multiplied.
     """
 
     name: str
@@ -66,13 +69,15 @@ register = registry.register
 
 
 def get(policy: str | Policy | Weights, **params: object) -> Policy:
-    """A policy from its name, itself, or any callable ``RowStats -> (hard, soft)`` (taken to be batchwide)."""
+    """A policy from its name, itself, or any callable (taken to be batchwide)."""
     if isinstance(policy, str):
         return registry.get(policy, **params)
     if isinstance(policy, Policy):
         return policy
     if not callable(policy):
-        raise TypeError(f"`routing` must be a name, a Policy or a callable; got {type(policy).__name__}")
+        raise TypeError(
+            f"`routing` must be a name, a Policy or a callable; got {type(policy).__name__}"
+        )
     return Policy(getattr(policy, "__name__", "callable"), policy, batchwide=True)
 
 
@@ -119,7 +124,8 @@ def confidence(kind: str = "label") -> Policy:
     """``(c, 1 - c)`` with the teacher's confidence ``c``.
 
     Args:
-        kind: ``"label"``: ``c = p_t[label]``, as the Bridge-Garden code; ``"max"``: ``c = max p_t``, as its paper.
+        kind: ``"label"``: ``c = p_t[label]``, as the Bridge-Garden code; ``"max"``:
+            ``c = max p_t``, as its paper.
     """
     if kind not in ("label", "max"):
         raise ValueError(f"`kind` must be 'label' or 'max'; got {kind!r}")
@@ -141,9 +147,10 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
     """``(1 - s, s)`` with the teacher's entropy signal ``s`` in [0, 1]. The default policy of the library.
 
     Args:
-        kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code; ``"shannon"``: ``s = H_t / log V``,
-            as its paper. V is the number of compared columns.
-        gamma: exponent of the power sum, in (0, 1). Small values hear the tail: 0.1 stays near 0.2 where one token has all mass.
+        kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code;
+            ``"shannon"``: ``s = H_t / log V``, as its paper. V is the number of compared columns.
+        gamma: exponent of the power sum, in (0, 1). Small values hear the tail: 0.1 stays near 0.2
+            where one token has all mass.
     """
     if kind == "shannon":
         return Policy("entropy", lambda s: _pair(normalized_entropy(s)))
@@ -165,21 +172,31 @@ def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @register
 def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
-    """``(1 - s, s)`` with ``s = sigmoid(sharpness · (H_t/log V - tau))``: bridge below ``tau``, garden above."""
+    """``(1 - s, s)`` for ``s = sigmoid(sharpness · (H_t/log V - tau))``: bridge below ``tau``."""
     _fraction(tau=tau)
     _non_negative(sharpness=sharpness)
-    return Policy("threshold", lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau))))
+    return Policy(
+        "threshold", lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau)))
+    )
 
 
 @register
 def top_entropy(fraction: float = 0.2) -> Policy:
-    """The ``ceil(fraction · valid)`` tokens of highest teacher entropy are gardens ``(0, 1)``, the others bridges ``(1, 0)``."""
+    """The ``ceil(fraction · valid)`` tokens of highest teacher entropy get ``(0, 1)``.
+
+    They are the gardens; the others, bridges, get ``(1, 0)``. Ties go to the earlier token.
+    """
     _fraction(fraction=fraction)
 
     def weights(s: RowStats) -> tuple[Tensor, Tensor]:
-        order = torch.where(s.valid, s.entropy_t, float("-inf")).argsort(descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        count = (fraction * s.valid.sum()).ceil()
+        order = torch.where(s.valid, s.entropy_t, float("-inf")).argsort(
+            descending=True, stable=True
+        )
+        rank = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=order.device)
+        )
+        # 0.07 · 100 exceeds 7 in floating point.
+        count = (fraction * s.valid.sum().double() - 1e-9).ceil()
         return _pair((rank < count).to(s.entropy_t.dtype))
 
     return Policy("top_entropy", weights, batchwide=True)
@@ -187,7 +204,9 @@ def top_entropy(fraction: float = 0.2) -> Policy:
 
 @register
 def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
-    """``(1, w·ω)`` with ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``, detached (WSL, Zhou et al. 2021).
+    """``(1, w·ω)`` with ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``, detached.
+
+    WSL (Zhou et al. 2021), with the guards of the Bridge-Garden code.
 
     Args:
         w: weight of the soft term.
@@ -196,7 +215,8 @@ def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
     _non_negative(w=w)
 
     def weights(s: RowStats) -> tuple[float, Tensor]:
-        log_s, log_t = (x.detach().clamp(math.log(LOG_EPS), -LOG_EPS) for x in (s.logp_s, s.logp_t))
+        log_s, log_t = (x.detach().clamp_min(math.log(LOG_EPS)) for x in (s.logp_s, s.logp_t))
+        log_t = log_t.clamp_max(-LOG_EPS)
         decay = torch.exp(-(log_s / log_t).clamp(-10, 10))
         return 1.0, w * (decay if inverted else 1 - decay).clamp(0, 1)
 
@@ -219,10 +239,11 @@ def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
 def curriculum(
     schedule: Callable[[int], float] | float = 1.0, policy: str | Policy | Weights = "soft"
 ) -> Curriculum:
-    """From the hard label to ``policy``: ``(1 - c + c·hard, c·soft)`` with ``c = schedule(step)`` in [0, 1].
+    """From the hard label to ``policy``: ``(1 - c + c·hard, c·soft)``, ``c = schedule(step)``.
 
-    With ``policy="soft"`` and a schedule that rises to ``w`` it is the Bridge-Garden code's curriculum, and its reverse with one
-    that falls from 1 to ``w``. The caller advances ``.step`` of the returned object.
+    With ``policy="soft"`` and a schedule that rises to ``w`` it is the Bridge-Garden code's
+    curriculum, and its reverse with one that falls from 1 to ``w``. The caller advances ``.step``
+    of the returned object.
     """
     base = get(policy)
     scheduled = schedule if callable(schedule) else lambda step: float(schedule)
@@ -230,19 +251,25 @@ def curriculum(
     def weights(s: RowStats) -> tuple[Weight, Weight]:
         c = float(scheduled(made.step))
         if not 0 <= c <= 1:
-            raise ValueError(f"`schedule` must give a number in [0, 1]; got {c} at step {made.step}")
+            raise ValueError(
+                f"`schedule` must give a number in [0, 1]; got {c} at step {made.step}"
+            )
         hard_weight, soft_weight = base(s)
         return (1 - c) + c * hard_weight, c * soft_weight
 
-    made = Curriculum(f"curriculum({base.name})", weights, base.extras, base.batchwide, base.hard_term)
+    made = Curriculum(
+        f"curriculum({base.name})", weights, base.extras, base.batchwide, base.hard_term
+    )
     return made
 
 
 @register
 def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
-    """``(1 - w, w)`` with the chi-square objective of Bridge-Garden in place of the cross-entropy; see :mod:`bgkernels.risk`.
+    """``(1 - w, w)`` with Bridge-Garden's chi-square objective in place of the cross-entropy.
 
-    It couples neighbouring positions: the last leading dimension of the input is the position in the sequence.
+    See :mod:`bgkernels.risk`.    It couples neighbouring positions: the last leading dimension of
+    the input is the position in
+        the sequence.
     """
     _fraction(w=w, gamma=gamma)
     _non_negative(alpha=alpha)

@@ -1,7 +1,8 @@
-"""The counter-based generator behind ``target="teacher_sample"``: the same tokens in every backend and every chunking.
+"""The generator behind ``teacher_sample``: the same tokens in every backend and chunking.
 
-Philox2x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the column and the row as its counter
-and the seed as its key. A label is drawn by Gumbel-max: ``argmax_j z_t[j] - log(-log(uniform_j))`` is a sample of ``softmax(z_t)``.
+Philox2x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the
+column and the row as its counter and the seed as its key. A label is drawn by Gumbel-max:
+``argmax_j z_t[j] - log(-log(uniform_j))`` is a sample of ``softmax(z_t)``.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ def philox(columns: Tensor, rows: Tensor, key: int) -> Tensor:
     return c0
 
 
-def gumbel(first_row: int, rows: int, first_column: int, columns: int, seed: int, device: torch.device) -> Tensor:
+def gumbel(
+    first_row: int, rows: int, first_column: int, columns: int, seed: int, device: torch.device
+) -> Tensor:
     """``(rows, columns)`` standard Gumbel numbers, fp32, of a block of the (row, column) plane.
 
-    The uniform is ``(k + ½)·2⁻²³``: never 0 or 1, and exact in fp32, so that the largest value is 16.6.
+    The uniform is ``(k + ½)·2⁻²³``: never 0 or 1, and exact in fp32, so that the largest value is
+    16.6.
     """
     c = torch.arange(first_column, first_column + columns, device=device)
     r = torch.arange(first_row, first_row + rows, device=device)

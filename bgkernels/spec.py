@@ -1,12 +1,15 @@
-"""What a backend is told about the rows of one call, beside the logits: :class:`RowSpec` and the extra statistics."""
+"""What a backend is told about the rows of one call, beside the logits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Tilt:
-    """``log Σ e^(a·u + b·v)`` over the compared columns, with the first two moments of ``u - v`` under its softmax.
+    """``log Σ e^(a·u + b·v)`` over the compared columns.
+
+    With the first two moments of ``u - v`` under its softmax.
 
     Args:
         a, b: exponents of student and teacher.
@@ -35,7 +38,10 @@ Extra = Tilt | Mixture | TotalVariation
 
 @dataclass(frozen=True)
 class Cap:
-    """The map from raw head outputs ``x`` to real logits: ``cap·tanh(scale·x / cap)``, or ``scale·x`` where ``cap`` is 0."""
+    """The map from raw head outputs to real logits: ``cap·tanh(scale·x / cap)``.
+
+    ``scale·x`` where ``cap`` is 0.
+    """
 
     scale: float = 1.0
     cap: float = 0.0

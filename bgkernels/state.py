@@ -1,16 +1,20 @@
 """The running state of a pair of logits rows: a commutative monoid under :func:`merge`.
 
-Notation, for one row: ``z`` are the student's *real* logits (after scale and soft-cap), ``u = z / T`` and ``v`` the tempered
-logits of student and teacher. Over the columns seen so far, **except the label's**, the state holds, for the student,
+Notation, for one row: ``z`` are the student's *real* logits (after scale and soft-cap),
+``u = z / T`` and ``v`` the tempered logits of student and teacher. Over the columns seen so far,
+**except the label's**, the state holds, for the student,
 
-    m_s = max u        d_s = Σ e^(u-m_s)        h_s = Σ e^(u-m_s) (u-m_s)        k_s = Σ e^(u-m_s) ((u-m_s) - (v-m_t))
+    m_s = max u        d_s = Σ e^(u-m_s)        h_s = Σ e^(u-m_s) (u-m_s)        k_s = Σ e^(u-m_s)
+    ((u-m_s) - (v-m_t))
 
-the mirror image ``m_t, d_t, h_t, k_t`` for the teacher, ``m_c, d_c`` for the student's own cross-entropy (all its columns, at
-temperature 1) and ``z_sum = Σ z``. Every sum is centred at its own maximum, so a common offset of the logits costs no digit.
+the mirror image ``m_t, d_t, h_t, k_t`` for the teacher, ``m_c, d_c`` for the student's own
+cross-entropy (all its columns, at temperature 1) and ``z_sum = Σ z``. Every sum is centred at its
+own maximum, so a common offset of the logits costs no digit.
 
-The label's column is *held out*: the state carries its index, score and both logits. A given index, the teacher's argmax and
-a Gumbel-max sample are one rule with three scores, and the loser of a merge is absorbed like any column. Holding it out keeps
-``1 - p[label]`` exact where ``p[label]`` approaches one (see :func:`bgkernels.stats.finalize`).
+The label's column is *held out*: the state carries its index, score and both logits. A given index,
+the teacher's argmax and a Gumbel-max sample are one rule with three scores, and the loser of a
+merge is absorbed like any column. Holding it out keeps ``1 - p[label]`` exact where ``p[label]``
+approaches one (see :func:`bgkernels.stats.finalize`).
 
 The ``-inf`` rule, stated once: an empty state has shift 0, and 0 · (±inf) = 0.
 """
@@ -90,7 +94,7 @@ def scaled(a: float, x: Tensor) -> Tensor:
 
 
 def tilted(tilt: Tilt, u: Tensor, v: Tensor) -> Tensor:
-    """``a·u + b·v``, with -inf (no weight) for a column that is masked in both models, whatever the signs of a and b."""
+    """``a·u + b·v``, or -inf (no weight) where both models mask the column, whatever a and b."""
     w = scaled(tilt.a, u) + scaled(tilt.b, v)
     if min(tilt.a, tilt.b) < 0 or tilt.a == tilt.b == 0:
         return torch.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, w)
@@ -112,7 +116,10 @@ def merge(a: RowState, b: RowState, spec: RowSpec) -> RowState:
 
 
 def absorb_column(state: RowState, column: Tensor, z: Tensor, v: Tensor, spec: RowSpec) -> RowState:
-    """``state`` with one more column a row: real student logit ``z``, tempered teacher logit ``v``; none where NONE."""
+    """``state`` with one more column a row, none where ``column`` is NONE.
+
+    ``z`` is the real student logit, ``v`` the tempered teacher logit.
+    """
     one = empty(len(z), len(spec.tilts), dtype=z.dtype, device=z.device)
     compared = (column >= 0) & (column < spec.compared)
     u = torch.where(compared, z / spec.temperature, NEG_INF)
@@ -150,7 +157,9 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
         delta[side] = [torch.where(x[f"m_{side}"] == m, 0.0, x[f"m_{side}"] - m) for x in (a, b)]
         out[f"m_{side}"].copy_(m)
         lower = torch.minimum(a[f"argmax_{side}"], b[f"argmax_{side}"])
-        winner = torch.where(a[f"m_{side}"] > b[f"m_{side}"], a[f"argmax_{side}"], b[f"argmax_{side}"])
+        winner = torch.where(
+            a[f"m_{side}"] > b[f"m_{side}"], a[f"argmax_{side}"], b[f"argmax_{side}"]
+        )
         tie = (a[f"m_{side}"] == b[f"m_{side}"]) & (lower != NONE)
         out[f"argmax_{side}"].copy_(torch.where(tie, lower, winner))
     for side, other in ("st", "ts"):
@@ -165,7 +174,9 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
             out[f"{name}_{side}"].copy_(left + right)
     m_c = torch.maximum(a["m_c"], b["m_c"])
     out["m_c"].copy_(m_c)
-    out["d_c"].copy_(sum(torch.where(x["m_c"] == m_c, 0.0, x["m_c"] - m_c).exp() * x["d_c"] for x in (a, b)))
+    out["d_c"].copy_(
+        sum(torch.where(x["m_c"] == m_c, 0.0, x["m_c"] - m_c).exp() * x["d_c"] for x in (a, b))
+    )
     out["z_sum"].copy_(a["z_sum"] + b["z_sum"])
     difference = [d_s - d_t for d_s, d_t in zip(delta["s"], delta["t"], strict=True)]
     for i in range((a.floats.shape[0] - len(FLOATS)) // len(TILT)):
@@ -174,7 +185,10 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
 
 
 def _merge_tilt(out: Tensor, parts: tuple[Tensor, Tensor], difference: list[Tensor]) -> None:
-    """Merge ``(4, rows)`` tilt columns; ``k`` and ``q`` are moments of ``(u-m_s) - (v-m_t)``, moved by ``difference``."""
+    """Merge ``(4, rows)`` tilt columns.
+
+    ``k`` and ``q`` are moments of ``(u-m_s) - (v-m_t)``, whose origin moves by ``difference``.
+    """
     m = torch.maximum(parts[0][0], parts[1][0])
     out.zero_()
     out[0] = m

@@ -1,17 +1,22 @@
 """Row statistics and their vector-Jacobian product: the mathematics of the library.
 
-Pass 1 reduces a row to a :class:`~bgkernels.state.RowState`; :func:`finalize` turns it into :class:`RowStats`, on which
-divergences, routing policies and regularisers are ordinary differentiable functions. With ``g_x`` the derivative of the
-row's loss in statistic ``x``, ``lp = u - lse_s`` and ``lq = v - lse_t``, pass 2 writes
+Pass 1 reduces a row to a :class:`~bgkernels.state.RowState`; :func:`finalize` turns it into
+:class:`RowStats`, on which divergences, routing policies and regularisers are ordinary
+differentiable functions. With ``g_x`` the derivative of the row's loss in statistic ``x``,
+``lp = u - lse_s`` and ``lq = v - lse_t``, pass 2 writes
 
-    d_j = e^lp · [ g_lse + g_kl_ts - g_logp - g_H·(lp + H_s) + g_kl_st·(lp - lq - kl_st) ] - g_kl_ts·e^lq + g_logp·1[j = label]
+    d_j = e^lp · [ g_lse + g_kl_ts - g_logp - g_H·(lp + H_s) + g_kl_st·(lp - lq - kl_st) ] -
+    g_kl_ts·e^lq + g_logp·1[j = label]
 
-for the tempered logits ``u``, and ``e^(z-lse_c)·(g_lse_hard + g_nll) + g_mean/columns - g_nll·1[j = label]`` for the real ones.
+for the tempered logits ``u``, and
+``e^(z-lse_c)·(g_lse_hard + g_nll) + g_mean/columns - g_nll·1[j = label]`` for the real ones.
 :func:`vjp_coefficients` folds the ``g`` into the few numbers a row that a backend needs:
 
-    d_j = e^lp·(A + B·lp - C·lq) - D·e^lq + H·e^(z-lse_c) + M          (label: A_y, D_y, H_y instead, plus ``hot``)
+    d_j = e^lp·(A + B·lp - C·lq) - D·e^lq + H·e^(z-lse_c) + M          (label: A_y, D_y, H_y
+    instead, plus ``hot``)
 
-``hot`` is built from ``1 - p[label]`` as summed over the other columns, so the gradient of a well-known label keeps its digits.
+``hot`` is built from ``1 - p[label]`` as summed over the other columns, so the gradient of a
+well-known label keeps its digits.
 """
 
 from __future__ import annotations
@@ -32,23 +37,27 @@ COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", 
 
 @dataclass(frozen=True)
 class RowStats:
-    """Statistics of each token's pair of distributions, ``(rows,)`` or the leading shape of the input, fp32.
+    """Statistics of each token's pair of distributions, fp32, in the input's leading shape.
 
-    ``s`` is the student, ``t`` the teacher, both tempered by ``T`` and normalised over the ``vocab`` compared columns, unless
-    a field says otherwise. Values of ignored rows are 0.
+    ``s`` is the student, ``t`` the teacher, both tempered by ``T`` and normalised over the
+    ``vocab`` compared columns, unless a field says otherwise. Values of ignored rows are 0.
 
     Attributes:
         lse_s, lse_t: log-sum-exp of the tempered logits.
         entropy_s, entropy_t: Shannon entropies, in nats.
         kl_ts, kl_st: ``KL(teacher ‖ student)`` and ``KL(student ‖ teacher)``, in nats.
         logp_s, logp_t: log-probability of the label; ``-inf`` where it is not a compared column.
-        max_prob_s, max_prob_t, argmax_s, argmax_t: the most probable column (int64 indices; not differentiable).
-        label: the hard label, given, or chosen from the teacher; int64, ``ignore_index`` where ignored.
+        max_prob_s, max_prob_t, argmax_s, argmax_t: the most probable column (int64 indices; not
+            differentiable).
+        label: the hard label, given, or chosen from the teacher; int64, ``ignore_index`` where
+            ignored.
         nll: cross-entropy of the label at temperature 1 over all the student's columns.
-        lse_hard, logit_mean: log-sum-exp and mean of the student's real logits over the same columns.
+        lse_hard, logit_mean: log-sum-exp and mean of the student's real logits over the same
+            columns.
         valid: whether the row takes part; bool.
         vocab: number of compared columns.
-        positions: length of a sequence: the last leading dimension of the input (1 where there is none).
+        positions: length of a sequence: the last leading dimension of the input (1 where there is
+            none).
         extras: values of the extra statistics asked for, by :class:`~bgkernels.spec.Extra`.
     """
 
@@ -74,7 +83,10 @@ class RowStats:
     extras: Mapping[Extra, tuple[Tensor, ...]]
 
     def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
-        """``log Σ e^(a·u + b·v)`` of the tempered logits; with ``moments`` also E[u - v] and E[(u - v)²] under its softmax."""
+        """``log Σ e^(a·u + b·v)`` of the tempered logits.
+
+        With ``moments`` also E[u - v] and E[(u - v)²] under its softmax.
+        """
         return self._extra(Tilt(a, b, moments))
 
     def power_sum(self, a: float, b: float) -> Tensor:
@@ -91,7 +103,9 @@ class RowStats:
 
     def _extra(self, extra: Extra) -> tuple[Tensor, ...]:
         if extra not in self.extras:
-            raise KeyError(f"{extra} was not computed: name it in `extras` (computed: {list(self.extras)})")
+            raise KeyError(
+                f"{extra} was not computed: name it in `extras` (computed: {list(self.extras)})"
+            )
         return self.extras[extra]
 
     def tensors(self) -> list[Tensor]:
@@ -117,8 +131,10 @@ class Final:
 
     Args:
         stats: the statistics, without the pairwise extras until :func:`add_pairs`.
-        rest_s, rest_t, rest_c: ``1 - p[label]`` of student, teacher and cross-entropy softmax, summed without cancellation.
-        overlap: ``Σ p_s·p_t/m`` for each mixture, then ``Σ p_s·sgn(p_s - p_t)`` if the total variation is asked for.
+        rest_s, rest_t, rest_c: ``1 - p[label]`` of student, teacher and cross-entropy softmax,
+            summed without cancellation.
+        overlap: ``Σ p_s·p_t/m`` for each mixture, then ``Σ p_s·sgn(p_s - p_t)`` if the total
+            variation is asked for.
     """
 
     stats: RowStats
@@ -173,7 +189,8 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
         lse_c, _, rest_c = softmax_of("c")
         nll = -log_prob(rest_c, state["z_y"], lse_c)
     values |= {"nll": nll, "lse_hard": lse_c, "logit_mean": all_["z_sum"] / spec.columns}
-    # A label that no column has is a bad label that could not be refused: the row must not look plausible.
+    # A label that no column has is a bad label that could not be refused: the row must not look
+    # plausible.
     lost = torch.where(state["label"] < 0, float("nan"), 0.0)
     keep = {name: torch.where(skip, 0.0, values.get(name, zero) + lost) for name in _FLOAT_FIELDS}
     extras: dict[Extra, tuple[Tensor, ...]] = {}
@@ -206,8 +223,8 @@ def add_pairs(final: Final, sums: Tensor, spec: RowSpec) -> Final:
 
     Args:
         final: what :func:`finalize` returned.
-        sums: ``(3·mixtures + 2·total_variation, rows)``: for each mixture KL(p_t‖m), KL(p_s‖m), Σ p_s·p_t/m; then
-            ½ Σ |p_s - p_t| and Σ p_s·sgn(p_s - p_t).
+        sums: ``(3·mixtures + 2·total_variation, rows)``: for each mixture KL(p_t‖m), KL(p_s‖m), Σ
+            p_s·p_t/m; then ½ Σ |p_s - p_t| and Σ p_s·sgn(p_s - p_t).
     """
     sums = torch.where(final.stats.valid, sums, 0.0)
     extras, overlap = dict(final.stats.extras), []
@@ -227,10 +244,13 @@ class Coefficients:
 
     Args:
         row: ``(13, rows)`` in the order of ``COEFFICIENTS``.
-        labels: ``(rows,)`` int64 column of the label, or ``SKIP``: the row's gradient is zero whatever its logits.
-        tilts: ``(4·tilts, rows)``: lse, P0, P1, P2; the gradient gains ``e^(a·u+b·v-lse)·(P0 + P1·x + P2·x²)``, x = u - v.
-        pairs: ``(3·mixtures + 2·total_variation, rows)``: Y0, Y1, Y2 with ``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``, then
-            V0, V1 with ``e^lp·(V0 + V1·sgn(p_s - p_t))``.
+        labels: ``(rows,)`` int64 column of the label, or ``SKIP``: the row's gradient is zero
+            whatever its logits.
+        tilts: ``(4·tilts, rows)``: lse, P0, P1, P2; the gradient gains
+            ``e^(a·u+b·v-lse)·(P0 + P1·x + P2·x²)``, x = u - v.
+        pairs: ``(3·mixtures + 2·total_variation, rows)``: Y0, Y1, Y2 with
+            ``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``, then V0, V1 with
+            ``e^lp·(V0 + V1·sgn(p_s - p_t))``.
     """
 
     row: Tensor
@@ -243,19 +263,26 @@ Grads = Mapping[str, Tensor | None]
 
 
 def vjp_coefficients(
-    final: Final, grads: Grads, extra_grads: Mapping[Extra, tuple[Tensor | None, ...]], spec: RowSpec
+    final: Final,
+    grads: Grads,
+    extra_grads: Mapping[Extra, tuple[Tensor | None, ...]],
+    spec: RowSpec,
 ) -> Coefficients:
     """Fold the derivatives of a loss in the statistics into the coefficients of pass 2.
 
     Args:
         final: statistics of the rows.
-        grads: derivative by each name in ``DIFFERENTIABLE``, ``(rows,)``; a missing one or None is zero.
+        grads: derivative by each name in ``DIFFERENTIABLE``, ``(rows,)``; a missing one or None is
+            zero.
         extra_grads: the same for the extras.
         spec: the specification of the pass.
     """
     s = final.stats
     zero = torch.zeros_like(s.nll)
-    g = {name: cast(Tensor, zero if grads.get(name) is None else grads[name]) for name in DIFFERENTIABLE}
+    g = {
+        name: cast(Tensor, zero if grads.get(name) is None else grads[name])
+        for name in DIFFERENTIABLE
+    }
     inv = 1.0 / spec.temperature
     free = (g["lse_s"] - times(g["entropy_s"], s.entropy_s) - times(g["kl_st"], s.kl_st)) * inv
     row = dict.fromkeys(COEFFICIENTS, zero) | {
@@ -269,7 +296,11 @@ def vjp_coefficients(
     if spec.shared_softmax:
         row |= {"A": row["A"] + row["H"], "A_y": row["A_y"] + row["H_y"], "H": zero, "H_y": zero}
     labels = torch.where(s.valid, s.label, SKIP)
-    tilts = [x * w for t in spec.tilts for x, w in zip(_tilt_vjp(t, s, extra_grads, zero), (1, inv, inv, inv), strict=True)]
+    tilts = [
+        x * w
+        for t in spec.tilts
+        for x, w in zip(_tilt_vjp(t, s, extra_grads, zero), (1, inv, inv, inv), strict=True)
+    ]
     pairs = [x * inv for x in _pair_vjp(final, spec, extra_grads, zero)]
     none = zero.new_zeros(0, len(zero))
     return Coefficients(
@@ -280,12 +311,16 @@ def vjp_coefficients(
     )
 
 
-def _given(extra: Extra, grads: Mapping[Extra, tuple[Tensor | None, ...]], count: int, zero: Tensor) -> list[Tensor]:
+def _given(
+    extra: Extra, grads: Mapping[Extra, tuple[Tensor | None, ...]], count: int, zero: Tensor
+) -> list[Tensor]:
     given = grads.get(extra, (None,) * count)
     return [zero if x is None else x for x in given]
 
 
-def _tilt_vjp(tilt: Tilt, s: RowStats, grads: Mapping[Extra, tuple[Tensor | None, ...]], zero: Tensor) -> list[Tensor]:
+def _tilt_vjp(
+    tilt: Tilt, s: RowStats, grads: Mapping[Extra, tuple[Tensor | None, ...]], zero: Tensor
+) -> list[Tensor]:
     values = s.extras[tilt]
     g_lse, *g_moments = _given(tilt, grads, len(values), zero)
     if not tilt.moments:

@@ -1,4 +1,4 @@
-"""Backends by name, and the choice between them: the first that has no objection, or the one that was named."""
+"""Backends by name, and the choice between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import torch
 
 from bgkernels.backends.base import Backend
 from bgkernels.backends.eager import EagerBackend
-
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (EagerBackend(),)}
 """In the order that ``"auto"`` tries them."""
@@ -22,8 +21,12 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
     if name == "auto":
         return next(b for b in BACKENDS.values() if b.supports(device, dtypes) is None)
     if name not in BACKENDS:
-        raise ValueError(f"`backend` must be 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}")
+        raise ValueError(
+            f"`backend` must be 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}"
+        )
     reason = BACKENDS[name].supports(device, dtypes)
     if reason is not None:
-        raise NotImplementedError(f"backend {name!r} cannot serve this call: {reason}. Use backend='auto'")
+        raise NotImplementedError(
+            f"backend {name!r} cannot serve this call: {reason}. Use backend='auto'"
+        )
     return BACKENDS[name]

@@ -1,4 +1,4 @@
-"""The contract between the driver and a backend: two primitives over a :class:`Tile`, and a reason where it cannot serve."""
+"""The contract between the driver and a backend: two primitives over a :class:`Tile`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ class Tile:
     """A block of logits: some rows by some consecutive columns.
 
     Args:
-        student: ``(rows, width)`` raw head outputs, fp32, bf16, fp16 (eager: also fp64); rows may be strided.
-        teacher: ``(rows, compared)`` raw head outputs of the leading columns of the tile, or None where none is compared.
+        student: ``(rows, width)`` raw head outputs, fp32, bf16, fp16 (eager: also fp64); rows may
+            be strided.
+        teacher: ``(rows, compared)`` raw head outputs of the leading columns of the tile, or None
+            where none is compared.
         first_row: index of row 0 in the whole input (the counter of the sampler).
         first_column: index of column 0 in the vocabulary.
     """
@@ -40,7 +42,7 @@ class Backend(Protocol):
 
     name: str
     scratch_bytes: int
-    """Temporary bytes per tile element that the backend allocates of its own; the planner counts them."""
+    """Temporary bytes per tile element that the backend allocates; the planner counts them."""
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """None, or the reason why logits of these dtypes on this device cannot be processed."""
@@ -49,11 +51,14 @@ class Backend(Protocol):
         """Pass 1: merge a tile into the state, in place.
 
         Args:
-            labels: ``(rows,)`` int64: a column, ``NONE`` (chosen by ``spec.label_rule``) or ``SKIP``.
+            labels: ``(rows,)`` int64: a column, ``NONE`` (chosen by ``spec.label_rule``) or
+                ``SKIP``.
         """
 
-    def absorb_pairs_(self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> None:
-        """Pass 1, second read: add a tile's part of the pairwise sums (:func:`bgkernels.stats.add_pairs`), in place."""
+    def absorb_pairs_(
+        self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
+    ) -> None:
+        """Pass 1, second read: add to the pairwise sums of :func:`bgkernels.stats.add_pairs`."""
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
-        """Pass 2: write the gradient in the tile's raw student outputs to ``out``, which may be ``tile.student`` itself."""
+        """Pass 2: write the gradient in the raw student outputs to ``out``, or over them."""

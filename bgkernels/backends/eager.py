@@ -29,13 +29,14 @@ class EagerBackend:
     scratch_bytes = 40
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+        """None, or the reason why not."""
         wrong = [d for d in dtypes if not d.is_floating_point]
         return f"logits must be floating point, got {wrong[0]}" if wrong else None
 
     def absorb_(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
+        """Pass 1."""
         z = real_logits(tile.student, spec.student)
-        rows, width = z.shape
-        part = empty(rows, len(spec.tilts), dtype=z.dtype, device=z.device)
+        part = empty(len(z), len(spec.tilts), dtype=z.dtype, device=z.device)
         v_t = self._teacher(tile, spec)
         column = self._choose_label(part, z, v_t, tile, labels, spec)
         held_out = torch.zeros_like(z, dtype=torch.bool)
@@ -59,12 +60,20 @@ class EagerBackend:
         return None if tile.teacher is None else real_logits(tile.teacher, spec.teacher)
 
     def _choose_label(
-        self, part: RowState, z: Tensor, v_t: Tensor | None, tile: Tile, labels: Tensor, spec: RowSpec
+        self,
+        part: RowState,
+        z: Tensor,
+        v_t: Tensor | None,
+        tile: Tile,
+        labels: Tensor,
+        spec: RowSpec,
     ) -> Tensor:
         """Fill the label's columns of ``part``; return its column within the tile, or NONE."""
         if spec.label_rule == "index":
             column = labels - tile.first_column
-            column = torch.where((labels >= 0) & (column >= 0) & (column < z.shape[1]), column, NONE)
+            column = torch.where(
+                (labels >= 0) & (column >= 0) & (column < z.shape[1]), column, NONE
+            )
             score = torch.where(column >= 0, 0.0, NEG_INF)
         elif v_t is None:
             return torch.full_like(labels, NONE)
@@ -85,7 +94,9 @@ class EagerBackend:
             part["v_y"].copy_(torch.where(compared, v_y, NEG_INF))
         return column
 
-    def _absorb_pair(self, part: RowState, u: Tensor, v: Tensor, first_column: int, spec: RowSpec) -> None:
+    def _absorb_pair(
+        self, part: RowState, u: Tensor, v: Tensor, first_column: int, spec: RowSpec
+    ) -> None:
         """Sums over compared columns, the label's column being -inf in both."""
         for side, x in (("s", u), ("t", v)):
             m, index = x.max(1)
@@ -108,7 +119,10 @@ class EagerBackend:
             for target, value in zip(part.tilt(i), columns, strict=False):
                 target.copy_(value)
 
-    def absorb_pairs_(self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> None:
+    def absorb_pairs_(
+        self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
+    ) -> None:
+        """Pass 1, second read."""
         if tile.teacher is None:
             return
         lp, lq, _ = self._log_probs(tile, lse_s, lse_t, spec)
@@ -132,6 +146,7 @@ class EagerBackend:
         return lp, lq, z
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
+        """Pass 2."""
         row = {name: x[:, None] for name, x in zip(COEFFICIENTS, coefficients.row, strict=True)}
         z = real_logits(tile.student, spec.student)
         column = coefficients.labels[:, None] - tile.first_column
@@ -142,7 +157,9 @@ class EagerBackend:
         else:
             d = times(d, (z - row["lse_c"]).exp()) + row["M"]
         if tile.teacher is not None:
-            d[:, : tile.compared] += self._vjp_pair(tile, coefficients, row, at_label[:, : tile.compared], spec)
+            d[:, : tile.compared] += self._vjp_pair(
+                tile, coefficients, row, at_label[:, : tile.compared], spec
+            )
         d += torch.where(at_label, row["hot"], 0.0)
         if spec.student.cap:
             d *= 1 - (z / spec.student.cap) ** 2
@@ -150,7 +167,12 @@ class EagerBackend:
         out.copy_(d.masked_fill(coefficients.labels[:, None] == SKIP, 0.0))
 
     def _vjp_pair(
-        self, tile: Tile, coefficients: Coefficients, row: dict[str, Tensor], at_label: Tensor, spec: RowSpec
+        self,
+        tile: Tile,
+        coefficients: Coefficients,
+        row: dict[str, Tensor],
+        at_label: Tensor,
+        spec: RowSpec,
     ) -> Tensor:
         """The part of the gradient over compared columns, before the soft-cap."""
         lp, lq, _ = self._log_probs(tile, coefficients.row[0], coefficients.row[1], spec)
@@ -187,7 +209,10 @@ def scaled_rows(weight: Tensor, x: Tensor) -> Tensor:
 
 
 def mixture_terms(lp: Tensor, lq: Tensor, omega: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``p_t/m``, ``log(p_s/m)``, ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``; finite where a column is absent from both."""
+    """``p_t/m``, ``log(p_s/m)`` and ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+
+    Finite where a column is masked in both models.
+    """
     absent = (lp == NEG_INF) & (lq == NEG_INF)
     delta = torch.where(absent, 0.0, lq - lp).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     log_ratio_t = -torch.log1p((1 - omega) * torch.expm1(-delta))

@@ -1,0 +1,79 @@
+"""From rows to the loss: the choice of mode, the one normaliser, and the reduction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bgkernels import checks
+from bgkernels.autograd import Fused, FusedLoss
+from bgkernels.objective import Objective
+from bgkernels.options import Options
+from bgkernels.problem import Problem
+from bgkernels.state import SKIP
+from bgkernels.stats import RowStats
+
+
+def reduce(
+    problem: Problem,
+    objective: Objective,
+    options: Options,
+    *,
+    token_weight: Tensor | None,
+    num_items: int | Tensor | None,
+    overwrite: bool = False,
+) -> tuple[Tensor, RowStats]:
+    """The loss, and the statistics, detached, with the input's leading shape."""
+    weight = _weight(problem, token_weight)
+    divisor = _divisor(problem, options.reduction, num_items)
+    if _fused(problem, objective, options):
+        fused = Fused(
+            problem.call, objective, problem.teacher, problem.labels, weight / divisor, overwrite
+        )
+        loss = FusedLoss.apply(fused, *problem.student)
+        assert fused.final is not None
+        stats = fused.final.stats
+    else:
+        stats = problem.statistics()
+        rows = objective.rows(stats) * weight
+        none = options.reduction == "none"
+        loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
+    return loss, problem.shaped(stats.replaced([x.detach() for x in stats.tensors()]))
+
+
+def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
+    """Whether the gradient is computed in the forward pass."""
+    blocker = None
+    if options.reduction == "none":
+        blocker = "reduction='none', whose upstream gradients are known in backward only"
+    elif objective.policy.batchwide:
+        blocker = f"the policy {objective.policy.name!r}, which sees all tokens at once"
+    if options.mode == "fused" and blocker:
+        raise ValueError(f"mode='fused' cannot serve {blocker}; use mode='recompute' or 'auto'")
+    return options.mode != "recompute" and blocker is None and problem.wants_gradient
+
+
+def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
+    if token_weight is None:
+        return torch.ones((), dtype=problem.wide, device=problem.labels.device)
+    weight = checks.tensor("token_weight", token_weight)
+    checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
+    checks.same_device(problem.labels, token_weight=weight)
+    return weight.detach().reshape(-1).to(problem.wide)
+
+
+def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -> Tensor:
+    labels = problem.labels
+    if reduction != "mean":
+        if num_items is not None:
+            raise ValueError(
+                f"`num_items` is the divisor of reduction='mean'; got reduction={reduction!r}"
+            )
+        return torch.ones((), dtype=problem.wide, device=labels.device)
+    if num_items is None:
+        return (labels != SKIP).sum().clamp_min(1).to(problem.wide)
+    if isinstance(num_items, Tensor):
+        checks.shape("num_items", num_items, (), "a number or a scalar tensor")
+        return num_items.detach().to(labels.device, problem.wide)
+    checks.number("num_items", num_items, low=0, open_low=True)
+    return torch.tensor(num_items, dtype=problem.wide, device=labels.device)
