@@ -66,7 +66,8 @@ class RowStatistics(torch.autograd.Function):
         gradient = torch.empty_like(student[0]) if len(student) == 1 else None
         rows = Rows(student, tuple(tensors[: ctx.teacher_count]), labels)
         _, made = run(rows, ctx.call, needs, derivative, given=final, gradient=gradient)
-        return (None,) * (4 + ctx.teacher_count) + made
+        nothing: Tensors = (None,) * (4 + ctx.teacher_count)
+        return nothing + made
 
 
 def _cut(x: Tensor | None, part: slice) -> Tensor | None:

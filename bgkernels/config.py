@@ -17,9 +17,8 @@ def show_config() -> str:
     """
     import bgkernels
 
-    lines = [
-        f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    ]
+    threads = torch.get_num_threads()
+    lines = [f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {threads} threads"]
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for device in devices:
         for name, backend in BACKENDS.items():

@@ -97,7 +97,10 @@ def generalized_jsd(beta: float = 0.5) -> Divergence:
 
 @register
 def skew_forward_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_t ‖ λ·p_t + (1-λ)·p_s)``, ``0 ≤ lam < 1``; at 0 the forward KL (DistiLLM, Ko et al. 2024)."""
+    """``KL(p_t ‖ λ·p_t + (1-λ)·p_s)``, ``0 ≤ lam < 1``; forward KL at 0.
+
+    DistiLLM (Ko et al. 2024).
+    """
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return forward_kl()
@@ -106,7 +109,10 @@ def skew_forward_kl(lam: float = 0.1) -> Divergence:
 
 @register
 def skew_reverse_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_s ‖ (1-λ)·p_t + λ·p_s)``, ``0 ≤ lam < 1``; at 0 the reverse KL (DistiLLM, Ko et al. 2024)."""
+    """``KL(p_s ‖ (1-λ)·p_t + λ·p_s)``, ``0 ≤ lam < 1``; reverse KL at 0.
+
+    DistiLLM (Ko et al. 2024).
+    """
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return reverse_kl()

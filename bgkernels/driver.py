@@ -110,11 +110,22 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             hidden_t = hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
     return Workload(
-        rows=len(rows.labels), columns=spec.columns, compared=spec.compared, hidden_s=hidden_s, hidden_t=hidden_t,
-        logit_bytes=logit_bytes, tile_bytes=tile_bytes + call.backend.scratch_bytes, weight_bytes=weight_bytes,
-        row_bytes=row_bytes, weight_sum_bytes=sum_bytes, grad_products=needs.input + needs.weight,
-        statistics=statistics, backward=backward, reads=1 + spec.second_read, device=student.device.type,
-    )  # fmt: skip
+        rows=len(rows.labels),
+        columns=spec.columns,
+        compared=spec.compared,
+        hidden_s=hidden_s,
+        hidden_t=hidden_t,
+        logit_bytes=logit_bytes,
+        tile_bytes=tile_bytes + call.backend.scratch_bytes,
+        weight_bytes=weight_bytes,
+        row_bytes=row_bytes,
+        weight_sum_bytes=sum_bytes,
+        grad_products=needs.input + needs.weight,
+        statistics=statistics,
+        backward=backward,
+        reads=1 + spec.second_read,
+        device=student.device.type,
+    )
 
 
 class Chunk:

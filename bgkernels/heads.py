@@ -99,27 +99,27 @@ class LinearHead:
         self._wide, self._scratch = wide, {}  # type: tuple[torch.dtype, dict[str, Tensor]]
         self._columns: slice | None = None
 
-    def _take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """A contiguous ``(rows, columns)`` scratch matrix, allocated once for its largest use."""
-        size = rows * columns
+    def _take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """A contiguous scratch matrix, allocated once for its largest use."""
+        size = shape.numel()
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.empty(size, dtype=dtype, device=self.hidden.device)
-        return self._scratch[name][:size].view(rows, columns)
+        return self._scratch[name][:size].view(shape)
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
         self.chunk, self._columns = rows, None
         x = self.hidden[rows]
-        self.x = x if x.dtype == self.product else self._take("x", *x.shape, self.product).copy_(x)
+        self.x = x if x.dtype == self.product else self._take("x", x.shape, self.product).copy_(x)
         if self.needs.input:
-            self.dx = self._take("dx", *x.shape, self._wide).zero_()
+            self.dx = self._take("dx", x.shape, self._wide).zero_()
 
     def _weight_tile(self, columns: slice) -> Tensor:
         """``(width, hidden)`` in the product dtype; the last one is kept."""
         w = self.weight[columns]
         if w.dtype == self.product:
             return w
-        tile = self._take("w", *w.shape, self.product)
+        tile = self._take("w", w.shape, self.product)
         if columns != self._columns:
             tile.copy_(w)
             self._columns = columns
@@ -143,7 +143,7 @@ class LinearHead:
                 self.dx,
                 d,
                 w,
-                self._take("dx_part", *self.dx.shape, self._wide)
+                self._take("dx_part", self.dx.shape, self._wide)
                 if d.dtype != self._wide
                 else self.dx,
             )
@@ -154,14 +154,14 @@ class LinearHead:
             if target.dtype == self._wide:
                 gemm.mm(d.t(), self.x, target)
             else:
-                target.copy_(gemm.mm(d.t(), self.x, self._take("dw", *w.shape, self._wide)))
+                target.copy_(gemm.mm(d.t(), self.x, self._take("dw", w.shape, self._wide)))
         elif self.sum_weight is not None:
             target = self.sum_weight[columns]
             gemm.add_mm_(
                 target,
                 d.t(),
                 self.x,
-                self._take("dw", *w.shape, self._wide) if d.dtype != self._wide else target,
+                self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target,
             )
 
     def finish(self) -> None:

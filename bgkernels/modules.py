@@ -43,16 +43,29 @@ class LinearHybridDistillationLoss(_Configured):
     """
 
     def forward(
-        self, input: Tensor, linear_weight: Tensor, teacher: Teacher | None, target: Tensor | str,
-        linear_bias: Tensor | None = None, *, token_weight: Tensor | None = None,
-        num_items: int | Tensor | None = None, seed: int | None = None,
-    ) -> Loss:  # fmt: skip
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        teacher: Teacher | None,
+        target: Tensor | str,
+        linear_bias: Tensor | None = None,
+        *,
+        token_weight: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+        seed: int | None = None,
+    ) -> Loss:
         """The loss; arguments as in the function. ``seed`` overrides the configured one."""
         config = self.config if seed is None else self.config | {"seed": seed}
         return functional.linear_hybrid_distillation(
-            input, linear_weight, teacher, target, linear_bias=linear_bias, token_weight=token_weight,
-            num_items=num_items, **config,
-        )  # fmt: skip
+            input,
+            linear_weight,
+            teacher,
+            target,
+            linear_bias=linear_bias,
+            token_weight=token_weight,
+            num_items=num_items,
+            **config,
+        )
 
 
 class HybridDistillationLoss(_Configured):
@@ -73,12 +86,24 @@ class HybridDistillationLoss(_Configured):
     """
 
     def forward(
-        self, logits: Tensor, teacher: Teacher | None, target: Tensor | str, *, token_weight: Tensor | None = None,
-        num_items: int | Tensor | None = None, seed: int | None = None, overwrite_logits: bool = False,
-    ) -> Loss:  # fmt: skip
+        self,
+        logits: Tensor,
+        teacher: Teacher | None,
+        target: Tensor | str,
+        *,
+        token_weight: Tensor | None = None,
+        num_items: int | Tensor | None = None,
+        seed: int | None = None,
+        overwrite_logits: bool = False,
+    ) -> Loss:
         """The loss; arguments as in the function. ``seed`` overrides the configured one."""
         config = self.config if seed is None else self.config | {"seed": seed}
         return functional.hybrid_distillation(
-            logits, teacher, target, token_weight=token_weight, num_items=num_items,
-            overwrite_logits=overwrite_logits, **config,
-        )  # fmt: skip
+            logits,
+            teacher,
+            target,
+            token_weight=token_weight,
+            num_items=num_items,
+            overwrite_logits=overwrite_logits,
+            **config,
+        )

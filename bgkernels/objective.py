@@ -80,8 +80,9 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
     rows = stats.nll.shape
     if not isinstance(weight, Tensor):
         if not isinstance(weight, (int, float)):
+            kind = type(weight).__name__
             raise TypeError(
-                f"routing must return tensors or numbers; the {name} weight is a {type(weight).__name__}"
+                f"routing must return tensors or numbers; the {name} weight is a {kind}"
             )
         if not weight >= 0:
             raise ValueError(
@@ -90,14 +91,16 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
         return weight
     if weight.shape not in (rows, torch.Size()):
         raise ValueError(
-            f"routing must return weights of shape {tuple(rows)}; the {name} weight is {tuple(weight.shape)}"
+            f"routing must return weights of shape {tuple(rows)}; "
+            f"the {name} weight is {tuple(weight.shape)}"
         )
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
         negative = (weight.detach() < 0) & stats.valid
         if negative.any():
             worst = weight.detach()[negative].min() if weight.ndim else weight.detach()
             raise ValueError(
-                f"routing must return weights that are not negative; the {name} weight falls to {worst:.4g}"
+                "routing must return weights that are not negative; "
+                f"the {name} weight falls to {worst:.4g}"
             )
         return weight
     return torch.where(weight < 0, float("nan"), weight)

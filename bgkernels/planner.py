@@ -25,22 +25,22 @@ class Cost:
     """What the planner knows of a device, in units of one multiply-add.
 
     Args:
-        row_overhead: rows whose time a product loses for being short: a product of r rows takes as
-            long as one of r + this.
+        overhead: rows, and columns, whose time a product loses for being small: r rows take as long
+            as r + this many at full speed.
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
     """
 
-    row_overhead: float
+    overhead: float
     byte: float
     launch: float
     width: int
 
 
 COST = {
-    "cpu": Cost(row_overhead=24, byte=4, launch=2e6, width=4096),
-    "cuda": Cost(row_overhead=64, byte=130, launch=4e9, width=16384),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096),
+    "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
 }
 
 
@@ -127,7 +127,7 @@ def plan(work: Workload, budget: int) -> Plan:
                 best = (_cost(work, found), found)
     if best is None:
         raise ValueError(
-            f"`memory_budget` must be at least {int(least):,} bytes for these shapes; got {budget:,}"
+            f"`memory_budget` must be at least {int(least)} bytes for these shapes; got {budget}"
         )
     return best[1]
 
@@ -186,7 +186,7 @@ def _cost(work: Workload, p: Plan) -> float:
     passes = work.reads * work.statistics + work.backward
     logits = (student + teacher) * (1 + again * (passes - 1))
     products = logits + work.grad_products * student * work.backward
-    rows = work.rows + p.chunk_count * cost.row_overhead
+    rows = (work.rows + p.chunk_count * cost.overhead) * (1 + cost.overhead / p.width)
     traffic = logits * work.weight_bytes
     if p.chunk_count > 1 and work.backward and work.grad_products:
         traffic += 8 * student

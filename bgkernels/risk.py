@@ -19,7 +19,7 @@ from bgkernels.stats import RowStats
 
 
 def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:
-    """The term of each row, ``(rows,)``; rows are ordered as ``(sequences, positions)`` by ``stats.positions``.
+    """The term of each row, ``(rows,)``, rows being ``(sequences, stats.positions)`` in order.
 
     The per-sequence term is added to the sequence's last valid row, weighted so that the mean over
     valid rows is the mean over sequences.

@@ -1,4 +1,4 @@
-"""Routing policies: how much each token trusts its hard label and how much the teacher's soft label.
+"""Routing policies: how much each token trusts its hard label, and how much the soft one.
 
 A policy maps :class:`~bgkernels.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
 *bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
@@ -144,7 +144,7 @@ def normalized_entropy(s: RowStats) -> Tensor:
 
 @register
 def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
-    """``(1 - s, s)`` with the teacher's entropy signal ``s`` in [0, 1]. The default policy of the library.
+    """``(1 - s, s)`` with the teacher's entropy signal ``s`` in [0, 1]. The library's default.
 
     Args:
         kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code;

@@ -38,6 +38,6 @@ def gumbel(
     """
     c = torch.arange(first_column, first_column + columns, device=device)
     r = torch.arange(first_row, first_row + rows, device=device)
-    bits = philox(*torch.broadcast_tensors(c[None, :], r[:, None]), key_of(seed))
+    bits = philox(c[None, :], r[:, None], key_of(seed))
     uniform = ((bits >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))

@@ -23,7 +23,7 @@ class Tilt:
 
 @dataclass(frozen=True)
 class Mixture:
-    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` with ``m = omega·p_t + (1-omega)·p_s``, ``0 < omega < 1``."""
+    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` for ``m = omega·p_t + (1-omega)·p_s``, 0 < omega < 1."""
 
     omega: float
 
@@ -76,22 +76,25 @@ class RowSpec:
 
     @property
     def shared_softmax(self) -> bool:
-        """Whether cross-entropy and comparison use the same softmax, so that ``m_c, d_c`` stay empty."""
+        """Whether cross-entropy and comparison use one softmax; ``m_c, d_c`` then stay empty."""
         return self.temperature == 1.0 and self.columns == self.compared
 
     @property
     def tilts(self) -> tuple[Tilt, ...]:
+        """The tilts among the extras."""
         return tuple(e for e in self.extras if isinstance(e, Tilt))
 
     @property
     def mixtures(self) -> tuple[Mixture, ...]:
+        """The mixtures among the extras."""
         return tuple(e for e in self.extras if isinstance(e, Mixture))
 
     @property
     def total_variation(self) -> bool:
+        """Whether the total variation is among the extras."""
         return any(isinstance(e, TotalVariation) for e in self.extras)
 
     @property
     def second_read(self) -> bool:
-        """Whether pass 1 reads the logits twice: pairwise statistics need both normalisers first."""
+        """Whether pass 1 reads twice: pairwise statistics need both normalisers first."""
         return bool(self.mixtures) or self.total_variation

@@ -63,11 +63,6 @@ class RowState:
         start = len(FLOATS) + len(TILT) * i
         return self.floats[start : start + len(TILT)]
 
-    def copy_(self, other: RowState) -> RowState:
-        self.floats.copy_(other.floats)
-        self.ints.copy_(other.ints)
-        return self
-
 
 def empty(rows: int, tilts: int, *, dtype: torch.dtype, device: torch.device) -> RowState:
     """The neutral element, for ``rows`` rows."""
@@ -102,7 +97,10 @@ def tilted(tilt: Tilt, u: Tensor, v: Tensor) -> Tensor:
 
 
 def merge(a: RowState, b: RowState, spec: RowSpec) -> RowState:
-    """The state of the union of two disjoint sets of columns. Associative and commutative up to rounding."""
+    """The state of the union of two disjoint sets of columns.
+
+    Associative and commutative up to rounding.
+    """
     # A tie goes to the lower column, as in torch.argmax.
     lower = (a["label"] != NONE) & ((a["label"] < b["label"]) | (b["label"] == NONE))
     a_wins = (a["score"] > b["score"]) | ((a["score"] == b["score"]) & lower)
@@ -111,8 +109,8 @@ def merge(a: RowState, b: RowState, spec: RowSpec) -> RowState:
         out[name].copy_(torch.where(a_wins, a[name], b[name]))
     if spec.label_rule == "index":
         return out
-    loser = [torch.where(a_wins, b[name], a[name]) for name in ("label", "z_y", "v_y")]
-    return absorb_column(out, *loser, spec)
+    label, z_y, v_y = (torch.where(a_wins, b[name], a[name]) for name in ("label", "z_y", "v_y"))
+    return absorb_column(out, label, z_y, v_y, spec)
 
 
 def absorb_column(state: RowState, column: Tensor, z: Tensor, v: Tensor, spec: RowSpec) -> RowState:
@@ -129,7 +127,8 @@ def absorb_column(state: RowState, column: Tensor, z: Tensor, v: Tensor, spec: R
     values = {
         "m_s": u, "d_s": e_s, "h_s": times(e_s, du), "k_s": times(e_s, du - dv),
         "m_t": v, "d_t": e_t, "h_t": times(e_t, dv), "k_t": times(e_t, dv - du),
-        "argmax_s": torch.where(compared, column, NONE), "argmax_t": torch.where(compared, column, NONE),
+        "argmax_s": torch.where(compared, column, NONE),
+        "argmax_t": torch.where(compared, column, NONE),
     }  # fmt: skip
     present = column >= 0
     if not spec.shared_softmax:
@@ -174,9 +173,8 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
             out[f"{name}_{side}"].copy_(left + right)
     m_c = torch.maximum(a["m_c"], b["m_c"])
     out["m_c"].copy_(m_c)
-    out["d_c"].copy_(
-        sum(torch.where(x["m_c"] == m_c, 0.0, x["m_c"] - m_c).exp() * x["d_c"] for x in (a, b))
-    )
+    d_c = [torch.where(x["m_c"] == m_c, 0.0, x["m_c"] - m_c).exp() * x["d_c"] for x in (a, b)]
+    out["d_c"].copy_(d_c[0] + d_c[1])
     out["z_sum"].copy_(a["z_sum"] + b["z_sum"])
     difference = [d_s - d_t for d_s, d_t in zip(delta["s"], delta["t"], strict=True)]
     for i in range((a.floats.shape[0] - len(FLOATS)) // len(TILT)):

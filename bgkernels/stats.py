@@ -118,7 +118,7 @@ class RowStats:
         it = iter(tensors)
         own = {f.name: next(it) for f in fields(self) if f.name not in _PLAIN}
         extras = {extra: tuple(next(it) for _ in values) for extra, values in self.extras.items()}
-        return replace(self, **own, extras=extras)
+        return replace(self, extras=extras, **own)  # type: ignore[arg-type]
 
 
 DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
@@ -176,11 +176,17 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
         (lse_s, log_s, rest_s), (lse_t, log_t, rest_t) = softmax_of("s"), softmax_of("t")
         d_s, d_t = all_["d_s"], all_["d_t"]
         values = {
-            "lse_s": lse_s, "entropy_s": log_s - all_["h_s"] / d_s, "kl_st": all_["k_s"] / d_s + log_t - log_s,
-            "lse_t": lse_t, "entropy_t": log_t - all_["h_t"] / d_t, "kl_ts": all_["k_t"] / d_t + log_s - log_t,
-            "logp_s": log_prob(rest_s, u_y, lse_s), "logp_t": log_prob(rest_t, state["v_y"], lse_t),
-            "max_prob_s": 1 / d_s, "max_prob_t": 1 / d_t,
-        }  # fmt: skip
+            "lse_s": lse_s,
+            "lse_t": lse_t,
+            "entropy_s": log_s - all_["h_s"] / d_s,
+            "entropy_t": log_t - all_["h_t"] / d_t,
+            "kl_st": all_["k_s"] / d_s + log_t - log_s,
+            "kl_ts": all_["k_t"] / d_t + log_s - log_t,
+            "logp_s": log_prob(rest_s, u_y, lse_s),
+            "logp_t": log_prob(rest_t, state["v_y"], lse_t),
+            "max_prob_s": 1 / d_s,
+            "max_prob_t": 1 / d_t,
+        }
         for name in ("entropy_s", "entropy_t", "kl_st", "kl_ts"):
             values[name] = values[name].clamp_min(0)
     if spec.shared_softmax:
@@ -189,17 +195,22 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
         lse_c, _, rest_c = softmax_of("c")
         nll = -log_prob(rest_c, state["z_y"], lse_c)
     values |= {"nll": nll, "lse_hard": lse_c, "logit_mean": all_["z_sum"] / spec.columns}
-    # A label that no column has is a bad label that could not be refused: the row must not look
-    # plausible.
+    # A label that no column has is a bad one that could not be refused: it must not look plausible.
     lost = torch.where(state["label"] < 0, float("nan"), 0.0)
     keep = {name: torch.where(skip, 0.0, values.get(name, zero) + lost) for name in _FLOAT_FIELDS}
     extras: dict[Extra, tuple[Tensor, ...]] = {}
     for i, tilt in enumerate(spec.tilts):
         extras[tilt] = tuple(torch.where(skip, 0.0, x) for x in _finalize_tilt(all_, i, tilt))
     stats = RowStats(
-        **keep, label=label, valid=~skip, vocab=spec.compared, positions=spec.positions, extras=extras,
-        argmax_s=all_["argmax_s"], argmax_t=all_["argmax_t"],
-    )  # fmt: skip
+        **keep,
+        label=label,
+        valid=~skip,
+        argmax_s=all_["argmax_s"],
+        argmax_t=all_["argmax_t"],
+        vocab=spec.compared,
+        positions=spec.positions,
+        extras=extras,
+    )
     return Final(stats, rest_s, rest_t, rest_c)
 
 
