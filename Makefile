@@ -1,0 +1,52 @@
+# Everything runs in .venv: made on first use, renewed when what it is built from changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+STAMP := .venv/.installed
+EXTRAS := training,triton,test,bench,peers,dev
+CPP := $(shell find csrc -name '*.[chi]*')
+BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench lint format clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: $(STAMP)  ## make .venv and install the package there, editable, with all extras
+
+demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table and draw a picture
+	$(BIN)/python -m bgkernels.training demo
+
+test: $(STAMP)  ## run the test suite
+	$(BIN)/python -m pytest -q tests
+
+bench: $(STAMP)  ## run the benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(STAMP)  ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+clean:  ## remove the environment, builds and caches
+	rm -rf .venv build dist *.egg-info bgkernels/_C.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch is installed first and alone, so that no other package decides which build of it is fetched.
+# The old library is removed before that: after a failed build, tests must not run on it.
+$(STAMP): $(BUILD_FILES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	rm -f $@ bgkernels/_C.*
+	$(PIP) torch
+	$(PIP) -e '.[$(EXTRAS)]'
+	@ls bgkernels/_C.* >/dev/null 2>&1 || \
+	  echo 'note: the compiled backend was not built; BGKERNELS_NATIVE=ON make -B install says why'
+	touch $@

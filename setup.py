@@ -1,0 +1,53 @@
+"""Builds bgkernels._C with CMake; compilers, flags and CUDA are CMakeLists.txt's business.
+
+BGKERNELS_NATIVE=AUTO (default) warns and installs without _C where it cannot be built, ON makes
+that an error, OFF does not try. CMake reads BGKERNELS_CUDA=AUTO|ON|OFF, where ON is as strict.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+NATIVE = os.environ.get("BGKERNELS_NATIVE", "").upper() or "AUTO"
+REQUIRED = "ON" in (NATIVE, os.environ.get("BGKERNELS_CUDA", "").upper())
+WARNING = "bgkernels installs without its compiled backend and runs on eager torch and Triton."
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name)).resolve()
+        library.unlink(missing_ok=True)  # a failed build must not ship an older library
+        try:
+            self.cmake(library.parent)
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(f"{error}\n{'' if REQUIRED else WARNING}") from error
+
+    def cmake(self, output: Path) -> None:
+        import pybind11
+
+        # The tools of a virtual environment that is not activated are not on PATH.
+        tools = os.environ.get("PATH", os.defpath) + os.pathsep + os.path.dirname(sys.executable)
+        cmake = shutil.which("cmake", path=tools) or "cmake"
+        options = {
+            "CMAKE_LIBRARY_OUTPUT_DIRECTORY": output,
+            "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        source, build = os.path.dirname(os.path.abspath(__file__)), os.path.abspath(self.build_temp)
+        definitions = [f"-D{name}={value}" for name, value in options.items()]
+        subprocess.run([cmake, "-S", source, "-B", build, *definitions], check=True)
+        subprocess.run([cmake, "--build", build, "--parallel", "2"], check=True)
+
+
+if NATIVE not in ("AUTO", "ON", "OFF"):
+    raise SystemExit(f"BGKERNELS_NATIVE must be AUTO, ON or OFF, got {NATIVE!r}")
+# An optional extension that raises CompileError is reported by setuptools as a warning.
+extension = Extension("bgkernels._C", sources=[], optional=not REQUIRED)
+setup(ext_modules=[] if NATIVE == "OFF" else [extension], cmdclass={"build_ext": CMakeBuild})
