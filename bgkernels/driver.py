@@ -6,7 +6,7 @@ Forwards for the statistics, backwards for the gradient: the last tiles written 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.planner import DEFAULT_BUDGET, Plan, Workload, plan
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT, empty
-from bgkernels.stats import Coefficients, Final, add_pairs, finalize
+from bgkernels.stats import Coefficients, Final, add_pairs, assemble, finalize
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -251,32 +251,23 @@ def run(
     finals = []
     for part in p.chunks():
         chunk.start(part)
-        finals.append(chunk.statistics() if given is None else take(given, part))
+        finals.append(chunk.statistics() if given is None else take(given, part, call.spec))
         if derivative is not None:
             chunk.backward(derivative(finals[-1], part))
             student.finish()
     del chunk  # its buffers, before the gradients are narrowed
-    return concatenate(finals) if given is None else given, student.gradients(call.spec.columns)
-
-
-def take(final: Final, part: slice) -> Final:
-    """The rows ``part`` of a :class:`Final`."""
-    return _map(final, lambda xs: xs[0][part], [final])
-
-
-def concatenate(finals: list[Final]) -> Final:
-    """One :class:`Final` of all chunks."""
-    return finals[0] if len(finals) == 1 else _map(finals[0], torch.cat, finals)
-
-
-def _map(like: Final, f: Callable[[list[Tensor]], Tensor], finals: list[Final]) -> Final:
-    """Apply ``f`` to the same tensor of every final."""
-    stats = zip(*(x.stats.tensors() for x in finals), strict=True)
-    overlap = zip(*(x.overlap for x in finals), strict=True)
-    rest = {name: f([getattr(x, name) for x in finals]) for name in ("rest_s", "rest_t", "rest_c")}
-    return replace(
-        like,
-        stats=like.stats.replaced(f(list(x)) for x in stats),
-        overlap=tuple(f(list(x)) for x in overlap),
-        **rest,
+    return concatenate(finals, call.spec) if given is None else given, student.gradients(
+        call.spec.columns
     )
+
+
+def take(final: Final, part: slice, spec: RowSpec) -> Final:
+    """The rows ``part`` of a :class:`Final`."""
+    return assemble(spec, [x[part] for x in final.flat()])
+
+
+def concatenate(finals: list[Final], spec: RowSpec) -> Final:
+    """One :class:`Final` of all chunks."""
+    if len(finals) == 1:
+        return finals[0]
+    return assemble(spec, [torch.cat(x) for x in zip(*(f.flat() for f in finals), strict=True)])

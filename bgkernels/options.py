@@ -57,7 +57,7 @@ class Options:
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> Options:
         """The options among the local names of a function."""
-        return cls(**{f.name: scope[f.name] for f in fields(cls) if f.name in scope})
+        return cls(**{name: scope[name] for name in NAMES if name in scope})
 
     @property
     def cap(self) -> Cap:
@@ -76,3 +76,6 @@ class Options:
         return Objective(
             divergence, policy, float(self.temperature), self.label_smoothing, self.z_loss
         )
+
+
+NAMES = tuple(f.name for f in fields(Options))

@@ -15,7 +15,7 @@ from bgkernels.driver import Call, Tensors
 from bgkernels.options import Options
 from bgkernels.spec import Cap, Extra, RowSpec
 from bgkernels.state import NONE, SKIP
-from bgkernels.stats import Final, RowStats
+from bgkernels.stats import RowStats, assemble
 from bgkernels.teachers import Teacher
 
 
@@ -52,10 +52,9 @@ class Problem:
 
     def statistics(self) -> RowStats:
         """Row statistics ``(rows,)``, differentiable, in recompute mode."""
-        box: list[Final] = []
         tensors = (*self.teacher, *self.student)
-        out = RowStatistics.apply(self.call, len(self.teacher), box, self.labels, *tensors)
-        return box[0].stats.replaced(out)
+        flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
+        return assemble(self.call.spec, flat).stats
 
     def shaped(self, stats: RowStats) -> RowStats:
         """Statistics with the input's leading shape."""

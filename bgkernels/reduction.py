@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from bgkernels import checks
-from bgkernels.autograd import Fused, FusedLoss
+from bgkernels.autograd import FusedLoss
 from bgkernels.objective import Objective
 from bgkernels.options import Options
+from bgkernels.passes import Fused
 from bgkernels.problem import Problem
 from bgkernels.state import SKIP
-from bgkernels.stats import RowStats
+from bgkernels.stats import Final, RowStats
 
 
 def reduce(
@@ -27,12 +28,10 @@ def reduce(
     weight = _weight(problem, token_weight)
     divisor = _divisor(problem, options.reduction, num_items)
     if _fused(problem, objective, options):
-        fused = Fused(
-            problem.call, objective, problem.teacher, problem.labels, weight / divisor, overwrite
-        )
-        loss = FusedLoss.apply(fused, *problem.student)
-        assert fused.final is not None
-        stats = fused.final.stats
+        job = Fused(problem.call, objective, weight / divisor, overwrite)
+        box: list[Final] = []
+        loss = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
+        stats = box[0].stats
     else:
         stats = problem.statistics()
         rows = objective.rows(stats) * weight

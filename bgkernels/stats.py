@@ -21,7 +21,7 @@ well-known label keeps its digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
@@ -110,16 +110,21 @@ class RowStats:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order: the fields, then the extras."""
-        own = [getattr(self, f.name) for f in fields(self) if f.name not in _PLAIN]
+        own = [getattr(self, name) for name in TENSOR_FIELDS]
         return own + [x for values in self.extras.values() for x in values]
 
     def replaced(self, tensors: Iterable[Tensor]) -> RowStats:
         """The same statistics with other tensors, in the order of :meth:`tensors`."""
         it = iter(tensors)
-        own = {f.name: next(it) for f in fields(self) if f.name not in _PLAIN}
+        own = {name: next(it) for name in TENSOR_FIELDS}
         extras = {extra: tuple(next(it) for _ in values) for extra, values in self.extras.items()}
         return replace(self, extras=extras, **own)  # type: ignore[arg-type]
 
+
+TENSOR_FIELDS = tuple(
+    f.name for f in fields(RowStats) if f.name not in ("vocab", "positions", "extras")
+)
+"""Fields of :class:`RowStats` that are tensors, in order."""
 
 DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
 """Fields of :class:`RowStats` that carry a gradient to the student, beside all extras."""
@@ -142,6 +147,22 @@ class Final:
     rest_t: Tensor
     rest_c: Tensor
     overlap: tuple[Tensor, ...] = ()
+
+    def flat(self) -> list[Tensor]:
+        """All tensors, the statistics' first; :func:`assemble` is the inverse."""
+        return [*self.stats.tensors(), self.rest_s, self.rest_t, self.rest_c, *self.overlap]
+
+
+def assemble(spec: RowSpec, tensors: Sequence[Tensor]) -> Final:
+    """A :class:`Final` from its :meth:`Final.flat` tensors."""
+    it = iter(tensors)
+    own = {name: next(it) for name in TENSOR_FIELDS}
+    counts: dict[Extra, int] = {t: 3 if t.moments else 1 for t in spec.tilts}
+    counts |= dict.fromkeys(spec.mixtures, 2)
+    counts |= {TotalVariation(): 1} if spec.total_variation else {}
+    extras = {extra: tuple(next(it) for _ in range(n)) for extra, n in counts.items()}
+    stats = RowStats(vocab=spec.compared, positions=spec.positions, extras=extras, **own)
+    return Final(stats, next(it), next(it), next(it), tuple(it))
 
 
 def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:
@@ -214,9 +235,9 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
     return Final(stats, rest_s, rest_t, rest_c)
 
 
-_PLAIN = ("vocab", "positions", "extras")
-_INT_FIELDS = ("argmax_s", "argmax_t", "label", "valid")
-_FLOAT_FIELDS = tuple(f.name for f in fields(RowStats) if f.name not in (*_INT_FIELDS, *_PLAIN))
+_FLOAT_FIELDS = tuple(
+    name for name in TENSOR_FIELDS if name not in ("argmax_s", "argmax_t", "label", "valid")
+)
 
 
 def _finalize_tilt(state: RowState, i: int, tilt: Tilt) -> tuple[Tensor, ...]:
