@@ -77,8 +77,8 @@ def linear_hybrid_distillation(
             ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, and the
             policy looks at one token at a time (a plain callable is not trusted to).
         backend: ``"auto"``, ``"native"`` or ``"eager"``; a name raises where it cannot serve.
-        seed: of ``"teacher_sample"``; None: torch's initial seed. The same seed gives the same
-            tokens in every backend and chunking.
+        seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
+            chunking. None: one drawn from torch's generator at each call.
         return_stats: also return :class:`RowStats`, detached, shaped ``(...)``.
 
     Returns:

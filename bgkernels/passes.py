@@ -1,4 +1,4 @@
-"""The two passes as functions from tensors to tensors, for autograd and for compiled graphs alike."""
+"""The two passes as functions from tensors to tensors, for autograd and compiled graphs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def gradient(
         needs: which of the student's tensors get a gradient.
     """
     final = assemble(call.spec, flat)
-    upstream = final.stats.replaced(list(grads))  # type: ignore[arg-type]
+    upstream = final.stats.replaced(grads)  # type: ignore[arg-type]
 
     def derivative(chunk: Final, part: slice) -> Coefficients:
         own = {name: _cut(getattr(upstream, name), part) for name in DIFFERENTIABLE}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgkernels import backends, checks
+from bgkernels import backends, checks, ops
 from bgkernels.autograd import RowStatistics
 from bgkernels.driver import Call, Tensors
 from bgkernels.options import Options
@@ -52,6 +52,11 @@ class Problem:
 
     def statistics(self) -> RowStats:
         """Row statistics ``(rows,)``, differentiable, in recompute mode."""
+        if torch.compiler.is_compiling():
+            config = ops.encode(self.call)
+            student, teacher = ops.present(self.student), ops.present(self.teacher)
+            flat = ops.row_statistics(self.labels, student, teacher, *config)
+            return assemble(self.call.spec, flat).stats
         tensors = (*self.teacher, *self.student)
         flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
         return assemble(self.call.spec, flat).stats
@@ -113,7 +118,7 @@ def pose(
         compared=compared,
         temperature=float(options.temperature),
         label_rule=target.removeprefix("teacher_") if isinstance(target, str) else "index",
-        seed=torch.initial_seed() if options.seed is None else options.seed,
+        seed=_seed(options) if target == "teacher_sample" else 0,
         student=options.cap,
         teacher=teacher.cap if teacher is not None else Cap(),
         extras=tuple(reads.extras),
@@ -126,6 +131,11 @@ def pose(
     call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast)
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
     return Problem(call, _rows(tuple(student.values())), _rows(tensors), labels, leading)
+
+
+def _seed(options: Options) -> int:
+    """The seed given, or one from torch's generator: reproducible, and new at each call."""
+    return int(torch.randint(2**62, ())) if options.seed is None else options.seed
 
 
 def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torch.dtype | None]:

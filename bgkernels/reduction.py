@@ -47,6 +47,8 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
         blocker = "reduction='none', whose upstream gradients are known in backward only"
     elif objective.policy.batchwide:
         blocker = f"the policy {objective.policy.name!r}, which sees all tokens at once"
+    if torch.compiler.is_compiling():
+        blocker = "torch.compile, which traces the objective between two ops"
     if options.mode == "fused" and blocker:
         raise ValueError(f"mode='fused' cannot serve {blocker}; use mode='recompute' or 'auto'")
     return options.mode != "recompute" and blocker is None and problem.wants_gradient

@@ -192,9 +192,7 @@ def top_entropy(fraction: float = 0.2) -> Policy:
         order = torch.where(s.valid, s.entropy_t, float("-inf")).argsort(
             descending=True, stable=True
         )
-        rank = torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
+        rank = order.argsort()
         # 0.07 · 100 exceeds 7 in floating point.
         count = (fraction * s.valid.sum().double() - 1e-9).ceil()
         return _pair((rank < count).to(s.entropy_t.dtype))
