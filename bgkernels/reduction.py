@@ -77,4 +77,4 @@ def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
         return num_items.detach().to(labels.device, problem.wide)
     checks.number("num_items", num_items, low=0, open_low=True)
-    return torch.tensor(num_items, dtype=problem.wide, device=labels.device)
+    return torch.full((), float(num_items), dtype=problem.wide, device=labels.device)

@@ -69,7 +69,8 @@ def empty(rows: int, tilts: int, *, dtype: torch.dtype, device: torch.device) ->
     floats = torch.zeros(len(FLOATS) + len(TILT) * tilts, rows, dtype=dtype, device=device)
     maxima = [FLOATS.index(n) for n in ("m_s", "m_t", "m_c", "score", "z_y", "v_y")]
     maxima += [len(FLOATS) + len(TILT) * i for i in range(tilts)]
-    floats[maxima] = NEG_INF
+    for i in maxima:  # an index list would be copied to the device, and waited for
+        floats[i].fill_(NEG_INF)
     return RowState(floats, torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device))
 
 

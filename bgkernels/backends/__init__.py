@@ -6,8 +6,9 @@ import torch
 
 from bgkernels.backends.base import Backend
 from bgkernels.backends.eager import EagerBackend
+from bgkernels.backends.native import NativeBackend
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (EagerBackend(),)}
+BACKENDS: dict[str, Backend] = {b.name: b for b in (NativeBackend(), EagerBackend())}
 """In the order that ``"auto"`` tries them."""
 
 
