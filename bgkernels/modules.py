@@ -81,8 +81,8 @@ class HybridDistillationLoss(_Configured):
     Example:
         >>> import torch, bgkernels as bg
         >>> loss_fn = bg.HybridDistillationLoss(routing="confidence")
-        >>> loss = loss_fn(torch.randn(5, 50), bg.LogitsTeacher(torch.randn(5, 50)),
-        "teacher_argmax")
+        >>> teacher = bg.LogitsTeacher(torch.randn(5, 50))
+        >>> loss = loss_fn(torch.randn(5, 50), teacher, "teacher_argmax")
     """
 
     def forward(
