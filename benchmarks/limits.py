@@ -1,0 +1,127 @@
+"""What bounds a step from below: its four matrix products alone, and a copy of memory."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case, Problem
+
+WIDTHS = (1024, 2048, 4096, 8192, 16384)
+PROBE_COLUMNS = 8192
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the products are run: in which dtype, and so many columns of the vocabulary at a time."""
+
+    dtype: torch.dtype
+    width: int
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}, tiles of {self.width:,}"
+
+
+class Products:
+    """Student logits, teacher logits, dX and dW, and nothing else.
+
+    A tile of the vocabulary goes through all four while it is in cache, and is widened once where
+    the products run in a wider dtype: less than any loss can do with, because the gradient of a
+    tile is known only when all tiles have been seen.
+    """
+
+    def __init__(self, problem: Problem, tiling: Tiling) -> None:
+        self.problem, self.width = problem, min(tiling.width, problem.case.vocab)
+        self.dtype = tiling.dtype
+        shape = problem.case
+        new = functools.partial(torch.empty, dtype=tiling.dtype)
+        self.z, self.t = new(shape.rows, self.width), new(shape.rows, self.width)
+        self.dx = new(shape.rows, shape.hidden_s)
+        self.grads = [torch.empty_like(x.detach()) for x in (problem.input, problem.weight)]
+        self.wide = [new(self.width, h) for h in (shape.hidden_s, shape.hidden_t, shape.hidden_s)]
+
+    @torch.no_grad()
+    def run(self, columns: int | None = None) -> list[Tensor]:
+        """Over the leading ``columns``, or all; the gradients of the hidden states and the head."""
+        p, vocab = self.problem, columns or self.problem.case.vocab
+        x, t_x = p.input.to(self.dtype), p.t_input.to(self.dtype)
+        self.dx.zero_()
+        for start in range(0, vocab, self.width):
+            part = slice(start, min(start + self.width, vocab))
+            n = part.stop - start
+            w, t_w = self._tile(p.weight[part], 0), self._tile(p.t_weight[part], 1)
+            # Contiguous matrices (rows, n) at the start of their buffers.
+            z, t = (b.view(-1)[: len(x) * n].view(len(x), n) for b in (self.z, self.t))
+            torch.mm(x, w.t(), out=z)
+            torch.mm(t_x, t_w.t(), out=t)
+            self.dx.addmm_(z, w)
+            target = self.grads[1][part]
+            if target.dtype == self.dtype:
+                torch.mm(z.t(), x, out=target)
+            else:
+                target.copy_(torch.mm(z.t(), x, out=self.wide[2][:n]))
+        self.grads[0].copy_(self.dx)
+        return self.grads
+
+    def _tile(self, weight: Tensor, scratch: int) -> Tensor:
+        if weight.dtype == self.dtype:
+            return weight
+        return self.wide[scratch][: len(weight)].copy_(weight)
+
+
+@functools.cache
+def expected(rows: int, hidden_s: int, hidden_t: int, dtype: torch.dtype) -> float:
+    """Seconds a vocabulary column takes in the four products, from one small tile."""
+    few = min(rows, 64)
+    problem = Problem.of(
+        Case("probe", few, hidden_s, hidden_t, 512, dtype=str(dtype).removeprefix("torch."))
+    )
+    products = Products(problem, Tiling(dtype, 512))
+    return min(_seconds(products, 512) for _ in range(5)) * rows / few / 512
+
+
+def expected_step(case: Case) -> float:
+    """Seconds of the four products in the dtype of the inputs, roughly."""
+    dtype = getattr(torch, case.dtype)
+    return expected(case.rows, case.hidden_s, case.hidden_t, dtype) * case.vocab
+
+
+def best_tiling(problem: Problem) -> Tiling:
+    """The fastest way through the first columns: native or widened, in tiles of some width."""
+    case, native = problem.case, problem.weight.dtype
+    cost = {
+        d: expected(case.rows, case.hidden_s, case.hidden_t, d) for d in {native, torch.float32}
+    }
+    dtypes = [d for d in cost if cost[d] <= 2 * min(cost.values())]
+    widths = [w for w in WIDTHS if w < case.vocab] or [case.vocab]
+    candidates = [Tiling(d, w) for d in dtypes for w in widths]
+    best: dict[Tiling, float] = {}
+    for _ in range(2):
+        for tiling in candidates:
+            columns = min(case.vocab, max(PROBE_COLUMNS, tiling.width))
+            seconds = _seconds(Products(problem, tiling), columns) / columns
+            best[tiling] = min(best.get(tiling, seconds), seconds)
+    return min(best, key=best.__getitem__)
+
+
+def _seconds(products: Products, columns: int) -> float:
+    begin = time.perf_counter()
+    products.run(columns)
+    return time.perf_counter() - begin
+
+
+class Memcpy:
+    """Copies of memory that misses every cache; a byte counts where it is read and written."""
+
+    def __init__(self, mib: int = 256) -> None:
+        self.source, self.target = (torch.ones(mib * MIB // 4) for _ in range(2))
+        self.bytes = self.source.nbytes + self.target.nbytes
+
+    def run(self) -> None:
+        """One copy."""
+        self.target.copy_(self.source)

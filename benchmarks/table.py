@@ -1,0 +1,164 @@
+"""Results as Markdown: ``python -m benchmarks.table results.json [--readme README.md]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.limits import MIB
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+READING = """\
+A step is forward and backward of the loss and both heads: medians of interleaved runs, each entry
+in a process of its own. The limit is the faster of the two rows of bare products, which multiply
+the same matrices and do nothing else; ratios are to the limit of the same shape in the same run.
+A peer that would take minutes a step at the whole vocabulary says so, and is measured at a reduced
+one. Peak is the high-water mark of resident memory above the inputs; temporaries are that less the
+bytes of the gradients. Passes is the share of pass 1 and pass 2 in the step. The plan says chunks of
+tokens × tiles of the vocabulary; tiles that are not kept between the passes are multiplied twice."""
+ACCURACY = """\
+Distance of dX / dW from float64, ‖error‖ / ‖exact‖. Gap: how far the teacher's hidden states are
+from the student's (same head); none: unrelated models."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--readme", type=Path, help="fill its block instead of printing")
+    options = parser.parse_args(arguments)
+    text = render(json.loads(options.results.read_text()))
+    if options.readme:
+        options.readme.write_text(filled(options.readme.read_text(), text))
+    else:
+        print(text)
+
+
+def filled(page: str, text: str) -> str:
+    """The page with the text between its two marks; ValueError if it has none."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page must have {BEGIN!r} and {END!r} once each")
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{text.strip()}\n{END}{rest.split(END)[1]}"
+
+
+def render(results: dict[str, Any]) -> str:
+    """All tables."""
+    parts = [_machine(results["machine"]), READING]
+    for field in results["fields"]:
+        parts += [_title(field), _steps(field)]
+    if "accuracy" in results:
+        parts += ["**Gradient error**", ACCURACY, _accuracy(results["accuracy"])]
+        parts += [_chunks(results["chunks"])]
+    if "primitives" in results:
+        parts += ["**Primitives**, logits that miss the caches", _primitives(results["primitives"])]
+    return "\n\n".join(parts)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def limit(field: dict[str, Any]) -> float:
+    """Seconds of the fastest bare products; NaN if none ran."""
+    kinds = [e for e in field["entries"] if e["kind"] == "limit" and "error" not in e]
+    return min((e["seconds"]["median"] for e in kinds), default=float("nan"))
+
+
+def _machine(m: dict[str, Any]) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v != "absent")
+    return (
+        f"{m['processor']} ({', '.join(m['instructions'])}), {m['threads']} threads of "
+        f"{m['cores']} cores, {m['memory'] / 2**30:.0f} GiB, {m['system']}; Python {m['python']}, "
+        f"{versions}; bgkernels {m['bgkernels']} at {m['commit']}, {m['date']} UTC."
+    )
+
+
+def _title(field: dict[str, Any]) -> str:
+    gradients = next((e["gradients"] for e in field["entries"] if "gradients" in e), 0)
+    return (
+        f"**{field['case']['name']}**: {field['title']} (inputs {field['inputs'] / MIB:,.0f} MiB, "
+        f"gradients {gradients / MIB:,.0f} MiB, {field['flops'] / 1e9:,.0f} GFLOP)"
+    )
+
+
+def _steps(field: dict[str, Any]) -> str:
+    best = limit(field)
+    head = ("", "step, s", "min–max", "× limit", "peak, MiB", "temporaries, MiB", "passes", "plan")
+    return markdown(head, [_step(e, best) for e in field["entries"]])
+
+
+def _step(e: dict[str, Any], best: float) -> list[str]:
+    name = f"**{e['about']}**" if e["kind"] == "ours" else e["about"]
+    if "error" in e:
+        return [f"{name}: {_cell(e['error'])}", *["–"] * 7]
+    s, memory = e["seconds"], ["–", "–"]
+    if e["kind"] != "limit":
+        memory = [f"{b / MIB:,.0f}" for b in (e["peak"], e["peak"] - e["gradients"])]
+    share = f"{e['share of passes']['median']:.0%}" if e["share of passes"] else "–"
+    return [
+        name, _digits(s["median"]), f"{_digits(s['min'])}–{_digits(s['max'])} ({s['runs']})",
+        f"{s['median'] / best:.2f}", *memory, share, _plan(e),
+    ]  # fmt: skip
+
+
+def _plan(e: dict[str, Any]) -> str:
+    """``chunks × tiles of width, kept``, for each walk; or the tiling of bare products."""
+    walks = [
+        f"{p['chunks']} × {p['tiles']} of {p['width']:,}, {p['kept']} kept" for p in e["plans"]
+    ]
+    if walks:
+        return f"{e['backend']}: " + "; ".join(dict.fromkeys(walks))
+    return str(e["notes"].get("tiling", "–"))
+
+
+def _accuracy(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(r["entry"] for r in rows))
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for r in rows:
+        key = (r["dtype"], f"{r['temperature']:g}", f"{r['gap']:g}" if r["gap"] else "none")
+        lines.setdefault(key, {})[r["entry"]] = _errors(r)
+    table = [[*key, *(cells.get(n, "–") for n in names)] for key, cells in lines.items()]
+    return markdown(["dtype", "T", "gap", *names], table)
+
+
+def _chunks(rows: list[dict[str, Any]]) -> str:
+    counts = sorted({r["chunks"] for r in rows})
+    cells = {(r["entry"], r["chunks"]): _errors(r) for r in rows}
+    names = dict.fromkeys(r["entry"] for r in rows)
+    return markdown(
+        ["bfloat16, chunks of tokens", *map(str, counts)],
+        [[n, *(cells[n, c] for c in counts)] for n in names],
+    )
+
+
+def _errors(r: dict[str, Any]) -> str:
+    return "–" if "error" in r else f"{r['input']:.1e} / {r['weight']:.1e}"
+
+
+def _primitives(rows: list[dict[str, Any]]) -> str:
+    head = ("backend", "dtype", "routing", "threads", "memcpy, GB/s", "pass 1", "pass 2")
+    table = []
+    for r in rows:
+        rates = (f"{r[name]:.1f} ({r[name] / r['memcpy']:.0%})" for name in head[-2:])
+        labels = (str(r[name]) for name in head[:4])
+        table.append([*labels, f"{r['memcpy']:.1f}", *rates])
+    return markdown(head, table)
+
+
+def _digits(x: float) -> str:
+    """Three significant digits."""
+    return f"{x:.3g}" if x < 100 else f"{x:.0f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Text on this machine, split by file into training and held-out text."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgkernels.training.config import DataConfig
+from bgkernels.training.errors import CorpusError
+from bgkernels.training.files import digest
+
+SKIPPED_FOLDERS = {
+    *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"),
+    *("turtledemo", "encodings", "pydoc_data", "__pycache__"),
+}
+"""Left out of the standard library: others' code, tests, an editor, and generated tables."""
+
+TEXT_SUFFIXES = {
+    *(".txt", ".md", ".rst", ".tex", ".py", ".pyi", ".sh", ".c", ".h", ".cc", ".cpp", ".cu"),
+    *(".java", ".js", ".ts", ".go", ".rs"),
+}
+"""What counts as text in a folder named by the user."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts, one a file, in the order of their paths.
+
+    Args:
+        train, held_out: the two parts.
+        origin: the folder they came from.
+    """
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    origin: Path
+
+    @property
+    def characters(self) -> int:
+        """Length of both parts together."""
+        return sum(map(len, self.train)) + sum(map(len, self.held_out))
+
+    @property
+    def digest(self) -> str:
+        """Identifies texts and split; part of the identity of every run on them."""
+        parts = (*self.train, "", *self.held_out)
+        return digest(text.encode("utf-8", "surrogatepass") for text in parts)
+
+
+def load_corpus(config: DataConfig) -> Corpus:
+    """Read the corpus and split it by file.
+
+    A file is held out where a hash of its path relative to the folder says so, and so stays on its
+    side when others come or go. A corpus of one file is cut: its end is held out.
+
+    Raises:
+        CorpusError: the folder does not exist or holds no text.
+
+    Example:
+        >>> corpus = load_corpus(DataConfig(max_bytes=100_000))
+        >>> len(corpus.train) > len(corpus.held_out) > 0
+        True
+    """
+    folder = config.corpus or Path(sysconfig.get_path("stdlib"))
+    suffixes = TEXT_SUFFIXES if config.corpus else {".py"}
+    if not folder.is_dir():
+        raise CorpusError(f"--corpus must be a folder of text files; {folder} is not a folder")
+    texts = dict(_read(folder, suffixes, config.max_bytes))
+    if not texts:
+        raise CorpusError(
+            f"--corpus must be a folder of text files ({' '.join(sorted(suffixes))}); "
+            f"{folder} holds none that is UTF-8 and not empty"
+        )
+    if len(texts) == 1:
+        return _cut(next(iter(texts.values())), config.held_out, folder)
+    ranked = sorted(texts, key=_rank)
+    threshold = max(_rank(ranked[0]), config.held_out)  # at least one file is held out,
+    threshold = min(threshold, _rank(ranked[-2]))  # and at least one is not
+    return Corpus(
+        train=tuple(text for path, text in texts.items() if _rank(path) > threshold),
+        held_out=tuple(text for path, text in texts.items() if _rank(path) <= threshold),
+        origin=folder,
+    )
+
+
+def _read(folder: Path, suffixes: set[str], limit: int | None) -> Iterator[tuple[str, str]]:
+    """Relative path and text of each file, sorted, until ``limit`` bytes have been read."""
+    total = 0
+    for path in _walk(folder, suffixes):
+        if limit is not None and total >= limit:
+            return
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # not text, or not ours to read
+        if text.strip() and "\0" not in text:
+            total += len(text)
+            yield path.relative_to(folder).as_posix(), text
+
+
+def _walk(folder: Path, suffixes: set[str]) -> Iterator[Path]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(x for x in folders if x not in SKIPPED_FOLDERS and x[0] != ".")
+        for name in sorted(names):
+            path = Path(where, name)
+            if path.suffix.lower() in suffixes and path.is_file():
+                yield path
+
+
+def _rank(path: str) -> float:
+    """A number in [0, 1) that depends on the path alone, the same on every machine."""
+    return (
+        int.from_bytes(hashlib.sha256(path.encode("utf-8", "replace")).digest()[:8], "big") / 2**64
+    )
+
+
+def _cut(text: str, held_out: float, folder: Path) -> Corpus:
+    """One text, cut at the end of a line."""
+    cut = text.find("\n", int(len(text) * (1 - max(held_out, 0.1)))) + 1
+    if not 0 < cut < len(text):
+        raise CorpusError(
+            f"--corpus {folder} holds a single short text; training needs another one to hold out"
+        )
+    return Corpus((text[:cut],), (text[cut:],), folder)

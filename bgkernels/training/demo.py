@@ -1,0 +1,114 @@
+"""The demo: a teacher, three students by three losses, and what tells them apart."""
+
+from __future__ import annotations
+
+import time
+
+from bgkernels.training import figure, models, report
+from bgkernels.training.config import METHODS, DemoConfig
+from bgkernels.training.corpus import Corpus, load_corpus
+from bgkernels.training.distill import make_objective, train_student, train_teacher
+from bgkernels.training.evaluate import score
+from bgkernels.training.files import write_json
+from bgkernels.training.loop import History
+from bgkernels.training.materials import Materials, prepare
+from bgkernels.training.models import CausalLM
+from bgkernels.training.progress import Display, Silent
+from bgkernels.training.results import (
+    CorpusFacts,
+    DemoResult,
+    Passage,
+    StudentResult,
+    TeacherFacts,
+)
+
+
+def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
+    """Run the demo, or the rest of it: what ``config.output`` holds already is not done again.
+
+    Leaves in ``config.output`` the checkpoints, the models in ``models/`` (loadable with
+    ``from_pretrained``), ``results.json`` and ``results.png``.
+
+    Args:
+        config: what to do.
+        display: where to show progress; None: nowhere.
+
+    Raises:
+        TrainingError: a cause and its remedy; see :mod:`bgkernels.training.errors`.
+
+    Example:
+        >>> result = run_demo(DemoConfig.quick())  # doctest: +SKIP
+        >>> result.students["entropy"].measures["kl"]["bridge"].mean  # doctest: +SKIP
+    """
+    display, started = display or Silent(), time.perf_counter()
+    with display.working("reading and encoding the corpus"):
+        corpus = load_corpus(config.data)
+        materials = prepare(config, corpus)
+    for method in METHODS:  # a wrong option is found now, not after the teacher is trained
+        make_objective(config, method, materials.student, None)
+    facts = _corpus_facts(corpus, materials)
+    display.say(report.describe(facts))
+    if materials.teacher is None:
+        teacher, history = train_teacher(config, materials, display)
+    else:
+        teacher, history = materials.teacher, History()
+    students = {m: train_student(config, materials, m, teacher, display) for m in METHODS}
+    with display.working("scoring held-out files and the students' own text"):
+        result = DemoResult(
+            config=config,
+            corpus=facts,
+            teacher=_teacher_facts(config, materials, teacher, history),
+            students=_examine(materials, teacher, students),
+            passage=_passage(materials, teacher),
+            seconds=time.perf_counter() - started,
+        )
+    write_json(config.output / "results.json", result.plain())
+    figure.draw(result, config.output / "results.png")
+    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
+        models.export(model, materials.tokenizer, config.output / "models" / name)
+    return result
+
+
+def _examine(
+    materials: Materials, teacher: CausalLM, students: dict[str, tuple[CausalLM, History]]
+) -> dict[str, StudentResult]:
+    """Measure every student on the same prompts, the teacher's text being sampled once."""
+    exam = materials.exam
+    teacher_text = exam.speak(teacher, min(teacher.vocab, materials.student.vocab))
+    return {
+        method: StudentResult(
+            student.parameters, history, exam.measure(student, teacher, teacher_text)
+        )
+        for method, (student, history) in students.items()
+    }
+
+
+def _corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
+    return CorpusFacts(
+        origin=str(corpus.origin),
+        digest=corpus.digest,
+        files=(len(corpus.train), len(corpus.held_out)),
+        tokens=materials.tokens,
+        vocab=len(materials.tokenizer),
+    )
+
+
+def _teacher_facts(
+    config: DemoConfig, materials: Materials, teacher: CausalLM, history: History
+) -> TeacherFacts:
+    exam = materials.exam
+    tokens = score(teacher, None, exam.windows, exam.start)
+    cross_entropy = float(tokens.nll[tokens.valid].mean())
+    return TeacherFacts(
+        config.teacher or "trained here", teacher.parameters, cross_entropy, history
+    )
+
+
+def _passage(materials: Materials, teacher: CausalLM) -> Passage:
+    """The held-out window whose share of bridges is the median one."""
+    exam, tokenizer = materials.exam, materials.tokenizer
+    ambiguity = score(teacher, teacher, exam.windows, 1).ambiguity
+    share = (ambiguity < exam.config.threshold).float().mean(-1)
+    index = int(share.argsort()[len(share) // 2])
+    text = [str(tokenizer.decode([token])) for token in exam.windows[index, 1:].tolist()]
+    return Passage(tuple(text), tuple(ambiguity[index].tolist()))

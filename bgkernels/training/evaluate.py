@@ -1,0 +1,209 @@
+"""How close a student is to its teacher: on held-out text, and on text of its own.
+
+Everything is read from :func:`bgkernels.linear_row_stats`, chunk by chunk, without gradients. The
+prompts are the beginnings of held-out windows, and only what follows them is scored, so that three
+texts can be compared on one footing: the file's own continuation, the student's and the teacher's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import bgkernels as bg
+from bgkernels.training.config import EvalConfig
+from bgkernels.training.models import CausalLM
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens, with the part that each sequence has in its error.
+
+    Tokens of one sequence are not independent, so sequences are what the standard error counts.
+
+    Args:
+        mean: over the tokens.
+        share: of all tokens, those that the mean is over.
+        influence: ``(sequences,)``; the standard error is the norm of it.
+    """
+
+    mean: float
+    share: float
+    influence: Tensor
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return float(self.influence.norm())
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference of two means over the same prompts, whose common part cancels."""
+        return Estimate(self.mean - other.mean, self.share, self.influence - other.influence)
+
+    def plain(self) -> dict[str, float | None]:
+        """Values for JSON, where a mean over no token is null."""
+        values = {"mean": self.mean, "error": self.error, "share": self.share}
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Statistics of every scored token.
+
+    Args:
+        nll: ``(sequences, length)`` the student's cross-entropy.
+        kl: KL(teacher ‖ student).
+        teacher_nll: what the text costs the teacher.
+        ambiguity: the teacher's entropy as a share of its largest, ``H / log V``: low at bridges.
+        valid: which are scored.
+    """
+
+    nll: Tensor
+    kl: Tensor
+    teacher_nll: Tensor
+    ambiguity: Tensor
+    valid: Tensor
+
+    def estimates(self, values: Tensor, threshold: float) -> dict[str, Estimate]:
+        """Means over all tokens, bridges and gardens."""
+        bridge = self.ambiguity < threshold
+        parts = {"all": self.valid, "bridge": self.valid & bridge, "garden": self.valid & ~bridge}
+        total = int(self.valid.sum())
+        return {name: _mean(values, part, total) for name, part in parts.items()}
+
+
+def _mean(values: Tensor, chosen: Tensor, total: int) -> Estimate:
+    """Mean of the chosen values, and each sequence's influence on it."""
+    count = chosen.sum()
+    mean = values[chosen].double().mean()
+    residual = torch.where(chosen, values.double() - mean, 0).sum(-1) / count
+    sequences = len(values)
+    correction = math.sqrt(sequences / max(1, sequences - 1))
+    return Estimate(float(mean), float(count) / total, residual * correction)
+
+
+Measures = Mapping[str, Mapping[str, Estimate]]
+"""Name of a measure → part of the tokens → estimate."""
+
+
+@torch.no_grad()
+def score(student: CausalLM, teacher: CausalLM | None, text: Tensor, start: int) -> Tokens:
+    """Statistics of both models at every token of a text from position ``start`` on.
+
+    Args:
+        student: the student.
+        teacher: the teacher; None: only ``nll`` is meaningful.
+        text: ``(sequences, length + 1)`` tokens.
+        start: tokens that are given and not scored.
+    """
+    chunks: list[tuple[Tensor, ...]] = []
+    for part in text.split(16):
+        inputs, target = part[:, :-1], part[:, 1:].clone()
+        target[:, : start - 1] = IGNORED
+        stats = bg.linear_row_stats(
+            student.hidden(inputs),
+            student.head.weight,
+            teacher.as_teacher(inputs) if teacher else None,
+            target,
+            linear_bias=student.head.bias,
+            logit_scale=student.logit_scale,
+            logit_softcap=student.logit_softcap,
+        )
+        ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
+        chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid))
+    return Tokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+@torch.no_grad()
+def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, seed: int) -> Tensor:
+    """Prompts and what the model says next, sampled at temperature 1.
+
+    Two models that are given the same seed share their random numbers, so that they part only where
+    their distributions do.
+
+    Args:
+        model: the speaker.
+        prompts: ``(sequences, given)`` tokens.
+        length: tokens to sample.
+        vocab: sample from so many leading columns, those that both models have.
+        seed: of the samples.
+
+    Returns:
+        ``(sequences, given + length)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    text, inputs, past = [prompts], prompts, None
+    for _ in range(length):
+        out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
+        logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
+        race = torch.empty_like(logits).exponential_(generator=generator)
+        inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
+        text.append(inputs)
+        past = out.past_key_values
+    return torch.cat(text, dim=1)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The held-out windows on which all models of a demo are compared.
+
+    Args:
+        windows: ``(sequences, length + 1)`` tokens; the beginning of each is the prompt.
+        config: prompt and threshold.
+        seed: of the samples.
+    """
+
+    windows: Tensor
+    config: EvalConfig
+    seed: int
+
+    @property
+    def start(self) -> int:
+        """Tokens of a prompt."""
+        return max(1, int(self.config.prompt * (self.windows.shape[1] - 1)))
+
+    def speak(self, model: CausalLM, vocab: int) -> Tensor:
+        """The windows, with what follows each prompt replaced by the model's own words."""
+        prompts = self.windows[:, : self.start]
+        length = self.windows.shape[1] - self.start
+        return continue_text(model, prompts, length, vocab, self.seed)
+
+    def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
+        """Two points of a validation curve, on the first windows; without a teacher, one."""
+        tokens = score(student, teacher, self.windows[: self.config.curve_windows], self.start)
+        point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
+        return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
+
+    def measure(self, student: CausalLM, teacher: CausalLM, teacher_text: Tensor) -> Measures:
+        """Every measure of a student.
+
+        Args:
+            student, teacher: the pair.
+            teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
+
+        Returns:
+            On the files: ``cross_entropy``, ``kl``. On the teacher's text: ``teacher_text_kl``. On
+            the student's own: ``own_text_kl``, ``own_text_teacher_nll``; and ``exposure_bias``, by
+            how much the divergence on its own text exceeds that on the teacher's.
+        """
+        own_text = self.speak(student, min(student.vocab, teacher.vocab))
+        file, taught, own = (
+            score(student, teacher, text, self.start)
+            for text in (self.windows, teacher_text, own_text)
+        )
+        limit = self.config.threshold
+        own_kl, taught_kl = own.estimates(own.kl, limit), taught.estimates(taught.kl, limit)
+        return {
+            "cross_entropy": file.estimates(file.nll, limit),
+            "kl": file.estimates(file.kl, limit),
+            "teacher_text_kl": taught_kl,
+            "own_text_kl": own_kl,
+            "own_text_teacher_nll": own.estimates(own.teacher_nll, limit),
+            "exposure_bias": {part: own_kl[part] - taught_kl[part] for part in own_kl},
+        }

@@ -1,0 +1,95 @@
+"""The picture of the demo: curves, bridges and gardens, and a text as the teacher sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bgkernels.training.config import METHODS
+from bgkernels.training.errors import extra
+from bgkernels.training.files import write_atomically
+from bgkernels.training.passage import paint
+from bgkernels.training.results import DemoResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = {"hard": "#d55e00", "soft": "#0072b2", "entropy": "#009e73"}
+"""One a method; apart for every kind of colour vision."""
+
+STYLE: Any = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    "grid.color": "#e8e8e8",
+    "legend.frameon": False,
+    "font.size": 10,
+}
+
+
+def draw(result: DemoResult, path: Path) -> None:
+    """Write the picture as a PNG; needs no display."""
+    with extra():
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 11), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplot_mosaic(
+            [["loss", "divergence"], ["parts", "excess"], ["passage", "passage"]],
+            height_ratios=[1, 1, 0.95],
+        )
+        _curves(axes["loss"], result, "cross_entropy")
+        axes["loss"].set_title("Cross-entropy on held-out files")
+        axes["loss"].axhline(
+            result.teacher.cross_entropy, color="#555555", ls="--", label="teacher"
+        )
+        axes["loss"].legend(loc="upper right")
+        _curves(axes["divergence"], result, "kl")
+        axes["divergence"].set_title("KL(teacher‖student) on held-out files")
+        _bars(axes["parts"], result, {"kl": "held-out files", "own_text_kl": "own text"})
+        axes["parts"].set_title("KL(teacher‖student), by kind of token")
+        _bars(axes["excess"], result, {"exposure_bias": "own − teacher's text"})
+        axes["excess"].set_title("Exposure bias: excess KL on the student's own text")
+        paint(axes["passage"], result.passage, result.config.evaluation.threshold)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+
+
+def _curves(axes: Axes, result: DemoResult, name: str) -> None:
+    """A validation curve of each student."""
+    for method, student in result.students.items():
+        curve = student.history.curve
+        steps, values = [p["step"] for p in curve], [p[name] for p in curve]
+        axes.plot(steps, values, ".-", color=COLORS[method], label=METHODS[method], lw=1.8)
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per token")
+
+
+def _bars(axes: Axes, result: DemoResult, measures: dict[str, str]) -> None:
+    """Groups for bridges and gardens on each text; in a group, a bar for each student."""
+    groups = [
+        (f"{where}s\n{text}", name, where)
+        for where in ("bridge", "garden")
+        for name, text in measures.items()
+    ]
+    width = 0.8 / len(result.students)
+    for i, (method, student) in enumerate(result.students.items()):
+        estimates = [student.measures[name][where] for _, name, where in groups]
+        axes.bar(
+            [x + (i - 1) * width for x in range(len(groups))],
+            [e.mean for e in estimates],
+            width * 0.92,
+            yerr=[e.error for e in estimates],
+            color=COLORS[method],
+            error_kw={"elinewidth": 1, "ecolor": "#333333"},
+        )
+    axes.set_xticks(range(len(groups)), [label for label, *_ in groups])
+    axes.set_xlim(-0.6, len(groups) - 0.4)
+    axes.axhline(0, color="#333333", lw=0.8)
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("nats per token ± standard error")

@@ -1,0 +1,243 @@
+"""The training loop: one for teacher and students, resumable at any step bit for bit."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from bgkernels.training.checkpoint import CheckpointStore, State
+from bgkernels.training.config import TrainConfig
+from bgkernels.training.errors import Interrupted, NonFiniteLoss
+from bgkernels.training.tokens import Batches
+
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, given to the caller after each step.
+
+    Args:
+        step: steps done.
+        loss: of the last one.
+        tokens_per_second: since the run was started or resumed, validation left out; 0 before its
+            first step.
+        validation: the newest measures; empty before the first.
+    """
+
+    step: int
+    loss: float
+    tokens_per_second: float
+    validation: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and how; the loop decides nothing.
+
+    Args:
+        name: for messages.
+        model: its parameters are trained in place.
+        objective: ``(batch, length + 1)`` tokens to a scalar loss.
+        batches: tokens of each step.
+        validate: measures of the model as it is; called without gradients.
+        config: steps, rates, intervals.
+        store: where the state is kept.
+    """
+
+    name: str
+    model: nn.Module
+    objective: Callable[[Tensor], Tensor]
+    batches: Batches
+    validate: Callable[[], dict[str, float]]
+    config: TrainConfig
+    store: CheckpointStore
+
+
+@dataclass
+class History:
+    """What a run leaves behind beside the weights.
+
+    Args:
+        losses: one a step.
+        curve: validation measures, each with its ``step``.
+        seconds: time spent in training steps and validation, over all resumptions.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    curve: Curve = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: None) -> History:
+    """Train until the configured step, from the newest good checkpoint if there is one.
+
+    A finished run returns at once. On one process, a run that was stopped and resumed ends with
+    the same weights, bit for bit, as one that was not.
+
+    Args:
+        task: what to train.
+        on_step: called after each step, and once before them where the run is resumed.
+
+    Raises:
+        NonFiniteLoss: the loss or its gradient is not finite; no weight has changed in that step.
+        Interrupted: SIGINT or SIGTERM came; the state has been saved.
+        CheckpointError: see :class:`~bgkernels.training.checkpoint.CheckpointStore`.
+    """
+    run = _Run(task)
+    if run.step:
+        on_step(run.progress())
+    with _signals() as caught:
+        while run.step < task.config.steps:
+            run.advance()
+            if caught:
+                path = run.save()
+                raise Interrupted(
+                    f"stopped by {caught[0].name} in {task.name} at step {run.step}; saved as "
+                    f"{path}. Run the same command again to go on",
+                    caught[0],
+                )
+            if run.step == task.config.steps or run.step % task.config.checkpoint_every == 0:
+                run.save()
+            on_step(run.progress())
+    return run.history
+
+
+class _Run:
+    """A task and its state: weights, optimiser, generator, and position."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.step, self.history = task, 0, History()
+        self.optimizer = make_optimizer(task.model, task.config)
+        self.tokens, self.seconds = 0, 0.0
+        state = task.store.load()
+        if state is not None:
+            self._restore(state)
+
+    def advance(self) -> None:
+        """One step of the optimiser, then validation where it is due."""
+        started = time.perf_counter()
+        batch = self.task.batches[self.step]
+        loss = self._optimise(batch)
+        self.step += 1
+        self.tokens += batch.shape[0] * (batch.shape[1] - 1)
+        self.seconds += time.perf_counter() - started
+        config, curve = self.task.config, self.history.curve
+        if self.step % config.validate_every == 0 or self.step == config.steps:
+            self.task.model.eval()
+            with torch.no_grad():
+                curve.append({"step": self.step, **self.task.validate()})
+        self.history.losses.append(loss)
+        self.history.seconds += time.perf_counter() - started
+
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        losses, curve = self.history.losses, self.history.curve
+        speed = self.tokens / self.seconds if self.tokens else 0.0
+        return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
+
+    def save(self) -> Path:
+        """Write everything that the rest of the run depends on."""
+        state = {
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": torch.get_rng_state(),
+            "step": self.step,  # also the position in the data
+            "history": asdict(self.history),
+        }
+        return self.task.store.save(self.step, state)
+
+    def _restore(self, state: State) -> None:
+        self.task.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generator"])
+        self.step = state["step"]
+        self.history = History(**state["history"])
+
+    def _optimise(self, batch: Tensor) -> float:
+        """Gradient, clipping and update; nothing is updated where one of them is not finite."""
+        config = self.task.config
+        self.task.model.train()
+        loss = self.task.objective(batch)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
+        value = loss.item()
+        if not math.isfinite(value) or not torch.isfinite(norm):
+            raise NonFiniteLoss(self._not_finite(value, float(norm)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return value
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        newest = self.task.store.newest()
+        good = f"the last good checkpoint is {newest}" if newest else "no checkpoint was due before"
+        return (
+            f"{self.task.name}: the loss is {loss} and its gradient's norm {norm} at step "
+            f"{self.step + 1}; {good}. Lower --learning-rate, or look at the data of that step"
+        )
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to ``final_rate`` of the peak.
+
+    Example:
+        >>> config = TrainConfig(steps=100, learning_rate=1.0, warmup=0.1, final_rate=0.0)
+        >>> learning_rate(config, 0), learning_rate(config, 9), round(learning_rate(config, 55), 3)
+        (0.1, 1.0, 0.5)
+    """
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps - warmup)
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * (config.final_rate + (1 - config.final_rate) * cosine)
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGINT and SIGTERM inside the block; a second one acts as it would have before.
+
+    Python lets only the main thread do this; elsewhere the list stays empty.
+    """
+    caught: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        caught.append(signal.Signals(signum))
+        restore()
+
+    def restore() -> None:
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for known in before:
+        signal.signal(known, note)
+    try:
+        yield caught
+    finally:
+        restore()

@@ -1,0 +1,238 @@
+"""Causal language models, cut where the loss needs it: between body and head."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import bgkernels as bg
+from bgkernels.training.config import ModelShape
+from bgkernels.training.errors import ModelError, TrainingError, extra
+from bgkernels.training.files import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A causal language model whose head is read by the loss, and called only to sample.
+
+    Args:
+        network: a ``transformers`` model with a plain linear head.
+        logit_scale, logit_softcap: what the model does to the output of its head.
+
+    Example:
+        >>> model = small_llama(ModelShape(32, 1, 1), vocab=512, length=64, seed=0)
+        >>> model.hidden(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 32])
+    """
+
+    network: Any
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+
+    @property
+    def body(self) -> nn.Module:
+        """Tokens to hidden states: everything but the head."""
+        body: nn.Module = self.network.base_model
+        return body
+
+    @property
+    def head(self) -> nn.Linear:
+        """Hidden states to raw logits."""
+        head = self.network.get_output_embeddings()
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def vocab(self) -> int:
+        """Columns of the head; at least the tokenizer's size."""
+        return self.head.out_features
+
+    @property
+    def parameters(self) -> int:
+        """How many there are; tied ones count once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @property
+    def digest(self) -> str:
+        """Identifies the weights."""
+        tensors = self.network.state_dict().values()
+        flat = (x.detach().cpu().contiguous().flatten().view(torch.uint8) for x in tensors)
+        return digest(x.numpy().tobytes() for x in flat)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """``(batch, length, hidden)`` last hidden states of ``(batch, length)`` tokens."""
+        hidden: Tensor = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:
+        """This model as the teacher of ``(batch, length)`` tokens."""
+        head = self.head
+        bias = None if head.bias is None else head.bias.detach()
+        return bg.LinearTeacher(
+            self.hidden(tokens), head.weight.detach(), bias, self.logit_scale, self.logit_softcap
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Real logits of a few hidden states: one position a sequence, to sample from."""
+        logits: Tensor = self.head(hidden) * self.logit_scale
+        cap = self.logit_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def freeze(self) -> None:
+        """Make a teacher of it: no dropout, no gradients."""
+        self.network.eval().requires_grad_(False)
+
+    def clone(self) -> CausalLM:
+        """A model of the same weights that shares none of them."""
+        return CausalLM(copy.deepcopy(self.network), self.logit_scale, self.logit_softcap)
+
+
+def small_llama(shape: ModelShape, vocab: int, length: int, seed: int) -> CausalLM:
+    """A Llama of random weights with tied embeddings.
+
+    Args:
+        shape: its size.
+        vocab: tokens.
+        length: longest sequence.
+        seed: of the weights; torch's global generator is left as it was.
+    """
+    with extra():
+        from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=max(32, shape.hidden * 8 // 3 // 32 * 32),
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=length,
+        tie_word_embeddings=True,
+        initializer_range=shape.hidden**-0.5,  # the usual 0.02 starts so narrow a model too small
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CausalLM(LlamaForCausalLM(config))
+
+
+def load_pretrained(
+    name: str, option: str, length: int
+) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """A Hugging Face model and its tokenizer, in fp32.
+
+    Args:
+        name: a path or a name.
+        option: the command-line option that named it, for messages.
+        length: the longest sequence it will see.
+
+    Raises:
+        ModelError: it cannot be loaded, its head cannot be read, or ``length`` is too long for it.
+    """
+    with extra():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    try:
+        network = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{option} must be the path or the name of a Hugging Face causal language model with "
+            f"its tokenizer; {name!r} could not be loaded: {error}"
+        ) from error
+    limit = getattr(network.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise ModelError(
+            f"{option} {name} takes at most {limit} tokens; lower --sequence-length, now {length}"
+        )
+    return read_head(network, option), tokenizer
+
+
+def read_head(network: Any, option: str) -> CausalLM:
+    """Find the head of a model, and check on four tokens that it is the whole of it.
+
+    Raises:
+        ModelError: there is no head, or it is more than one matrix and a bias.
+    """
+    if hasattr(network, "peft_config"):
+        raise ModelError(
+            f"{option} is wrapped by PEFT, so its weights are not all in the head that the loss "
+            "reads; merge the adapter first: model.merge_and_unload()"
+        )
+    head = network.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        what = "has no output head" if head is None else f"has a head of type {type(head).__name__}"
+        raise ModelError(
+            f"{option} {what}; the loss reads the weight of a plain torch.nn.Linear, so choose a "
+            "causal language model that is neither quantised nor adapted"
+        )
+    config = network.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
+    model = CausalLM(network, scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
+    network.eval()
+    probe = torch.arange(4)[None]
+    with torch.no_grad():
+        expected = network(input_ids=probe, use_cache=False).logits
+        same = torch.allclose(model.logits(model.hidden(probe)), expected, rtol=1e-3, atol=1e-3)
+    if not same:
+        raise ModelError(
+            f"{option} does more to its logits than scale and soft-cap them, so they cannot be "
+            "computed from its hidden states and head; choose another model"
+        )
+    return model
+
+
+def check_same_tokenizer(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, sample: str
+) -> None:
+    """Refuse a pair whose tokens differ: distributions are compared token by token.
+
+    Args:
+        teacher, student: the two tokenizers.
+        sample: some text that both must encode alike.
+
+    Raises:
+        ModelError: they differ; the message shows where.
+    """
+    left, right = teacher.get_vocab(), student.get_vocab()
+    odd = next((t for t in sorted(left.keys() | right.keys()) if left.get(t) != right.get(t)), None)
+    if odd is not None:
+        detail = f"token {odd!r} is number {left.get(odd)} in one and {right.get(odd)} in the other"
+    elif teacher.encode(sample) != student.encode(sample):
+        detail = "they have the same tokens but cut text differently"
+    else:
+        return
+    raise ModelError(
+        f"--teacher and --student must share one tokenizer, and these differ: {detail}"
+    )
+
+
+def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer so that ``from_pretrained(folder)`` loads them.
+
+    Raises:
+        TrainingError: the disk is full or the folder is not writable.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    logging: Any = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"could not write {folder}: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,75 @@
+"""A piece of text, each token on the colour of the teacher's uncertainty about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bgkernels.training.results import Passage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+COLUMNS, LINES = 104, 15
+"""The grid of characters; what does not fit is left out."""
+
+
+def paint(axes: Axes, passage: Passage, threshold: float) -> None:
+    """Draw the passage, purple at bridges and green in gardens.
+
+    Args:
+        axes: where to draw.
+        passage: tokens and the teacher's ``H / log V`` before each.
+        threshold: between bridges and gardens; white on the scale.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.patches import Rectangle
+
+    scale = ScalarMappable(TwoSlopeNorm(threshold, 0, 1), _pale("PRGn"))
+    line = column = 0
+    colors = scale.to_rgba(np.array(passage.ambiguity))
+    for token, color in zip(passage.tokens, colors, strict=True):
+        for character in token.expandtabs(4):
+            if column == COLUMNS:
+                line, column = line + 1, 0
+            if line == LINES:
+                break
+            box = Rectangle((column, line), 1, 1, color=color, lw=0)
+            axes.add_patch(box)
+            axes.text(
+                column + 0.5, line + 0.55, _visible(character),
+                family="monospace", size=9, ha="center", va="center", parse_math=False,
+            )  # fmt: skip
+            column += 1
+            if character == "\n":
+                line, column = line + 1, 0
+    axes.set(xlim=(0, COLUMNS), ylim=(LINES, 0), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.set_title(
+        "A held-out passage: where the teacher sees bridges (purple) and gardens (green)"
+    )
+    figure = axes.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=60, shrink=0.6, pad=0.02)
+    bar.set_label("teacher's entropy / log V")
+    bar.set_ticks([0, threshold, 1], labels=["0", f"{threshold:g}", "1"])
+
+
+def _pale(name: str) -> Colormap:
+    """A colour map on which black text can be read everywhere."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    colors = colormaps[name](range(256))
+    return ListedColormap(1 - 0.7 * (1 - colors))
+
+
+def _visible(character: str) -> str:
+    """Something to see for a line break, and for what no font has."""
+    if character == "\n":
+        return "↵"
+    return character if character.isprintable() else "·"

@@ -1,0 +1,117 @@
+"""The table at the end of the demo, and the line that introduces the corpus."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bgkernels.training.config import METHODS
+from bgkernels.training.errors import extra
+from bgkernels.training.evaluate import Estimate
+from bgkernels.training.results import CorpusFacts, DemoResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure in the table.
+
+    Args:
+        name: its key in :data:`~bgkernels.training.evaluate.Measures`.
+        title: what the reader sees.
+        lower_is_better: mark the lowest value of each line.
+    """
+
+    name: str
+    title: str
+    lower_is_better: bool = True
+
+
+SECTIONS = {
+    "Held-out files": [
+        Row("cross_entropy", "cross-entropy"),
+        Row("kl", "KL(teacher‖student)"),
+    ],
+    "Teacher's continuations": [
+        Row("teacher_text_kl", "KL(teacher‖student)"),
+    ],
+    "Student's continuations": [
+        Row("own_text_kl", "KL(teacher‖student)"),
+        Row("exposure_bias", "excess of that KL"),
+        Row("own_text_teacher_nll", "teacher's surprise", lower_is_better=False),
+    ],
+}
+"""The texts that are scored, and what is measured on each."""
+
+
+def describe(facts: CorpusFacts) -> str:
+    """The corpus in a line."""
+    (files, held_out), (tokens, held_out_tokens) = facts.files, facts.tokens
+    return (
+        f"{files} files with {tokens:,} tokens to train on, {held_out} with {held_out_tokens:,} "
+        f"held out, from {facts.origin}"
+    )
+
+
+def table(result: DemoResult) -> Table:
+    """Every measure of every student, in nats a token, with standard errors over the prompts.
+
+    The lowest value of a line is bold.
+    """
+    with extra():
+        from rich.table import Table
+    students = result.students.values()
+    grid = Table(
+        title="Three students of one teacher, in nats per token",
+        caption=caption(result),
+        caption_justify="left",
+    )
+    grid.add_column("")
+    for method in result.students:
+        grid.add_column(METHODS[method], justify="right")
+    for section, rows in SECTIONS.items():
+        shares = [student.measures[rows[0].name]["bridge"].share for student in students]
+        grid.add_row(f"[bold cyan]{section}[/]")
+        for row in rows:
+            for part, label in (
+                ("all", row.title),
+                ("bridge", "  bridges"),
+                ("garden", "  gardens"),
+            ):
+                estimates = [student.measures[row.name][part] for student in students]
+                grid.add_row(f"  {label}", *_cells(estimates, row.lower_is_better))
+        grid.add_row("  tokens at bridges", *(f"{share:.1%}" for share in shares))
+        grid.add_section()
+    grid.add_row("Training time", *(f"{student.history.seconds:.0f} s" for student in students))
+    return grid
+
+
+def caption(result: DemoResult) -> str:
+    """How to read the table."""
+    threshold = result.config.evaluation.threshold
+    return (
+        f"± standard error over {result.prompts} prompts. Bridges: tokens where the teacher's "
+        f"entropy is below {threshold:g}·log V; gardens: the others. The teacher's own "
+        f"cross-entropy on the held-out files is {result.teacher.cross_entropy:.3f}. The excess is "
+        "exposure bias: how much further from the teacher a student is on what it wrote itself "
+        "than on what the teacher wrote."
+    )
+
+
+def _cells(estimates: list[Estimate], lower_is_better: bool) -> list[str]:
+    """Figures, of which the lowest is bold; a dash where no token was found."""
+    best = min(x.mean for x in estimates) if lower_is_better else None
+    return [_mark(_figure(x), x.mean == best) for x in estimates]
+
+
+def _figure(estimate: Estimate) -> str:
+    if math.isnan(estimate.mean):
+        return "–"
+    return f"{estimate.mean:.3f} [dim]±{estimate.error:.3f}[/]"
+
+
+def _mark(text: str, best: bool) -> str:
+    return f"[bold]{text}[/]" if best else text

@@ -1,0 +1,119 @@
+"""From texts to token streams, and from streams to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bgkernels.training.errors import CorpusError, extra
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of ``vocab`` tokens learnt from the texts; any text can be encoded.
+
+    The same texts give the same tokenizer.
+    """
+    with extra():
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    make: Any = PreTrainedTokenizerFast
+    wrapped: PreTrainedTokenizerBase = make(tokenizer_object=bpe, eos_token=END_OF_TEXT)
+    return wrapped
+
+
+def token_stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """``(tokens,)`` int64: all texts one after the other, each closed by the end-of-text token."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return torch.tensor([token for ids in encoded for token in (*ids, *end)])
+
+
+@dataclass
+class Batches:
+    """Training batches, each a function of the seed and the step, so that a run can be resumed.
+
+    The stream is cut into windows, of which each epoch visits every one once, in its own order.
+
+    Args:
+        stream: ``(tokens,)``.
+        sequence_length: tokens of a sequence; a window has one more, the last label.
+        batch_size: windows of a batch.
+        seed: of the order.
+
+    Raises:
+        CorpusError: the stream is shorter than one batch.
+
+    Example:
+        >>> batches = Batches(torch.arange(100), sequence_length=4, batch_size=2, seed=0)
+        >>> batches[0].shape
+        torch.Size([2, 5])
+    """
+
+    stream: Tensor
+    sequence_length: int
+    batch_size: int
+    seed: int
+    _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.windows < self.batch_size:
+            needed = self.batch_size * self.sequence_length + 1
+            raise CorpusError(
+                f"the training text is too short: a batch needs {needed} tokens and there are "
+                f"{len(self.stream)}; name a larger --corpus, or lower --batch-size or "
+                "--sequence-length"
+            )
+
+    @property
+    def windows(self) -> int:
+        """Windows of the stream, which do not overlap but for the label of the last token."""
+        return (len(self.stream) - 1) // self.sequence_length
+
+    def __getitem__(self, step: int) -> Tensor:
+        """``(batch_size, sequence_length + 1)`` tokens of a step."""
+        epoch, index = divmod(step, self.windows // self.batch_size)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(self.windows, generator=generator))
+        chosen = self._order[1][index * self.batch_size :][: self.batch_size]
+        return self.stream[_positions(chosen, self.sequence_length)]
+
+
+def held_out_windows(stream: Tensor, count: int, length: int) -> Tensor:
+    """``(≤ count, length + 1)`` windows spread evenly over a held-out stream.
+
+    Raises:
+        CorpusError: the stream is shorter than a window.
+    """
+    windows = (len(stream) - 1) // length
+    if windows < 1:
+        raise CorpusError(
+            f"the held-out text is too short: a sequence needs {length + 1} tokens and there are "
+            f"{len(stream)}; name a larger --corpus or lower --sequence-length"
+        )
+    chosen = torch.linspace(0, windows - 1, min(count, windows)).long()
+    return stream[_positions(chosen, length)]
+
+
+def _positions(chosen: Tensor, length: int) -> Tensor:
+    """``(windows, length + 1)`` positions in the stream of the windows with these numbers."""
+    return chosen[:, None] * length + torch.arange(length + 1)

@@ -1,0 +1,266 @@
+// Pass 1: rows of logits into running states.
+#include "cpu/blocks.h"
+#include "cpu/vec_math.h"
+#include "math/row_state.h"
+
+namespace bgk::BGK_TARGET {
+
+typedef RowState<Vec> State;
+typedef PairSums<Vec> Sums;
+
+struct Scratch {
+  alignas(64) float z[kBlock], v[kBlock], w[kBlock];
+};
+
+// A run of columns that are all compared, or all not.
+struct Block {
+  Source z, v;
+  int n;
+  bool compared;
+  int64_t first, row;  // of the whole input
+};
+
+inline void load_state(const AbsorbArgs& args, int64_t row, State& state) {
+  const float* f = args.floats + row;
+  const int64_t* i = args.ints + row;
+  auto next = [&] {
+    const float x = *f;
+    f += args.floats_stride;
+    return x;
+  };
+  auto next_sum = [&] { return VecMath::first(next()); };
+  state.m_s = next();
+  state.pair.d_s = next_sum(), state.pair.h_s = next_sum(), state.pair.k_s = next_sum();
+  state.m_t = next();
+  state.pair.d_t = next_sum(), state.pair.h_t = next_sum(), state.pair.k_t = next_sum();
+  state.m_c = next();
+  state.d_c = next_sum(), state.z_sum = next_sum();
+  state.label.score = next(), state.label.z = next(), state.label.v = next();
+  for (int k = 0; k < args.spec.tilt_count; ++k) {
+    TiltState<Vec>& tilt = state.tilts[k];
+    tilt.m = next();
+    tilt.d = next_sum(), tilt.k = next_sum(), tilt.q = next_sum();
+  }
+  state.label.column = i[0];
+  state.argmax_s = i[args.ints_stride], state.argmax_t = i[2 * args.ints_stride];
+}
+
+inline void store_state(const AbsorbArgs& args, int64_t row, const State& state) {
+  float* f = args.floats + row;
+  int64_t* i = args.ints + row;
+  auto put = [&](float x) { *f = x, f += args.floats_stride; };
+  auto put_sum = [&](Vec x) { put(sum_of(x)); };
+  put(state.m_s);
+  put_sum(state.pair.d_s), put_sum(state.pair.h_s), put_sum(state.pair.k_s);
+  put(state.m_t);
+  put_sum(state.pair.d_t), put_sum(state.pair.h_t), put_sum(state.pair.k_t);
+  put(state.m_c);
+  put_sum(state.d_c), put_sum(state.z_sum);
+  put(state.label.score), put(state.label.z), put(state.label.v);
+  for (int k = 0; k < args.spec.tilt_count; ++k) {
+    const TiltState<Vec>& tilt = state.tilts[k];
+    put(tilt.m);
+    put_sum(tilt.d), put_sum(tilt.k), put_sum(tilt.q);
+  }
+  i[0] = state.label.column;
+  i[args.ints_stride] = state.argmax_s, i[2 * args.ints_stride] = state.argmax_t;
+}
+
+// Scores of the columns as candidates for the label, or null if none of them can win.
+inline const float* scores(const Spec& spec, const Block& b, float best, float* scratch) {
+  if (spec.rule == kArgmax) return b.v.x;
+  // Most blocks are too unlikely for the luckiest of draws, and cost no draw at all.
+  if (block_max(b.v.x, padded(b.n)) + kGumbelMax < best) return nullptr;
+  const UVec lanes = (UVec)lane_numbers();
+  for (int i = 0; i < b.n; i += kLanes) {
+    const Vec noise = gumbel(lanes + (uint32_t)(b.first + i), (uint32_t)b.row, spec.key);
+    store(scratch + i, b.v.at(i) + noise);
+  }
+  return scratch;
+}
+
+// Position of the label in the block if it is there, else -1; a label that it displaces is absorbed.
+inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t given, Scratch& scratch) {
+  if (spec.rule == kIndex) {
+    const int64_t at = given - b.first;
+    if (at < 0 || at >= b.n) return -1;
+    state.label.score = 0.0f;
+    return (int)at;
+  }
+  const float* s = b.compared ? scores(spec, b, state.label.score, scratch.w) : nullptr;
+  if (!s) return -1;
+  const float best = block_max(s, padded(b.n));
+  const Label& held = state.label;
+  if (best < held.score || (best == held.score && held.column != kNone && held.column < b.first)) return -1;
+  const int at = first_index(s, padded(b.n), best);
+  if (held.column != kNone) absorb_column<VecMath>(state, held.column, held.z, held.v, spec);
+  state.label.score = best;
+  return at;
+}
+
+inline void hold_out(State& state, const Spec& spec, Block& b, int at, Scratch& scratch) {
+  state.label.column = b.first + at;
+  state.label.z = b.z.x[at];
+  writable(b.z, padded(b.n), scratch.z)[at] = kNegInf;
+  state.label.v = kNegInf;
+  if (!b.compared) return;
+  state.label.v = b.v.x[at] * spec.inverse_temperature;
+  writable(b.v, padded(b.n), scratch.v)[at] = kNegInf;
+}
+
+// One model's tempered logits about a centre.
+struct Centred {
+  Source from;
+  float scale, centre;
+
+  template <bool kTempered>
+  BGK_INLINE Vec at(int i) const {
+    return kTempered ? from.at(i) * scale - centre : from.at(i) - centre;
+  }
+};
+
+// Sums over some compared columns of a block. kPlain: no column is absent; where one is, the result is not finite and the
+// careful loop has to decide. Not inlined: it needs all registers, and amid other code GCC spills the sums.
+template <bool kTempered, bool kPlain>
+__attribute__((noinline)) Sums pair_sums(Centred s, Centred t, int begin, int end) {
+  Sums x{};
+  for (int i = begin; i < end; i += kLanes) {
+    s.from.fetch_ahead(i), t.from.fetch_ahead(i);
+    const Vec u = s.at<kTempered>(i), v = t.at<kTempered>(i), gap = u - v;
+    const Vec e_s = kPlain ? exp_floored(u) : exp(u), e_t = kPlain ? exp_floored(v) : exp(v);
+    x.d_s += e_s, x.d_t += e_t;
+    x.h_s += kPlain ? e_s * u : times(e_s, u);
+    x.h_t += kPlain ? e_t * v : times(e_t, v);
+    x.k_s += kPlain ? e_s * gap : times(e_s, gap);
+    x.k_t -= kPlain ? e_t * gap : times(e_t, gap);
+  }
+  return x;
+}
+
+BGK_INLINE bool finite(const Sums& x) {
+  const Vec all = (x.h_s + x.h_t) + (x.k_s + x.k_t);
+  return !any(all - all != 0.0f);
+}
+
+// The same, whatever the block holds. Care is needed for the label's vector (`at` < 0: none), for the one that the padding
+// completes, and from where plain sums failed on: `careful` is set there.
+template <bool kTempered>
+inline Sums block_sums(const Centred& s, const Centred& t, int n, int at, bool& careful) {
+  if (careful) return pair_sums<kTempered, false>(s, t, 0, n);
+  const int whole = n & -kLanes, cut = at < 0 || at >= whole ? whole : at & -kLanes;
+  Sums x = pair_sums<kTempered, true>(s, t, 0, cut);
+  if (cut < whole) add(x, pair_sums<kTempered, true>(s, t, cut + kLanes, whole));
+  if (!finite(x)) {
+    careful = true;
+    return pair_sums<kTempered, false>(s, t, 0, n);
+  }
+  if (cut < whole) add(x, pair_sums<kTempered, false>(s, t, cut, cut + kLanes));
+  if (whole < n) add(x, pair_sums<kTempered, false>(s, t, whole, n));
+  return x;
+}
+
+inline Vec hard_sum(Source z, int n, float centre) {
+  Vec sum{};
+  for (int i = 0; i < n; i += kLanes) {
+    z.fetch_ahead(i);
+    sum += exp(z.at(i) - centre);
+  }
+  return sum;
+}
+
+template <bool kMoments>
+inline void add_tilt(TiltState<Vec>& tilt, const float* w, const Centred& s, const Centred& t, int n) {
+  TiltState<Vec> x{};
+  for (int i = 0; i < n; i += kLanes) {
+    const Vec e = exp(load(w + i) - shift(tilt.m));
+    x.d += e;
+    if (!kMoments) continue;
+    const Vec gap = s.at<true>(i) - t.at<true>(i);
+    x.k += times(e, gap);
+    x.q += times(e, gap * gap);
+  }
+  tilt.d += x.d, tilt.k += x.k, tilt.q += x.q;
+}
+
+inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t, int n, float* w) {
+  for (int k = 0; k < spec.tilt_count; ++k) {
+    TiltState<Vec>& tilt = state.tilts[k];
+    for (int i = 0; i < n; i += kLanes)
+      store(w + i, tilt_exponent(spec.tilts[k], s.from.at(i) * s.scale, t.from.at(i) * t.scale));
+    const float m = block_max(w, padded(n));
+    if (m > tilt.m) raise_tilt(tilt, m);
+    if (spec.tilts[k].moments) {
+      add_tilt<true>(tilt, w, s, t, n);
+    } else {
+      add_tilt<false>(tilt, w, s, t, n);
+    }
+  }
+}
+
+// `at`: where the label is held out, or -1.
+inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_max, int at, bool& careful, float* w) {
+  const float u_max = z_max * spec.inverse_temperature;
+  const float v_real = block_max(b.v.x, padded(b.n)), v_max = v_real * spec.inverse_temperature;
+  if (beats(u_max, b.first, state.m_s, state.argmax_s))
+    state.argmax_s = b.first + first_index(b.z.x, padded(b.n), z_max);
+  if (beats(v_max, b.first, state.m_t, state.argmax_t))
+    state.argmax_t = b.first + first_index(b.v.x, padded(b.n), v_real);
+  if (u_max > state.m_s || v_max > state.m_t)
+    raise_pair(state, fmaxf(state.m_s, u_max), fmaxf(state.m_t, v_max), spec.tilt_count);
+  const Centred s = {b.z, spec.inverse_temperature, shift(state.m_s)};
+  const Centred t = {b.v, spec.inverse_temperature, shift(state.m_t)};
+  const bool tempered = spec.inverse_temperature != 1.0f;
+  const Sums x = tempered ? block_sums<true>(s, t, b.n, at, careful) : block_sums<false>(s, t, b.n, at, careful);
+  add(state.pair, x);
+  // At T = 1 the cross-entropy's terms are the comparison's, about another maximum.
+  if (tempered) {
+    state.d_c += hard_sum(b.z, b.n, shift(state.m_c));
+  } else if (!spec.shared_softmax) {
+    state.d_c += times(x.d_s, splat(expf(s.centre - shift(state.m_c))));
+  }
+  if (spec.tilt_count) absorb_tilts(state, spec, s, t, b.n, w);
+}
+
+inline Vec sum_except(const Block& b, int at) {
+  Vec sum{};
+  for (int i = 0; i < b.n; i += kLanes) {
+    const IVec column = lane_numbers() + i;
+    sum += (column < b.n) & (column != at) ? b.z.at(i) : Vec{};
+  }
+  return sum;
+}
+
+// `careful` remembers from block to block that columns are absent.
+inline void absorb_block(State& state, const Spec& spec, Block b, int64_t given, bool& careful, Scratch& scratch) {
+  const int at = choose_label(state, spec, b, given, scratch);
+  if (at >= 0) hold_out(state, spec, b, at, scratch);
+  if (spec.logit_sum) state.z_sum += sum_except(b, at);
+  const float z_max = block_max(b.z.x, padded(b.n));
+  if (!spec.shared_softmax && z_max > state.m_c) raise_hard(state, z_max);
+  if (b.compared) {
+    absorb_pair(state, spec, b, z_max, at, careful, scratch.w);
+  } else if (!spec.shared_softmax) {
+    state.d_c += hard_sum(b.z, b.n, shift(state.m_c));
+  }
+}
+
+inline void absorb_row(const AbsorbArgs& args, int64_t row) {
+  if (args.labels[row] == kSkip) return;
+  const Tile& tile = args.tile;
+  Scratch scratch;
+  State state;
+  load_state(args, row, state);
+  bool careful = false;
+  const int64_t compared = compared_columns(tile), width = tile.student.columns;
+  for (int64_t first = 0; first < width;) {
+    const int n = block_size(first, compared, width);
+    Block b = {read_block(tile.student, row, first, n, scratch.z), {}, n, first < compared,
+               tile.first_column + first, tile.first_row + row};
+    if (b.compared) b.v = read_block(tile.teacher, row, first, n, scratch.v);
+    absorb_block(state, args.spec, b, args.labels[row], careful, scratch);
+    first += n;
+  }
+  store_state(args, row, state);
+}
+
+}  // namespace bgk::BGK_TARGET

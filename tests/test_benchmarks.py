@@ -1,0 +1,153 @@
+"""The pieces of the benchmark runner, on problems that take no time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import accuracy, primitives, run, table
+from benchmarks.cases import PAIRS, SUITES, Case, Problem
+from benchmarks.entries import ENTRIES, Outcome, training
+from benchmarks.limits import Products, Tiling, best_tiling
+from benchmarks.measure import measure, spread
+
+BACKENDS_HERE = primitives.usable("float32")
+TINY = Case("tiny", 12, 8, 12, 200)
+FAST = ("limit", "natural", "fused-32", "recompute-32", "dense", "paper")
+
+
+@pytest.mark.parametrize("name", [*FAST, *(f"fused-32-{b}" for b in BACKENDS_HERE)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_entry_computes_its_loss(name: str, dtype: str) -> None:
+    case = Case("", 0, 0, 0, 0, dtype=dtype)
+    assert accuracy.check(name, case).passed
+
+
+@pytest.mark.parametrize("extra", [{"softcap": 5.0}, {"vocab_t": 210}, {"temperature": 2.0}])
+def test_features_of_a_case_reach_the_entries(extra: dict[str, Any]) -> None:
+    case = Case("", 0, 0, 0, 0, **extra)
+    for name in ("fused-32", "recompute-32", "dense"):
+        assert accuracy.check(name, case).passed
+    assert ENTRIES["paper"].refuses(case, 1.0, 1e12)
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ENTRIES["fused-32"]
+
+    def start(problem: Problem) -> Any:
+        outcome = right.start(problem)()
+        grads = [outcome.gradients[0], 1.01 * outcome.gradients[1]]
+        return lambda: Outcome(outcome.loss, grads)
+
+    monkeypatch.setitem(ENTRIES, "fused-32", right.__class__("", start, "ours"))
+    assert not accuracy.check("fused-32", TINY).passed
+
+
+def test_liger_computes_its_loss() -> None:
+    pytest.importorskip("liger_kernel")
+    problem = Problem.of(TINY)
+    found = accuracy.errors(accuracy._eager(ENTRIES["liger"]), problem)
+    assert found.within(accuracy.Errors(1e-3, 1e-3, 1e-3)), found
+
+
+@pytest.mark.parametrize("width", [64, 200])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_limit_multiplies_everything(width: int, dtype: str) -> None:
+    problem = Problem.of(Case("tiny", 12, 8, 12, 200, dtype=dtype))
+    dx, dw = Products(problem, Tiling(torch.float32, width)).run()
+    x, w = problem.input.detach().float(), problem.weight.detach().float()
+    z = x @ w.T
+    torch.testing.assert_close(dx.float(), z @ w, rtol=1e-2, atol=1e-2 * dx.abs().max().item())
+    torch.testing.assert_close(dw.float(), z.T @ x, rtol=1e-2, atol=1e-2 * dw.abs().max().item())
+    assert best_tiling(problem).width == 200
+
+
+def test_a_sample_says_what_happened_inside() -> None:
+    step = ENTRIES["fused-32-eager"].start(Problem.of(TINY))
+    sample = measure(step)
+    assert sample["backend"] == "eager" and set(sample["passes"]) == {"absorb_", "vjp"}
+    assert 0 < sum(sample["passes"].values()) < sample["seconds"]
+    assert sample["plans"] == [{"chunks": 1, "width": 200, "tiles": 1, "kept": 1}]
+    assert sample["gradients"] == 4 * 8 * (12 + 200)
+
+
+def test_the_peak_is_seen() -> None:
+    def loss(problem: Problem) -> torch.Tensor:
+        return (torch.zeros(16 << 20) + problem.input.sum() + problem.weight.sum()).sum()
+
+    problem = Problem.of(TINY)
+    assert measure(training(loss)(problem))["peak"] > 100 << 20
+
+
+def test_chunks_can_be_forced() -> None:
+    with accuracy.forced_chunks(3):
+        sample = measure(ENTRIES["fused-32"].start(Problem.of(TINY)))
+    assert sample["plans"][0]["chunks"] == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+def test_recorded_passes_run_again(backend: str) -> None:
+    first, second = primitives.passes(backend, "float32", "entropy", rows=6, vocab=100)
+    assert (first.bytes, second.bytes) == (2 * 6 * 100 * 4, 3 * 6 * 100 * 4)
+    assert first.calls and second.calls
+    first.run()
+    second.run()
+
+
+def test_suites_name_entries_that_exist() -> None:
+    assert len(PAIRS) == 7
+    for suite in SUITES.values():
+        assert all(name in ENTRIES for field in suite for name in field.entries)
+
+
+def test_a_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
+    output, page = tmp_path / "results.json", tmp_path / "README.md"
+    names = ("limit", "fused-128")
+    run.main(["--suite", "smoke", "--entries", *names, "--also", "--output", str(output)])
+    results = json.loads(output.read_text())
+    rows = {e["entry"]: e for e in results["fields"][0]["entries"]}
+    assert set(rows) == set(names) and all(e["seconds"]["runs"] == 2 for e in rows.values())
+    page.write_text(f"before\n{table.BEGIN}\nformer\n{table.END}\nafter\n")
+    table.main([str(output), "--readme", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "former" not in text
+    assert "**bgkernels, fused, 128 MiB**" in text
+    with pytest.raises(ValueError, match="once each"):
+        table.filled("no marks", "")
+
+
+def test_nothing_is_written_where_a_check_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(field: Any) -> dict[str, Any]:
+        raise run.CheckFailed("fused-128 is wrong")
+
+    monkeypatch.setattr(run, "measure_field", wrong)
+    with pytest.raises(SystemExit, match="nothing written: fused-128 is wrong"):
+        run.main(["--suite", "smoke", "--also", "--output", str(tmp_path / "results.json")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_entries_of_one_loss_must_agree_and_ours_must_run() -> None:
+    field = SUITES["smoke"][0]
+    run._sound(field, {"dense": {"loss": 1.0}, "paper": {"loss": 1.00001}, "liger": {"loss": 2.0}})
+    with pytest.raises(run.CheckFailed, match="losses differ"):
+        run._sound(field, {"dense": {"loss": 1.0}, "paper": {"loss": 1.1}})
+    run._sound(field, {"dense": {"error": "no compiler"}})
+    with pytest.raises(run.CheckFailed, match="SIGSEGV"):
+        run._sound(field, {"fused-32": {"error": "SIGSEGV"}})
+
+
+def test_what_cannot_run_says_why() -> None:
+    case = Case("big", 1024, 8, 8, 1 << 20, dtype="bfloat16")
+    assert "GiB" in str(ENTRIES["dense"].refuses(case, 1e9, 1e9))
+    assert "would take about" in str(ENTRIES["dense"].refuses(case, 0.0, 1e12))
+    assert ENTRIES["fused-32"].refuses(case, 0.0, 0.0) is None
+
+
+def test_spread() -> None:
+    assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}
