@@ -56,7 +56,7 @@ class Check:
 
 def distance(x: Tensor, ref: Tensor) -> float:
     """``‖x - ref‖ / ‖ref‖`` in float64."""
-    return ((x.double() - ref).norm() / ref.norm()).item()
+    return float((x.double() - ref).norm() / ref.norm())
 
 
 def truth(entry: Entry, problem: Problem) -> Gradient:
@@ -70,7 +70,8 @@ def truth(entry: Entry, problem: Problem) -> Gradient:
     cap = problem.case.softcap or None
     z, t = (oracle.real_logits(h, v, logit_softcap=cap) for h, v in ((x, w), (t_x, t_w)))
     loss = oracle.hybrid_loss(z, t, problem.target, **entry.oracle_options(problem.case))
-    return loss.detach(), *torch.autograd.grad(loss, (x, w))
+    dx, dw = torch.autograd.grad(loss, (x, w))
+    return loss.detach(), dx, dw
 
 
 def errors(entry: Entry, problem: Problem, exact: Gradient | None = None) -> Errors:

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import bgkernels as bg
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +57,9 @@ def commit() -> str:
 
 def _git(*arguments: str) -> str:
     with suppress(OSError):
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments], cwd=ROOT, capture_output=True, text=True
+        )
         return done.stdout.strip()
     return ""
 
@@ -87,8 +87,3 @@ def _version(name: str) -> str:
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
     return "absent"
-
-
-def threads_of(choice: int | None) -> int:
-    """The number of threads to run on: what was asked for, or torch's own choice."""
-    return choice or torch.get_num_threads()

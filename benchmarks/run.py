@@ -33,7 +33,7 @@ class CheckFailed(Exception):
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = _parse(arguments)
-    torch.set_num_threads(machine.threads_of(options.threads))
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     begin = time.perf_counter()
     results = {"suite": options.suite, "machine": machine.stamp(torch.get_num_threads())}
     try:
@@ -135,7 +135,10 @@ def summary(samples: list[Sample]) -> dict[str, Any]:
         "forward": spread([s["forward"] for s in good]),
         "peak": max(s["peak"] for s in good),
         "share of passes": inside if last["passes"] else None,
-        **{k: last[k] for k in ("gradients", "loss", "notes", "plans", "backend", "preparation")},
+        **{
+            k: last[k]
+            for k in ("passes", "gradients", "loss", "notes", "plans", "backend", "preparation")
+        },
     }
 
 

@@ -17,8 +17,9 @@ in a process of its own. The limit is the faster of the two rows of bare product
 the same matrices and do nothing else; ratios are to the limit of the same shape in the same run.
 A peer that would take minutes a step at the whole vocabulary says so, and is measured at a reduced
 one. Peak is the high-water mark of resident memory above the inputs; temporaries are that less the
-bytes of the gradients. Passes is the share of pass 1 and pass 2 in the step. The plan says chunks of
-tokens × tiles of the vocabulary; tiles that are not kept between the passes are multiplied twice."""
+bytes of the gradients. Passes is the share of pass 1 and pass 2 in the step. The plan says chunks
+of tokens × tiles of the vocabulary; tiles that are not kept between the passes are multiplied
+twice."""
 ACCURACY = """\
 Distance of dX / dW from float64, ‖error‖ / ‖exact‖. Gap: how far the teacher's hidden states are
 from the student's (same head); none: unrelated models."""

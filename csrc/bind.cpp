@@ -1,4 +1,5 @@
-// bgkernels._C: addresses and strides in, a status out. The caller has validated the arguments and keeps the tensors alive.
+// bgkernels._C: addresses and strides in, a status out. The caller has validated the arguments and
+// keeps the tensors alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -33,9 +34,10 @@ struct OwnedSpec {
   }
 };
 
-OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, bool logit_sum, int rule, uint32_t key,
-                    const std::vector<std::tuple<float, float, bool>>& tilts, std::vector<float> omegas,
-                    bool total_variation) {
+OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, bool logit_sum,
+                    int rule, uint32_t key,
+                    const std::vector<std::tuple<float, float, bool>>& tilts,
+                    std::vector<float> omegas, bool total_variation) {
   OwnedSpec spec;
   spec.plain.compared = compared;
   spec.plain.inverse_temperature = (float)(1.0 / temperature);
@@ -47,12 +49,13 @@ OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, b
   return spec;
 }
 
-Logits make_logits(Address data, int64_t row_stride, int64_t columns, int dtype, float scale, float cap) {
+Logits make_logits(Address data, int64_t row_stride, int64_t columns, int dtype, float scale,
+                   float cap) {
   return {(void*)data, row_stride, columns, (DType)dtype, scale, cap};
 }
 
-Tile make_tile(const Logits& student, const std::optional<Logits>& teacher, int64_t rows, int64_t first_row,
-               int64_t first_column) {
+Tile make_tile(const Logits& student, const std::optional<Logits>& teacher, int64_t rows,
+               int64_t first_row, int64_t first_column) {
   return {student, teacher.value_or(Logits{}), rows, first_row, first_column};
 }
 
@@ -64,8 +67,8 @@ Status check(const Spec& spec, const Tile& tile) {
   return spec.tilt_count > kMaxTilts ? kTooManyTilts : kOk;
 }
 
-int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floats_stride, Address ints,
-              int64_t ints_stride, Address labels, int threads) {
+int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floats_stride,
+           Address ints, int64_t ints_stride, Address labels, int threads) {
   const AbsorbArgs args = {spec.get(),     tile,        (float*)floats,         floats_stride,
                            (int64_t*)ints, ints_stride, (const int64_t*)labels, threads};
   const Status status = check(args.spec, tile);
@@ -73,19 +76,26 @@ int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floa
   return status;
 }
 
-int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride, Address lse_s,
-                    Address lse_t, int threads) {
-  const PairArgs args = {spec.get(),          tile,   (float*)sums, sums_stride, (const float*)lse_s,
-                         (const float*)lse_t, threads};
+int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride,
+                 Address lse_s, Address lse_t, int threads) {
+  const PairArgs args = {
+      spec.get(),          tile,   (float*)sums, sums_stride, (const float*)lse_s,
+      (const float*)lse_t, threads};
   const Status status = check(args.spec, tile);
   if (status == kOk) cpu_target()->absorb_pairs(args);
   return status;
 }
 
-int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row, Address tilts, Address pairs,
-           Address labels, int threads) {
-  const VjpArgs args = {spec.get(),          tile,                out,                    (const float*)row,
-                        (const float*)tilts, (const float*)pairs, (const int64_t*)labels, threads};
+int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row, Address tilts,
+        Address pairs, Address labels, int threads) {
+  const VjpArgs args = {spec.get(),
+                        tile,
+                        out,
+                        (const float*)row,
+                        (const float*)tilts,
+                        (const float*)pairs,
+                        (const int64_t*)labels,
+                        threads};
   const Status status = known(out) ? check(args.spec, tile) : kUnknownDType;
   if (status == kOk) cpu_target()->vjp(args);
   return status;
@@ -105,7 +115,8 @@ std::string listed(const std::vector<std::string>& names) {
 
 void choose_target(const std::string& name) {
   if (set_cpu_target(name.c_str())) return;
-  throw std::invalid_argument("cpu target must be one of " + listed(target_names()) + " on this machine, got '" + name + "'");
+  throw std::invalid_argument("cpu target must be one of " + listed(target_names()) +
+                              " on this machine, got '" + name + "'");
 }
 
 }  // namespace
@@ -115,24 +126,26 @@ PYBIND11_MODULE(_C, m) {
   using namespace bgk;
   // An unusable BGKERNELS_CPU_TARGET fails the import, so that `supports()` shows the reason.
   if (!cpu_target())
-    throw std::runtime_error("BGKERNELS_CPU_TARGET must be one of " + listed(target_names()) + " on this machine, got '" +
-                             getenv("BGKERNELS_CPU_TARGET") + "'");
+    throw std::runtime_error("BGKERNELS_CPU_TARGET must be one of " + listed(target_names()) +
+                             " on this machine, got '" + getenv("BGKERNELS_CPU_TARGET") + "'");
   m.attr("MAX_TILTS") = kMaxTilts;
 
-  py::class_<OwnedSpec>(m, "Spec").def(py::init(&make_spec), py::kw_only(), "compared"_a, "temperature"_a,
-                                       "shared_softmax"_a, "logit_sum"_a, "rule"_a, "key"_a, "tilts"_a, "omegas"_a,
-                                       "total_variation"_a);
-  py::class_<Logits>(m, "Logits").def(py::init(&make_logits), "data"_a, "row_stride"_a, "columns"_a, "dtype"_a,
-                                      "scale"_a = 1.0f, "cap"_a = 0.0f);
-  py::class_<Tile>(m, "Tile").def(py::init(&make_tile), "student"_a, "teacher"_a, "rows"_a, "first_row"_a,
-                                  "first_column"_a);
+  py::class_<OwnedSpec>(m, "Spec").def(py::init(&make_spec), py::kw_only(), "compared"_a,
+                                       "temperature"_a, "shared_softmax"_a, "logit_sum"_a, "rule"_a,
+                                       "key"_a, "tilts"_a, "omegas"_a, "total_variation"_a);
+  py::class_<Logits>(m, "Logits")
+      .def(py::init(&make_logits), "data"_a, "row_stride"_a, "columns"_a, "dtype"_a,
+           "scale"_a = 1.0f, "cap"_a = 0.0f);
+  py::class_<Tile>(m, "Tile").def(py::init(&make_tile), "student"_a, "teacher"_a, "rows"_a,
+                                  "first_row"_a, "first_column"_a);
 
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("absorb", &absorb, "spec"_a, "tile"_a, "floats"_a, "floats_stride"_a, "ints"_a, "ints_stride"_a, "labels"_a,
+  m.def("absorb", &absorb, "spec"_a, "tile"_a, "floats"_a, "floats_stride"_a, "ints"_a,
+        "ints_stride"_a, "labels"_a, "threads"_a, unlocked);
+  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "sums_stride"_a, "lse_s"_a,
+        "lse_t"_a, "threads"_a, unlocked);
+  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "row"_a, "tilts"_a, "pairs"_a, "labels"_a,
         "threads"_a, unlocked);
-  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "sums_stride"_a, "lse_s"_a, "lse_t"_a, "threads"_a,
-        unlocked);
-  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "row"_a, "tilts"_a, "pairs"_a, "labels"_a, "threads"_a, unlocked);
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);

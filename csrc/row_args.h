@@ -1,5 +1,5 @@
-// What the primitives are told: plain data, the same for every device. Strides count elements, not bytes. Validation has
-// happened in Python; kernels return a Status and never throw or exit.
+// What the primitives are told: plain data, the same for every device. Strides count elements, not
+// bytes. Validation has happened in Python; kernels return a Status and never throw or exit.
 #pragma once
 
 #include <stdint.h>
@@ -26,9 +26,9 @@ struct Spec {
   bool shared_softmax;  // the cross-entropy's softmax is the compared one: m_c, d_c stay empty
   bool logit_sum;
   LabelRule rule;
-  uint32_t key;        // of the sampler
-  const Tilt* tilts;   // (tilt_count), may be null
-  const float* omegas; // (mixture_count), may be null
+  uint32_t key;         // of the sampler
+  const Tilt* tilts;    // (tilt_count), may be null
+  const float* omegas;  // (mixture_count), may be null
   int32_t tilt_count, mixture_count;
   bool total_variation;
 

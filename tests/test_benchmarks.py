@@ -48,7 +48,7 @@ def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_liger_computes_its_loss() -> None:
-    pytest.importorskip("liger_kernel")
+    pytest.importorskip("liger_kernel.chunked_loss", exc_type=ImportError)
     problem = Problem.of(TINY)
     found = accuracy.errors(accuracy._eager(ENTRIES["liger"]), problem)
     assert found.within(accuracy.Errors(1e-3, 1e-3, 1e-3)), found

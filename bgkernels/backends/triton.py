@@ -36,28 +36,39 @@ class Launch:
     Args:
         block: columns a step.
         warps: warps a program.
+        fill: warps a multiprocessor should have; where rows are too few, programs share a row.
+        registers: limit a thread, on NVIDIA. Without one the assembler aims at round numbers of
+            warps and spills a few bytes to get there.
     """
 
     block: int
     warps: int
+    fill: int
+    registers: int | None = None
+
+    def options(self, cuda: bool) -> dict[str, int]:
+        """Of the compiler."""
+        limit = {"maxnreg": self.registers} if cuda and self.registers else {}
+        return {"num_warps": self.warps, **limit}
 
 
-LAUNCH = {
-    # Pass 1 pays about 250 instructions a block for reductions and merging, so blocks are long: 64
-    # bytes a thread and model, four wide loads each. 32 fp32 columns would take 200 registers.
-    ("absorb", 4): Launch(2048, 4),
-    ("absorb", 2): Launch(4096, 4),
-    # No merging in these, and more terms alive at once: 16 columns a thread.
-    ("pairs", 4): Launch(2048, 4),
-    ("pairs", 2): Launch(2048, 4),
-    ("vjp", 4): Launch(2048, 4),
-    ("vjp", 2): Launch(2048, 4),
-}
-"""By kernel and bytes of the wider logits. Four warps, so that many programs share a multiprocessor
-and one's loads run under another's arithmetic; chosen from compiled code, not yet from timings."""
+def launch_of(kernel: str, spec: RowSpec) -> Launch:
+    """The default, from compiled code (registers, instructions a column), not yet from timings.
 
-PROGRAMS = 8
-"""Programs a multiprocessor below which a row is split among several."""
+    Few warps a program, so that many programs share a multiprocessor and the loads of one run under
+    the arithmetic of another; 16-byte loads; no spills (``tests/test_triton_compile.py``).
+    """
+    capped = bool(spec.student.cap or spec.teacher.cap)
+    if kernel == "absorb":
+        # A block costs about 250 instructions in reductions and merging, so that blocks are long:
+        # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
+        light = spec.shared_softmax and len(spec.tilts) <= 1 and spec.label_rule != "sample"
+        registers = 168 if len(spec.tilts) < 3 else 200
+        return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
+    if kernel == "pairs":
+        return Launch(1024, 2, 8, 168 if capped else None)
+    # Nothing is reduced: short blocks, few registers, many warps; sharing a row is free.
+    return Launch(1024, 4, 32)
 
 
 class TritonBackend:
@@ -66,7 +77,7 @@ class TritonBackend:
     Logits whose inner stride is not 1 are copied first; rows may have any stride.
 
     Args:
-        launch: instead of :data:`LAUNCH`, for every kernel.
+        launch: instead of :func:`launch_of`, for every kernel.
         splits: programs that share a row, instead of what the number of rows asks for.
     """
 
@@ -97,7 +108,7 @@ class TritonBackend:
         if rows == 0 or width == 0:
             return
         floats, ints = _columns("state", state.floats), _columns("state", state.ints)
-        plan, labels = self._plan("absorb", tile, width), labels.contiguous()
+        plan, labels = self._plan("absorb", spec, tile, width), labels.contiguous()
         if plan.splits > 1:
             floats = floats.new_empty(plan.splits, *floats.shape)
             ints = ints.new_empty(plan.splits, *ints.shape)
@@ -114,7 +125,7 @@ class TritonBackend:
             if plan.splits > 1:
                 kernels().merge_kernel[math.ceil(rows / MERGE_ROWS),](
                     state.floats, state.ints, floats, ints, labels, rows, plan.splits,
-                    inv_t, _tilts(spec), **constants("merge", spec), BLOCK=MERGE_ROWS, num_warps=4,
+                    inv_t, _tilts(spec), **constants("merge", spec), BLOCK=MERGE_ROWS, num_warps=MERGE_ROWS // 32,
                 )  # fmt: skip
 
     def absorb_pairs_(
@@ -124,7 +135,7 @@ class TritonBackend:
         rows, width = len(tile.student), tile.compared
         if rows == 0 or width == 0:
             return
-        plan = self._plan("pairs", tile, width)
+        plan = self._plan("pairs", spec, tile, width)
         out = _columns("sums", sums)
         if plan.splits > 1:
             out = sums.new_empty(plan.splits, *sums.shape)
@@ -142,7 +153,7 @@ class TritonBackend:
         rows, width = out.shape
         if rows == 0 or width == 0:
             return
-        dense, c, plan = _rows(out), coefficients, self._plan("vjp", tile, width)
+        dense, c, plan = _rows(out), coefficients, self._plan("vjp", spec, tile, width)
         given = [x.contiguous() for x in (c.row, c.labels, c.tilts, c.pairs)]
         with _on(out.device):
             kernels().vjp_kernel[rows, plan.splits](
@@ -154,11 +165,12 @@ class TritonBackend:
         if dense is not out:
             out.copy_(dense)
 
-    def _plan(self, kernel: str, tile: Tile, width: int) -> _Plan:
-        launch = self.launch or LAUNCH[kernel, _itemsize(tile)]
+    def _plan(self, kernel: str, spec: RowSpec, tile: Tile, width: int) -> _Plan:
+        launch = self.launch or launch_of(kernel, spec)
         blocks = math.ceil(width / launch.block)
-        wanted = math.ceil(PROGRAMS * _processors(tile.student.device) / len(tile.student))
-        each = math.ceil(blocks / min(self.splits or wanted, blocks))
+        warps = launch.fill * _processors(tile.student.device)
+        wanted = self.splits or math.ceil(warps / (len(tile.student) * launch.warps))
+        each = math.ceil(blocks / min(wanted, blocks))
         return _Plan(math.ceil(blocks / each), each, launch)
 
 
@@ -178,7 +190,8 @@ class _Plan:
 
     @property
     def how(self) -> dict[str, int]:
-        return {"BLOCK": self.launch.block, "num_warps": self.launch.warps}
+        cuda = torch.version.hip is None
+        return {"BLOCK": self.launch.block, **self.launch.options(cuda)}
 
 
 def interpreted() -> bool:
@@ -275,11 +288,6 @@ def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
     s = _rows(tile.student)
     t = s if tile.teacher is None else _rows(tile.teacher)
     return s, s.stride(0), t, t.stride(0)
-
-
-def _itemsize(tile: Tile) -> int:
-    pair = (tile.student, tile.student if tile.teacher is None else tile.teacher)
-    return max(x.dtype.itemsize for x in pair)
 
 
 # Run-time numbers are floats, always: an int would compile another variant.

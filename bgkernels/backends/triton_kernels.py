@@ -7,8 +7,8 @@ but the alignment of rows is compiled in, since 16-byte loads depend on it.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM108
-# See triton_math.
+# ruff: noqa: RUF005, SIM102
+# See triton_math; and `and` evaluates both sides there.
 
 import triton
 import triton.language as tl
@@ -233,7 +233,7 @@ def merge_kernel(
     SHARED: tl.constexpr, RULE: tl.constexpr, KINDS: tl.constexpr, MOMENTS: tl.constexpr,
     TILTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Merge ``(splits, ·, rows)`` partial states into the state ``(·, rows)``, a block of rows each."""
+    """Merge ``(splits, ·, rows)`` partial states into the state ``(·, rows)``."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     mask &= tl.load(labels_ptr + row, mask=mask, other=SKIP) != SKIP

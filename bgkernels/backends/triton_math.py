@@ -9,8 +9,8 @@ vocabulary. Inside a kernel a state is the tuple ``(s, t, argmax, ce, held, tilt
 
 # mypy: ignore-errors
 # ruff: noqa: RUF005, SIM108
-# Triton rewrites these functions: it gives them other types than they seem to have, and knows neither
-# starred tuples nor conditional expressions of tuples.
+# Triton compiles these functions: their types are its own, and it knows no starred tuples and no
+# conditional expressions of tuples.
 
 import math
 
@@ -45,7 +45,7 @@ def exp(x):
 
 @triton.jit
 def times(weight, x):
-    """``weight · x`` with 0 · (±inf) = 0. The product comes last, so that a sum of them can be FMAs."""
+    """``weight · x`` with 0 · (±inf) = 0; multiplied last, so that sums of products become FMAs."""
     return weight * tl.where(weight == 0, 0.0, x)
 
 
@@ -233,7 +233,7 @@ def merge_sums(a, b, held, MOMENTS: tl.constexpr, TILTS: tl.constexpr):
 
 @triton.jit
 def merge_label(a, b):
-    """The label of the union, and ``(z, v, label)`` of the loser. A tie goes to the lower column."""
+    """``held`` of the union, and ``(z, v, label)`` of the loser; ties go to the lower column."""
     score_a, z_a, v_a, at_a = a
     score_b, z_b, v_b, at_b = b
     lower = (at_a != NONE) & ((at_a < at_b) | (at_b == NONE))
@@ -316,7 +316,7 @@ def reduce_pair(u, v, columns, before):
 def reduce_tilt(u, v, x, m_s, m_t, tilt, KIND: tl.constexpr, MOMENTS: tl.constexpr):
     """``(m, d, k, q)`` of a block of columns."""
     w = tilted(tilt, u, v, KIND)
-    if KIND == TEACHER or KIND == STUDENT:
+    if KIND >= TEACHER:  # or STUDENT
         m = tilted(tilt, m_s, m_t, KIND)  # rounding is monotone: this is the maximum of w
     else:
         m = tl.max(w, 0)

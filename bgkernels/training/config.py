@@ -95,7 +95,7 @@ class EvalConfig:
     Args:
         windows: held-out sequences; the first part of each is the prompt.
         prompt: share of a sequence that is given; the rest is scored, or sampled and scored.
-        curve_windows: how many of them the validation curve uses.
+        curve_windows: at most how many of them the validation curves use.
         threshold: a token is at a bridge where the teacher's ``H / log V`` is below this.
     """
 

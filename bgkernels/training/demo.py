@@ -100,7 +100,11 @@ def _teacher_facts(
     tokens = score(teacher, None, exam.windows, exam.start)
     cross_entropy = float(tokens.nll[tokens.valid].mean())
     return TeacherFacts(
-        config.teacher or "trained here", teacher.parameters, cross_entropy, history
+        name=config.teacher or "trained here",
+        parameters=teacher.parameters,
+        cross_entropy=cross_entropy,
+        curve_cross_entropy=exam.curve(teacher, None)["cross_entropy"],
+        history=history,
     )
 
 

@@ -175,8 +175,9 @@ class Examination:
         return continue_text(model, prompts, length, vocab, self.seed)
 
     def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
-        """Two points of a validation curve, on the first windows; without a teacher, one."""
-        tokens = score(student, teacher, self.windows[: self.config.curve_windows], self.start)
+        """A point of each validation curve, on a few of the windows; without a teacher, of one."""
+        stride = math.ceil(len(self.windows) / self.config.curve_windows)
+        tokens = score(student, teacher, self.windows[::stride], self.start)
         point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
         return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
 

@@ -38,17 +38,18 @@ def draw(result: DemoResult, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 11), layout="constrained")
+        figure = Figure(figsize=(11, 11.4), layout="constrained")
         FigureCanvasAgg(figure)
+        figure.suptitle(_title(result), fontsize=13)
         axes = figure.subplot_mosaic(
             [["loss", "divergence"], ["parts", "excess"], ["passage", "passage"]],
-            height_ratios=[1, 1, 0.95],
+            height_ratios=[1, 1, 0.9],
+            gridspec_kw={"hspace": 0.06, "wspace": 0.06},
         )
+        teacher = result.teacher.curve_cross_entropy
+        axes["loss"].axhline(teacher, color="#555555", ls="--", label="teacher")
         _curves(axes["loss"], result, "cross_entropy")
         axes["loss"].set_title("Cross-entropy on held-out files")
-        axes["loss"].axhline(
-            result.teacher.cross_entropy, color="#555555", ls="--", label="teacher"
-        )
         axes["loss"].legend(loc="upper right")
         _curves(axes["divergence"], result, "kl")
         axes["divergence"].set_title("KL(teacher‖student) on held-out files")
@@ -60,12 +61,22 @@ def draw(result: DemoResult, path: Path) -> None:
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
+def _title(result: DemoResult) -> str:
+    """Who learnt from whom."""
+    student = next(iter(result.students.values()))
+    sizes = (f"{x / 1e6:.2f} M" for x in (result.teacher.parameters, student.parameters))
+    return "A teacher of {} parameters, and three students of {}".format(*sizes)
+
+
 def _curves(axes: Axes, result: DemoResult, name: str) -> None:
-    """A validation curve of each student."""
+    """A validation curve of each student, without the steep beginning."""
+    tops = []
     for method, student in result.students.items():
         curve = student.history.curve
         steps, values = [p["step"] for p in curve], [p[name] for p in curve]
         axes.plot(steps, values, ".-", color=COLORS[method], label=METHODS[method], lw=1.8)
+        tops.append(values[len(values) // 5])
+    axes.set_ylim(0 if name == "kl" else None, max(tops))
     axes.set_xlabel("step")
     axes.set_ylabel("nats per token")
 

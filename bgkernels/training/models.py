@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,8 +143,9 @@ def load_pretrained(
     with extra():
         from transformers import AutoModelForCausalLM, AutoTokenizer
     try:
-        network = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with _no_bars():
+            network = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{option} must be the path or the name of a Hugging Face causal language model with "
@@ -222,17 +225,26 @@ def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
-    import transformers
     from safetensors import SafetensorError
 
-    logging: Any = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model.network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with _no_bars():
+            model.network.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"could not write {folder}: {error}") from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep the bars of ``transformers`` out of ours."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
-        if bars:
+        if shown:
             logging.enable_progress_bar()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-COLUMNS, LINES = 104, 15
+COLUMNS, LINES = 104, 13
 """The grid of characters; what does not fit is left out."""
 
 

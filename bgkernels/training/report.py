@@ -83,7 +83,7 @@ def table(result: DemoResult) -> Table:
             ):
                 estimates = [student.measures[row.name][part] for student in students]
                 grid.add_row(f"  {label}", *_cells(estimates, row.lower_is_better))
-        grid.add_row("  tokens at bridges", *(f"{share:.1%}" for share in shares))
+        grid.add_row("  bridges : gardens", *(f"{x:.1%} : {1 - x:.1%}" for x in shares))
         grid.add_section()
     grid.add_row("Training time", *(f"{student.history.seconds:.0f} s" for student in students))
     return grid

@@ -36,12 +36,14 @@ class TeacherFacts:
         name: what it is.
         parameters: how many.
         cross_entropy: on the held-out text that the students are scored on.
+        curve_cross_entropy: on the part of it that the validation curves are of.
         history: of its training; empty for a pretrained model.
     """
 
     name: str
     parameters: int
     cross_entropy: float
+    curve_cross_entropy: float
     history: History
 
 

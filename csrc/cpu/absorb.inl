@@ -69,18 +69,27 @@ inline void store_state(const AbsorbArgs& args, int64_t row, const State& state)
 // Scores of the columns as candidates for the label, or null if none of them can win.
 inline const float* scores(const Spec& spec, const Block& b, float best, float* scratch) {
   if (spec.rule == kArgmax) return b.v.x;
-  // Most blocks are too unlikely for the luckiest of draws, and cost no draw at all.
-  if (block_max(b.v.x, padded(b.n)) + kGumbelMax < best) return nullptr;
-  const UVec lanes = (UVec)lane_numbers();
-  for (int i = 0; i < b.n; i += kLanes) {
-    const Vec noise = gumbel(lanes + (uint32_t)(b.first + i), (uint32_t)b.row, spec.key);
-    store(scratch + i, b.v.at(i) + noise);
+  // Few draws are lucky enough to win. For the others no logarithm is taken, and in blocks of
+  // unlikely columns none is drawn.
+  const int32_t least = least_draw(block_max(b.v.x, padded(b.n)), best);
+  if (least >= 1 << 23) return nullptr;
+  for (int i = 0; i < b.n; i += kStreams * kLanes) {
+    IVec draws[kStreams], lucky{};
+    philox((uint32_t)(b.first + i), (uint32_t)b.row, spec.key, draws);
+    for (int k = 0; k < kStreams; ++k) lucky |= draws[k] >= least;
+    const bool some = any(lucky);
+    for (int k = 0; k < kStreams && i + k * kLanes < b.n; ++k) {
+      const int at = i + k * kLanes;
+      store(scratch + at, some ? b.v.at(at) + gumbel(draws[k]) : splat(kNegInf));
+    }
   }
   return scratch;
 }
 
-// Position of the label in the block if it is there, else -1; a label that it displaces is absorbed.
-inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t given, Scratch& scratch) {
+// Position of the label in the block if it is there, else -1; a label that it displaces is
+// absorbed.
+inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t given,
+                        Scratch& scratch) {
   if (spec.rule == kIndex) {
     const int64_t at = given - b.first;
     if (at < 0 || at >= b.n) return -1;
@@ -91,7 +100,8 @@ inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t 
   if (!s) return -1;
   const float best = block_max(s, padded(b.n));
   const Label& held = state.label;
-  if (best < held.score || (best == held.score && held.column != kNone && held.column < b.first)) return -1;
+  if (best < held.score || (best == held.score && held.column != kNone && held.column < b.first))
+    return -1;
   const int at = first_index(s, padded(b.n), best);
   if (held.column != kNone) absorb_column<VecMath>(state, held.column, held.z, held.v, spec);
   state.label.score = best;
@@ -119,8 +129,9 @@ struct Centred {
   }
 };
 
-// Sums over some compared columns of a block. kPlain: no column is absent; where one is, the result is not finite and the
-// careful loop has to decide. Not inlined: it needs all registers, and amid other code GCC spills the sums.
+// Sums over some compared columns of a block. kPlain: no column is absent; where one is, the result
+// is not finite and the careful loop has to decide. Not inlined: it needs all registers, and amid
+// other code GCC spills the sums.
 template <bool kTempered, bool kPlain>
 __attribute__((noinline)) Sums pair_sums(Centred s, Centred t, int begin, int end) {
   Sums x{};
@@ -142,8 +153,8 @@ BGK_INLINE bool finite(const Sums& x) {
   return !any(all - all != 0.0f);
 }
 
-// The same, whatever the block holds. Care is needed for the label's vector (`at` < 0: none), for the one that the padding
-// completes, and from where plain sums failed on: `careful` is set there.
+// The same, whatever the block holds. Care is needed for the label's vector (`at` < 0: none), for
+// the one that the padding completes, and from where plain sums failed on: `careful` is set there.
 template <bool kTempered>
 inline Sums block_sums(const Centred& s, const Centred& t, int n, int at, bool& careful) {
   if (careful) return pair_sums<kTempered, false>(s, t, 0, n);
@@ -169,7 +180,8 @@ inline Vec hard_sum(Source z, int n, float centre) {
 }
 
 template <bool kMoments>
-inline void add_tilt(TiltState<Vec>& tilt, const float* w, const Centred& s, const Centred& t, int n) {
+inline void add_tilt(TiltState<Vec>& tilt, const float* w, const Centred& s, const Centred& t,
+                     int n) {
   TiltState<Vec> x{};
   for (int i = 0; i < n; i += kLanes) {
     const Vec e = exp(load(w + i) - shift(tilt.m));
@@ -182,7 +194,8 @@ inline void add_tilt(TiltState<Vec>& tilt, const float* w, const Centred& s, con
   tilt.d += x.d, tilt.k += x.k, tilt.q += x.q;
 }
 
-inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t, int n, float* w) {
+inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t, int n,
+                         float* w) {
   for (int k = 0; k < spec.tilt_count; ++k) {
     TiltState<Vec>& tilt = state.tilts[k];
     for (int i = 0; i < n; i += kLanes)
@@ -198,7 +211,8 @@ inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const
 }
 
 // `at`: where the label is held out, or -1.
-inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_max, int at, bool& careful, float* w) {
+inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_max, int at,
+                        bool& careful, float* w) {
   const float u_max = z_max * spec.inverse_temperature;
   const float v_real = block_max(b.v.x, padded(b.n)), v_max = v_real * spec.inverse_temperature;
   if (beats(u_max, b.first, state.m_s, state.argmax_s))
@@ -210,7 +224,8 @@ inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_
   const Centred s = {b.z, spec.inverse_temperature, shift(state.m_s)};
   const Centred t = {b.v, spec.inverse_temperature, shift(state.m_t)};
   const bool tempered = spec.inverse_temperature != 1.0f;
-  const Sums x = tempered ? block_sums<true>(s, t, b.n, at, careful) : block_sums<false>(s, t, b.n, at, careful);
+  const Sums x = tempered ? block_sums<true>(s, t, b.n, at, careful)
+                          : block_sums<false>(s, t, b.n, at, careful);
   add(state.pair, x);
   // At T = 1 the cross-entropy's terms are the comparison's, about another maximum.
   if (tempered) {
@@ -231,7 +246,8 @@ inline Vec sum_except(const Block& b, int at) {
 }
 
 // `careful` remembers from block to block that columns are absent.
-inline void absorb_block(State& state, const Spec& spec, Block b, int64_t given, bool& careful, Scratch& scratch) {
+inline void absorb_block(State& state, const Spec& spec, Block b, int64_t given, bool& careful,
+                         Scratch& scratch) {
   const int at = choose_label(state, spec, b, given, scratch);
   if (at >= 0) hold_out(state, spec, b, at, scratch);
   if (spec.logit_sum) state.z_sum += sum_except(b, at);
@@ -254,8 +270,12 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
   const int64_t compared = compared_columns(tile), width = tile.student.columns;
   for (int64_t first = 0; first < width;) {
     const int n = block_size(first, compared, width);
-    Block b = {read_block(tile.student, row, first, n, scratch.z), {}, n, first < compared,
-               tile.first_column + first, tile.first_row + row};
+    Block b = {read_block(tile.student, row, first, n, scratch.z),
+               {},
+               n,
+               first < compared,
+               tile.first_column + first,
+               tile.first_row + row};
     if (b.compared) b.v = read_block(tile.teacher, row, first, n, scratch.v);
     absorb_block(state, args.spec, b, args.labels[row], careful, scratch);
     first += n;

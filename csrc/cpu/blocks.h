@@ -1,4 +1,5 @@
-// A row is walked in blocks that fit the L1 cache: raw head outputs in, real logits in fp32 for the loops, gradients out.
+// A row is walked in blocks that fit the L1 cache: raw head outputs in, real logits in fp32 for the
+// loops, gradients out.
 #pragma once
 
 #include "cpu/vec.h"
@@ -37,7 +38,9 @@ inline void narrow(const float* from, int n, typename T::Raw* to) {
   for (int i = whole; i < n; ++i) to[i] = tail[i - whole];
 }
 
-BGK_INLINE int64_t compared_columns(const Tile& tile) { return tile.teacher.data ? tile.teacher.columns : 0; }
+BGK_INLINE int64_t compared_columns(const Tile& tile) {
+  return tile.teacher.data ? tile.teacher.columns : 0;
+}
 
 // Size of the block at column `first`: none holds both compared columns and others.
 BGK_INLINE int block_size(int64_t first, int64_t compared, int64_t width) {
@@ -54,7 +57,8 @@ BGK_INLINE char* address(const Logits& x, int64_t row, int64_t column) {
 // One model's part of a block: real logits in fp32, -inf from n up to the next whole vector.
 struct Source {
   const float* x;
-  const char* next;  // raw outputs after the block, `size` bytes each: fetched ahead, while this block is computed
+  const char* next;  // raw outputs after the block, `size` bytes each: fetched ahead, while this
+                     // block is computed
   int size;
 
   BGK_INLINE Vec at(int i) const { return load(x + i); }
@@ -66,7 +70,8 @@ inline Source read_block(const Logits& x, int64_t row, int64_t first, int n, flo
   const char* raw = address(x, row, first);
   const int size = x.dtype == kF32 ? 4 : 2;
   const Source out = {scratch, raw + n * size, size};
-  if (x.dtype == kF32 && x.scale == 1.0f && x.cap == 0.0f && n == padded(n)) return {(const float*)raw, out.next, size};
+  if (x.dtype == kF32 && x.scale == 1.0f && x.cap == 0.0f && n == padded(n))
+    return {(const float*)raw, out.next, size};
   const float scale = x.cap == 0.0f ? x.scale : x.scale / x.cap;
   if (x.dtype == kF32) widen<F32>((const float*)raw, n, scale, scratch);
   if (x.dtype == kBF16) widen<BF16>((const uint16_t*)raw, n, scale, scratch);
@@ -87,7 +92,8 @@ inline float* writable(Source& from, int n, float* scratch) {
   return scratch;
 }
 
-inline void store_gradient(const Logits& out, int64_t row, int64_t first, int n, const float* from) {
+inline void store_gradient(const Logits& out, int64_t row, int64_t first, int n,
+                           const float* from) {
   void* to = address(out, row, first);
   if (out.dtype == kF32 && from != to) narrow<F32>(from, n, (float*)to);
   if (out.dtype == kBF16) narrow<BF16>(from, n, (uint16_t*)to);

@@ -42,8 +42,8 @@ inline void absorb_pairs_row(const PairArgs& args, int64_t row) {
   for (int64_t first = 0; first < compared; first += kBlock) {
     const int n = block_size(first, compared, compared);
     const LogProbs x = {read_block(args.tile.student, row, first, n, z),
-                        read_block(args.tile.teacher, row, first, n, v), args.lse_s[row], args.lse_t[row],
-                        spec.inverse_temperature};
+                        read_block(args.tile.teacher, row, first, n, v), args.lse_s[row],
+                        args.lse_t[row], spec.inverse_temperature};
     float sums[3];
     float* to = args.sums + row;
     auto put = [&](int count) {

@@ -1,4 +1,5 @@
-// One vector of floats over the compiler's vector extensions, as wide as the target's registers, and its memory formats.
+// One vector of floats over the compiler's vector extensions, as wide as the target's registers,
+// and its memory formats.
 #pragma once
 
 #include <stdint.h>
@@ -41,14 +42,19 @@ BGK_INLINE Vec as_float(IVec x) { return (Vec)x; }
 BGK_INLINE IVec as_int(Vec x) { return (IVec)x; }
 
 #if defined(__AVX512F__)
-// All lanes. Without a mask, some of GCC's intrinsics start from a value that its own warnings call uninitialised.
+// All lanes. Without a mask, some of GCC's intrinsics start from a value that its own warnings call
+// uninitialised.
 constexpr __mmask16 kAll = 0xffff;
 #endif
 
 // A NaN in `x` survives max_keep and is ignored by max_skip; a finite `other` is taken for granted.
 #if defined(__AVX512F__)
-BGK_INLINE Vec max_keep(Vec other, Vec x) { return (Vec)_mm512_maskz_max_ps(kAll, (__m512)other, (__m512)x); }
-BGK_INLINE Vec max_skip(Vec other, Vec x) { return (Vec)_mm512_maskz_max_ps(kAll, (__m512)x, (__m512)other); }
+BGK_INLINE Vec max_keep(Vec other, Vec x) {
+  return (Vec)_mm512_maskz_max_ps(kAll, (__m512)other, (__m512)x);
+}
+BGK_INLINE Vec max_skip(Vec other, Vec x) {
+  return (Vec)_mm512_maskz_max_ps(kAll, (__m512)x, (__m512)other);
+}
 #elif defined(__AVX2__)
 BGK_INLINE Vec max_keep(Vec other, Vec x) { return (Vec)_mm256_max_ps((__m256)other, (__m256)x); }
 BGK_INLINE Vec max_skip(Vec other, Vec x) { return (Vec)_mm256_max_ps((__m256)x, (__m256)other); }
@@ -118,7 +124,8 @@ BGK_INLINE HVec truncate(UVec x) {
 struct BF16 {
   typedef uint16_t Raw;
   static BGK_INLINE Vec load(const Raw* p) { return (Vec)(extend(load_as<HVec>(p)) << 16); }
-  // Round to nearest even. A NaN, quiet after any arithmetic, is cut: rounding could carry it into an infinity.
+  // Round to nearest even. A NaN, quiet after any arithmetic, is cut: rounding could carry it into
+  // an infinity.
   static BGK_INLINE void store(Raw* p, Vec x) {
     const UVec bits = (UVec)x, nearest = ((bits >> 16) & 1) + 0x7fff;
     const HVec narrow = truncate((bits + (nearest & (UVec)(x == x))) >> 16);
@@ -129,22 +136,27 @@ struct BF16 {
 struct F16 {
   typedef uint16_t Raw;
 #if defined(__AVX512F__)
-  static BGK_INLINE Vec load(const Raw* p) { return (Vec)_mm512_maskz_cvtph_ps(kAll, load_as<__m256i>(p)); }
+  static BGK_INLINE Vec load(const Raw* p) {
+    return (Vec)_mm512_maskz_cvtph_ps(kAll, load_as<__m256i>(p));
+  }
   static BGK_INLINE void store(Raw* p, Vec x) {
-    const __m256i narrow = _mm512_maskz_cvtps_ph(kAll, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256i narrow =
+        _mm512_maskz_cvtps_ph(kAll, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __builtin_memcpy(p, &narrow, sizeof(narrow));
   }
 #elif defined(__F16C__)
   static BGK_INLINE Vec load(const Raw* p) { return (Vec)_mm256_cvtph_ps(load_as<__m128i>(p)); }
   static BGK_INLINE void store(Raw* p, Vec x) {
-    const __m128i narrow = _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m128i narrow =
+        _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __builtin_memcpy(p, &narrow, sizeof(narrow));
   }
 #else
   static BGK_INLINE Vec load(const Raw* p) {
     const UVec half = extend(load_as<HVec>(p));
     const UVec magnitude = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
-    // Scaling by 2^112 moves the exponent and normalises subnormals; infinities and NaNs need theirs set.
+    // Scaling by 2^112 moves the exponent and normalises subnormals; infinities and NaNs need
+    // theirs set.
     const UVec finite = (UVec)((Vec)magnitude * 0x1p112f);
     return (Vec)((magnitude >= (0x7c00u << 13) ? magnitude | 0x7f800000u : finite) | sign);
   }

@@ -1,4 +1,5 @@
-// Elementary functions of a Vec, and the sampler's generator. Coefficients: own minimax fits, relative error in the comment.
+// Elementary functions of a Vec, and the sampler's generator. Coefficients: own minimax fits,
+// relative error in the comment.
 #pragma once
 
 #include "cpu/vec.h"
@@ -13,13 +14,13 @@ constexpr float kExpMin = -87.3f;
 // x = n·ln 2 + r with |r| ≤ ½·ln 2.
 struct Reduced {
   Vec r, n;
-  IVec exponent;  // (n + bias)·2^23
+  Vec power;  // 2^n, for |n| ≤ 126
 };
 
-template <int kBias>
 BGK_INLINE Reduced reduce(Vec x) {
-  // Adding 1.5·2^23 rounds to an integer and leaves it in the low bits.
-  constexpr float kRound = 0x1.8p23f + kBias;
+  // Adding 1.5·2^23 rounds to an integer and leaves it in the low bits; 127 more is the bias of an
+  // exponent.
+  constexpr float kRound = 0x1.8p23f + 127.0f;
   const Vec t = x * kLog2E + kRound;
   const Vec n = t - kRound;
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
@@ -28,7 +29,7 @@ BGK_INLINE Reduced reduce(Vec x) {
   // Without a fused multiply-add, n·ln 2 must be exact: ln 2 in two parts, the first of 15 bits.
   const Vec r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
 #endif
-  return {r, n, as_int(t) << 23};
+  return {r, n, as_float(as_int(t) << 23)};
 }
 
 // e^r for |r| ≤ ½·ln 2: 1.05e-7.
@@ -43,34 +44,34 @@ BGK_INLINE Vec exp_polynomial(Vec r) {
 // e^x for x < 88: 0 at -inf, NaN at NaN.
 BGK_INLINE Vec exp(Vec x) {
 #if defined(__AVX512F__)
-  const Reduced a = reduce<0>(max_keep(splat(-110.0f), x));
-  return (Vec)_mm512_maskz_scalef_ps(kAll, (__m512)exp_polynomial(a.r), (__m512)a.n);
+  const Reduced a = reduce(x);
+  const __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(kExpMin), _CMP_NLT_UQ);
+  return (Vec)_mm512_maskz_scalef_ps(kept, (__m512)exp_polynomial(a.r), (__m512)a.n);
 #else
-  const Reduced a = reduce<127>(x);
-  return x < kExpMin ? Vec{} : exp_polynomial(a.r) * as_float(a.exponent);
+  const Reduced a = reduce(x);
+  return x < kExpMin ? Vec{} : exp_polynomial(a.r) * a.power;
 #endif
 }
 
-// e^max(x, kExpMin) for x < 88: cheaper, never 0, and a NaN may come out as any number.
+// e^max(x, kExpMin) for x < 88: cheaper, and never 0.
 BGK_INLINE Vec exp_floored(Vec x) {
 #if defined(__AVX512F__)
   return exp(x);
 #else
-  const Reduced a = reduce<0>(max_keep(splat(kExpMin), x));
-  return as_float(as_int(exp_polynomial(a.r)) + a.exponent);
+  const Reduced a = reduce(max_keep(splat(kExpMin), x));
+  return exp_polynomial(a.r) * a.power;
 #endif
 }
 
 // e^x - 1 for x < 88, exact to first order: 2e-8.
 BGK_INLINE Vec expm1(Vec x) {
-  const Reduced a = reduce<127>(max_keep(splat(kExpMin), x));
-  const Vec power = as_float(a.exponent);
+  const Reduced a = reduce(max_keep(splat(kExpMin), x));
   Vec p = a.r * 0.0013886797f + 0.0083664154f;
   p = p * a.r + 0.041667107f;
   p = p * a.r + 0.16666545f;
   p = p * a.r + 0.5f;
   const Vec below = a.r + a.r * a.r * p;
-  return power * below + (power - 1.0f);
+  return a.power * below + (a.power - 1.0f);
 }
 
 // log(x), given y = x - 1 where that is exact near 1: 6e-9.
@@ -122,28 +123,36 @@ BGK_INLINE WVec even_products(WVec x, uint32_t multiplier) {
 #endif
 }
 
-// bgkernels/sampling.py: the first word of Philox2x32-10.
-BGK_INLINE UVec philox(UVec c0, UVec c1, uint32_t key) {
+// Vectors of draws at a time: a draw is a long chain of dependent multiplications.
+constexpr int kStreams = 4;
+
+// bgkernels/sampling.py: the first word of Philox2x32-10 of consecutive columns, upper 23 bits.
+BGK_INLINE void philox(uint32_t column, uint32_t row, uint32_t key, IVec draws[kStreams]) {
   constexpr uint64_t kHigh = 0xffffffff00000000u;
-  for (int round = 0; round < 10; ++round) {
-    const WVec even = even_products((WVec)c0, 0xD256D193u);
-    const WVec odd = even_products((WVec)c0 >> 32, 0xD256D193u);
-    const UVec high = (UVec)((even >> 32) | (odd & kHigh));
-    const UVec low = (UVec)((even & ~kHigh) | (odd << 32));
-    c0 = high ^ key ^ c1;
-    c1 = low;
-    key += 0x9E3779B9u;
+  UVec c0[kStreams], c1[kStreams];
+  for (int k = 0; k < kStreams; ++k)
+    c0[k] = (UVec)lane_numbers() + (column + k * kLanes), c1[k] = UVec{} + row;
+  for (int round = 0; round < 10; ++round, key += 0x9E3779B9u) {
+    for (int k = 0; k < kStreams; ++k) {
+      const WVec even = even_products((WVec)c0[k], 0xD256D193u);
+      const WVec odd = even_products((WVec)c0[k] >> 32, 0xD256D193u);
+      c0[k] = (UVec)((even >> 32) | (odd & kHigh)) ^ key ^ c1[k];
+      c1[k] = (UVec)((even & ~kHigh) | (odd << 32));
+    }
   }
-  return c0;
+  for (int k = 0; k < kStreams; ++k) draws[k] = (IVec)(c0[k] >> 9);
 }
 
-// No Gumbel number exceeds this: the largest uniform is 1 - 2^-24.
-constexpr float kGumbelMax = 16.64f;
+BGK_INLINE Vec gumbel(IVec draw) {
+  return -log(-log((__builtin_convertvector(draw, Vec) + 0.5f) * 0x1p-23f));
+}
 
-BGK_INLINE Vec gumbel(UVec column, uint32_t row, uint32_t key) {
-  const UVec bits = philox(column, UVec{} + row, key);
-  const Vec uniform = (__builtin_convertvector((IVec)(bits >> 9), Vec) + 0.5f) * 0x1p-23f;
-  return -log(-log(uniform));
+// The smallest draw whose Gumbel number may lift a logit v to the score `best`, with room for
+// rounding.
+inline int32_t least_draw(float v, float best) {
+  const double gap = (double)best - v - 0.01 - 1e-6 * fabs((double)best);
+  const double draw = 0x1p23 * ::exp(-::exp(-gap)) - 1.0;
+  return draw > 0.0 ? (int32_t)draw : 0;
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -6,7 +6,8 @@
 
 namespace bgk::BGK_TARGET {
 
-// A block of the row: logits, and where its gradient is built. Passed by value: stores could alias anything else.
+// A block of the row: logits, and where its gradient is built. Passed by value: stores could alias
+// anything else.
 struct VjpBlock {
   Source z, v;
   float* d;
@@ -51,11 +52,13 @@ inline void curved_block(VjpBlock b, VjpRow row) {
 
 // What a row's gradient has in common from block to block.
 struct VjpPlan {
-  VjpRow row;     // for the label
-  VjpRow folded;  // for the compared columns: H joins A where both softmaxes differ by a factor only
+  VjpRow row;  // for the label
+  VjpRow
+      folded;  // for the compared columns: H joins A where both softmaxes differ by a factor only
   bool extras;
   bool teacher;  // whether the gradient depends on the teacher's logits
-  bool direct;   // whether one loop over the logits is all, so that the gradient may be written over them at once
+  bool direct;  // whether one loop over the logits is all, so that the gradient may be written over
+                // them at once
 };
 
 inline VjpPlan plan_row(const VjpArgs& args, int64_t row) {
@@ -71,8 +74,8 @@ inline VjpPlan plan_row(const VjpArgs& args, int64_t row) {
     x.h = 0.0f;
   }
   plan.extras = args.spec.tilt_count || args.spec.mixture_count || args.spec.total_variation;
-  plan.direct = args.out.dtype == kF32 && !plan.extras && args.tile.student.cap == 0.0f && x.h == 0.0f &&
-                ((x.b == 0.0f && x.c == 0.0f) || x.d == 0.0f);
+  plan.direct = args.out.dtype == kF32 && !plan.extras && args.tile.student.cap == 0.0f &&
+                x.h == 0.0f && ((x.b == 0.0f && x.c == 0.0f) || x.d == 0.0f);
   plan.teacher = plan.extras || x.b != 0.0f || x.c != 0.0f || x.d != 0.0f || x.d_y != 0.0f;
   return plan;
 }
@@ -93,9 +96,10 @@ inline void base_block(VjpBlock b, const VjpRow& x) {
   if (x.h != 0.0f) softmax_block<false, true>(b, b.z, x.h, x.lse_c, 0.0f);
 }
 
-inline void tilt_block(VjpBlock b, Tilt tilt, const float* coefficient, int64_t stride, float scale) {
-  const float lse = coefficient[0], p0 = scale * coefficient[stride], p1 = scale * coefficient[2 * stride],
-              p2 = scale * coefficient[3 * stride];
+inline void tilt_block(VjpBlock b, Tilt tilt, const float* coefficient, int64_t stride,
+                       float scale) {
+  const float lse = coefficient[0], p0 = scale * coefficient[stride],
+              p1 = scale * coefficient[2 * stride], p2 = scale * coefficient[3 * stride];
   for (int i = 0; i < b.n; i += kLanes) {
     const Vec u = b.z.at(i) * b.inverse_temperature, v = b.v.at(i) * b.inverse_temperature;
     const Vec weight = exp(tilt_exponent(tilt, u, v) - lse), gap = u - v;
@@ -150,9 +154,11 @@ inline void cap_block(VjpBlock b, float cap) {
   }
 }
 
-inline void vjp_block(const VjpArgs& args, const VjpPlan& plan, int64_t row, int64_t at, VjpBlock b, bool compared) {
+inline void vjp_block(const VjpArgs& args, const VjpPlan& plan, int64_t row, int64_t at, VjpBlock b,
+                      bool compared) {
   const bool here = at >= 0 && at < b.n;
-  const float z_y = here ? b.z.x[at] : 0.0f, v_y = here && b.v.x ? b.v.x[at] : 0.0f;  // `d` may be their memory
+  const float z_y = here ? b.z.x[at] : 0.0f,
+              v_y = here && b.v.x ? b.v.x[at] : 0.0f;  // `d` may be their memory
   if (!compared) {
     softmax_block<false, false>(b, b.z, plan.row.h, plan.row.lse_c, plan.row.m);
   } else if (b.inverse_temperature == 1.0f) {
@@ -169,14 +175,16 @@ inline void vjp_row(const VjpArgs& args, int64_t row) {
   const Tile& tile = args.tile;
   const int64_t compared = compared_columns(tile), width = tile.student.columns;
   if (args.labels[row] == kSkip) {
-    __builtin_memset(address(args.out, row, 0), 0, address(args.out, 0, width) - address(args.out, 0, 0));
+    __builtin_memset(address(args.out, row, 0), 0,
+                     address(args.out, 0, width) - address(args.out, 0, 0));
     return;
   }
   alignas(64) float z[kBlock], v[kBlock], d[kBlock];
   const VjpPlan plan = plan_row(args, row);
   for (int64_t first = 0; first < width;) {
     const int n = block_size(first, compared, width);
-    VjpBlock b = {read_block(tile.student, row, first, n, z), {}, d, n, args.spec.inverse_temperature};
+    VjpBlock b = {
+        read_block(tile.student, row, first, n, z), {}, d, n, args.spec.inverse_temperature};
     if (first < compared && plan.teacher) b.v = read_block(tile.teacher, row, first, n, v);
     if (plan.direct && n == padded(n)) b.d = (float*)address(args.out, row, first);
     vjp_block(args, plan, row, args.labels[row] - tile.first_column - first, b, first < compared);

@@ -14,8 +14,9 @@ struct MixtureTerms {
   F ratio, log_ratio_s, log_ratio_t;  // p_t/m, log(p_s/m), log(p_t/m)
 };
 
-// m = omega·p_t + (1-omega)·p_s. The larger probability's log-ratio is computed from expm1, the other one is the difference:
-// exact to first order where the models agree, and free of cancellation where they do not.
+// m = omega·p_t + (1-omega)·p_s. The larger probability's log-ratio is computed from expm1, the
+// other one is the difference: exact to first order where the models agree, and free of
+// cancellation where they do not.
 template <class M, class F = typename M::F>
 BGK_HD MixtureTerms<F> mixture_terms(F lp, F lq, float omega) {
   const F delta = (lp == kNegInf) & (lq == kNegInf) ? F{} : lq - lp;

@@ -1,6 +1,7 @@
-// The running state of a pair of logits rows, for host and device. bgkernels/state.py defines its columns and the -inf rule.
-// F is a float, or a vector of floats whose lanes are partial sums at common maxima. Include with BGK_TARGET defined: every
-// build of this text lives in a namespace of its own, so that no linker can mix instruction sets.
+// The running state of a pair of logits rows, for host and device. bgkernels/state.py defines its
+// columns and the -inf rule. F is a float, or a vector of floats whose lanes are partial sums at
+// common maxima. Include with BGK_TARGET defined: every build of this text lives in a namespace of
+// its own, so that no linker can mix instruction sets.
 #pragma once
 
 #include <math.h>
@@ -105,12 +106,14 @@ BGK_HD void raise_tilt(TiltState<F>& tilt, float m) {
   tilt.m = m;
 }
 
-// Whether a maximum `m` found at `column` replaces `best` at `argmax`; a tie goes to the lower column, as in torch.argmax.
+// Whether a maximum `m` found at `column` replaces `best` at `argmax`; a tie goes to the lower
+// column, as in torch.argmax.
 BGK_HD bool beats(float m, int64_t column, float best, int64_t argmax) {
   return m > best || (m == best && m != kNegInf && (column < argmax || argmax == kNone));
 }
 
-// a·u + b·v with 0 · (±inf) = 0; -inf where the column is absent from both models, whatever the signs of a and b.
+// a·u + b·v with 0 · (±inf) = 0; -inf where the column is absent from both models, whatever the
+// signs of a and b.
 template <class F>
 BGK_HD F tilt_exponent(const Tilt& tilt, F u, F v) {
   F w{};
@@ -119,7 +122,8 @@ BGK_HD F tilt_exponent(const Tilt& tilt, F u, F v) {
   return (u == kNegInf) & (v == kNegInf) ? F{} + kNegInf : w;
 }
 
-// Absorbs one column: real student logit z, tempered teacher logit v. M puts a number into a sum (M::first).
+// Absorbs one column: real student logit z, tempered teacher logit v. M puts a number into a sum
+// (M::first).
 template <class M, class F>
 BGK_HD void absorb_column(RowState<F>& state, int64_t column, float z, float v, const Spec& spec) {
   state.z_sum += M::first(z);
