@@ -1,4 +1,7 @@
-"""The compiled module. Addresses are of CPU memory, strides count elements; statuses other than 0 are errors."""
+"""The compiled module: addresses are of CPU memory, strides count elements.
+
+A status other than 0 is an error (``csrc/row_args.h``).
+"""
 
 MAX_TILTS: int
 
@@ -19,22 +22,53 @@ class Spec:
 
 class Logits:
     def __init__(
-        self, data: int, row_stride: int, columns: int, dtype: int, scale: float = 1.0, cap: float = 0.0
+        self,
+        data: int,
+        row_stride: int,
+        columns: int,
+        dtype: int,
+        scale: float = 1.0,
+        cap: float = 0.0,
     ) -> None: ...
 
 class Tile:
     def __init__(
-        self, student: Logits, teacher: Logits | None, rows: int, first_row: int, first_column: int
+        self,
+        student: Logits,
+        teacher: Logits | None,
+        rows: int,
+        first_row: int,
+        first_column: int,
     ) -> None: ...
 
 def absorb(
-    spec: Spec, tile: Tile, floats: int, floats_stride: int, ints: int, ints_stride: int, labels: int, threads: int
+    spec: Spec,
+    tile: Tile,
+    floats: int,
+    floats_stride: int,
+    ints: int,
+    ints_stride: int,
+    labels: int,
+    threads: int,
 ) -> int: ...
 def absorb_pairs(
-    spec: Spec, tile: Tile, sums: int, sums_stride: int, lse_s: int, lse_t: int, threads: int
+    spec: Spec,
+    tile: Tile,
+    sums: int,
+    sums_stride: int,
+    lse_s: int,
+    lse_t: int,
+    threads: int,
 ) -> int: ...
 def vjp(
-    spec: Spec, tile: Tile, out: Logits, row: int, tilts: int, pairs: int, labels: int, threads: int
+    spec: Spec,
+    tile: Tile,
+    out: Logits,
+    row: int,
+    tilts: int,
+    pairs: int,
+    labels: int,
+    threads: int,
 ) -> int: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...

@@ -7,6 +7,7 @@ drifted. The yardstick is the eager backend in fp32 on the same logits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Case:
     def tiles(self) -> list[Tile]:
         edges = [0, *self.cuts, self.student.shape[1]]
         out = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             end = min(stop, self.spec.compared)
             t = self.teacher[:, start:end] if self.teacher is not None and end > start else None
             out.append(Tile(self.student[:, start:stop], t, self.first_row, start))

@@ -36,7 +36,7 @@ OPTIONS: dict[str, Params] = {
     "label smoothing": {"label_smoothing": 0.1},
     "z-loss": {"z_loss": 0.02},
     "token weights": {"token_weight": TOKENS},
-    "signed token weights": {"token_weight": SIGNED, "reduction": "sum"},
+    "signed token weights": {"token_weight": SIGNED, "reduction": "none"},
     "num_items": {"num_items": 64},
     "num_items as a tensor": {"num_items": torch.tensor(64)},
     "sum": {"reduction": "sum"},

@@ -60,7 +60,10 @@ CASES: dict[str, tuple[RowSpec, str]] = {
     "cross-entropy": (RowSpec(WIDTH, 0, logit_sum=True), "h"),
     "argmax": (RowSpec(WIDTH, WIDTH, label_rule="argmax", logit_sum=True), "bb"),
     "argmax, padded": (RowSpec(WIDTH, PADDED, exact(1.5), "argmax", extras=TILTS[2:5]), "fb"),
-    "sample": (RowSpec(WIDTH, PADDED, exact(0.7), "sample", seed=2**63 - 5, extras=TILTS[:1]), "hh"),
+    "sample": (
+        RowSpec(WIDTH, PADDED, exact(0.7), "sample", seed=2**63 - 5, extras=TILTS[:1]),
+        "hh",
+    ),
     "tilts": (RowSpec(WIDTH, WIDTH, exact(1.3), extras=TILTS), "ff"),
     "pairs": (RowSpec(WIDTH, WIDTH, extras=PAIRS), "fb"),
     "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=(Mixture(0.7), Tilt(0, 0.1)), **CAPS), "ff"),
@@ -187,7 +190,9 @@ def test_rows_that_take_no_part() -> None:
     assert torch.equal(state.ints[:, 0], fresh.ints[:, 0])
     assert final.stats.valid.tolist() == [False, True]
     assert gradient(NATIVE, case, final, torch.float32)[0].tolist() == [0.0] * WIDTH
-    statistics(NATIVE, replace(case, student=case.student[:0], labels=case.labels[:0], teacher=None))
+    statistics(
+        NATIVE, replace(case, student=case.student[:0], labels=case.labels[:0], teacher=None)
+    )
 
 
 def test_nothing_outside_the_rows_is_written() -> None:
@@ -280,7 +285,7 @@ def test_what_is_not_supported() -> None:
 
 def test_targets_by_name(target: str) -> None:
     assert _C.cpu_target() == target
-    with pytest.raises(ValueError, match="must be one of .*baseline.*, got 'abacus'"):
+    with pytest.raises(ValueError, match=r"must be one of .*baseline.*, got 'abacus'"):
         _C.set_cpu_target("abacus")
     assert _C.cpu_target() == target
     code = "from bgkernels.backends.native import _C; print(_C.cpu_target())"

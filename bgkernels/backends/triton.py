@@ -125,7 +125,8 @@ class TritonBackend:
             if plan.splits > 1:
                 kernels().merge_kernel[math.ceil(rows / MERGE_ROWS),](
                     state.floats, state.ints, floats, ints, labels, rows, plan.splits,
-                    inv_t, _tilts(spec), **constants("merge", spec), BLOCK=MERGE_ROWS, num_warps=MERGE_ROWS // 32,
+                    inv_t, _tilts(spec), **constants("merge", spec), BLOCK=MERGE_ROWS,
+                    num_warps=MERGE_ROWS // 32,
                 )  # fmt: skip
 
     def absorb_pairs_(

@@ -167,7 +167,7 @@ def absorb_kernel(
     floats = floats_ptr + split * (FLOATS + TILT * TILTS) * stride + row
     ints = ints_ptr + split * 3 * stride + row
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
-    inv_t = tl.cast(inv_t, tl.float32)
+    inv_t, first_column = tl.cast(inv_t, tl.float32), tl.cast(first_column, tl.int32)
     start, stop = column_range(split, blocks, width, BLOCK)
     pair_stop = start
     if HAS_TEACHER:

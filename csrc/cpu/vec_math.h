@@ -32,11 +32,12 @@ BGK_INLINE Reduced reduce(Vec x) {
   return {r, n, as_float(as_int(t) << 23)};
 }
 
-// e^r for |r| ≤ ½·ln 2: 1.05e-7.
+// e^r for |r| ≤ ½·ln 2: 3e-9.
 BGK_INLINE Vec exp_polynomial(Vec r) {
-  Vec p = r * 0.0083125010f + 0.041890330f;
-  p = p * r + 0.16667116f;
-  p = p * r + 0.49999231f;
+  Vec p = r * 0.0013814541f + 0.0083687454f;
+  p = p * r + 0.041668389f;
+  p = p * r + 0.16666521f;
+  p = p * r + 0.49999994f;
   p = p * r + 1.0f;
   return p * r + 1.0f;
 }
