@@ -191,7 +191,7 @@ class Chunk:
     def statistics(self) -> Final:
         """Pass 1."""
         call, spec, n = self.call, self.call.spec, len(self.labels)
-        wide = torch.float64 if self.student.dtype == torch.float64 else torch.float32
+        wide = self.wide
         state = empty(n, len(spec.tilts), dtype=wide, device=self.labels.device)
         for i in range(len(self.tiles)):
             call.backend.absorb_(state, self.tile(i), self.labels, spec)
@@ -204,14 +204,19 @@ class Chunk:
             dtype=wide,
             device=self.labels.device,
         )
+        lse_s, lse_t = (x.to(wide) for x in (final.stats.lse_s, final.stats.lse_t))
         for i in reversed(range(len(self.tiles))):
-            call.backend.absorb_pairs_(
-                sums, self.tile(i), final.stats.lse_s, final.stats.lse_t, spec
-            )
+            call.backend.absorb_pairs_(sums, self.tile(i), lse_s, lse_t, spec)
         return add_pairs(final, sums, spec)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype of states and coefficients."""
+        return torch.float64 if self.student.dtype == torch.float64 else torch.float32
 
     def backward(self, coefficients: Coefficients) -> None:
         """Pass 2, and the products with its result. The last tiles written are the first read."""
+        coefficients = coefficients.to(self.wide)
         for i in reversed(range(len(self.tiles))):
             tile, columns = self.tile(i), self.tiles[i]
             d = self.student.gradient_tile(columns, tile.student, self.narrow)

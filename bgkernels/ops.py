@@ -97,8 +97,7 @@ def _(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    spec = decode(ints, floats, words).spec
-    wide = torch.float64 if student[0].dtype == torch.float64 else torch.float32
+    spec, wide = decode(ints, floats, words).spec, torch.float64
     integer = {"argmax_s": torch.int64, "argmax_t": torch.int64, "label": torch.int64}
     dtypes = [{"valid": torch.bool, **integer}.get(name, wide) for name in TENSOR_FIELDS]
     count = sum(3 if t.moments else 1 for t in spec.tilts) + 3 * len(spec.mixtures)

@@ -39,7 +39,7 @@ class Problem:
 
     @property
     def wide(self) -> torch.dtype:
-        """The dtype of statistics and losses: fp32, or fp64 for fp64 inputs."""
+        """The dtype of what the caller sees: fp32, or fp64 for fp64 inputs."""
         first = self.student[0]
         double = first is not None and first.dtype == torch.float64
         return torch.float64 if double else torch.float32
@@ -62,8 +62,12 @@ class Problem:
         return assemble(self.call.spec, flat).stats
 
     def shaped(self, stats: RowStats) -> RowStats:
-        """Statistics with the input's leading shape."""
-        return stats.replaced([x.reshape(self.leading) for x in stats.tensors()])
+        """Statistics as the caller sees them: the input's leading shape, fp32."""
+        return stats.replaced([self._shown(x) for x in stats.tensors()])
+
+    def _shown(self, x: Tensor) -> Tensor:
+        x = x.reshape(self.leading)
+        return x.to(self.wide) if x.is_floating_point() else x
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,9 @@ def reduce(
         rows = objective.rows(stats) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-    return loss, problem.shaped(stats.replaced([x.detach() for x in stats.tensors()]))
+    return loss.to(problem.wide), problem.shaped(
+        stats.replaced([x.detach() for x in stats.tensors()])
+    )
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
@@ -56,11 +58,11 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
 
 def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
     if token_weight is None:
-        return torch.ones((), dtype=problem.wide, device=problem.labels.device)
+        return torch.ones((), dtype=torch.float64, device=problem.labels.device)
     weight = checks.tensor("token_weight", token_weight)
     checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
     checks.same_device(problem.labels, token_weight=weight)
-    return weight.detach().reshape(-1).to(problem.wide)
+    return weight.detach().reshape(-1).double()
 
 
 def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -> Tensor:
@@ -70,11 +72,11 @@ def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -
             raise ValueError(
                 f"`num_items` is the divisor of reduction='mean'; got reduction={reduction!r}"
             )
-        return torch.ones((), dtype=problem.wide, device=labels.device)
+        return torch.ones((), dtype=torch.float64, device=labels.device)
     if num_items is None:
-        return (labels != SKIP).sum().clamp_min(1).to(problem.wide)
+        return (labels != SKIP).sum().clamp_min(1).double()
     if isinstance(num_items, Tensor):
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
-        return num_items.detach().to(labels.device, problem.wide)
+        return num_items.detach().to(labels.device, torch.float64)
     checks.number("num_items", num_items, low=0, open_low=True)
-    return torch.full((), float(num_items), dtype=problem.wide, device=labels.device)
+    return torch.full((), float(num_items), dtype=torch.float64, device=labels.device)

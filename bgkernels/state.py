@@ -58,6 +58,11 @@ class RowState:
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
 
+    def precise(self) -> RowState:
+        """The same state in fp64, where the device has it: a few numbers a row cost nothing."""
+        has = self.floats.device.type != "mps"
+        return RowState(self.floats.double() if has else self.floats, self.ints)
+
     def tilt(self, i: int) -> Tensor:
         """``(4, rows)`` columns ``m, d, k, q`` of the ``i``-th tilt."""
         start = len(FLOATS) + len(TILT) * i

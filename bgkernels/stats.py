@@ -37,7 +37,10 @@ COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", 
 
 @dataclass(frozen=True)
 class RowStats:
-    """Statistics of each token's pair of distributions, fp32, in the input's leading shape.
+    """Statistics of each token's pair of distributions, in the input's leading shape.
+
+    What functions return is fp32 (fp64 for fp64 inputs). What a divergence or policy sees is fp64:
+    ``1 - soft`` and differences of entropies keep the digits that the sums have.
 
     ``s`` is the student, ``t`` the teacher, both tempered by ``T`` and normalised over the
     ``vocab`` compared columns, unless a field says otherwise. Values of ignored rows are 0.
@@ -174,6 +177,7 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
         spec: the specification of the pass.
         ignore_index: what ``RowStats.label`` shows in skipped rows.
     """
+    state = state.precise()
     skip = labels == SKIP
     label = torch.where(skip, ignore_index, state["label"])
     all_ = absorb_column(state, state["label"], state["z_y"], state["v_y"], spec)
@@ -258,7 +262,7 @@ def add_pairs(final: Final, sums: Tensor, spec: RowSpec) -> Final:
         sums: ``(3·mixtures + 2·total_variation, rows)``: for each mixture KL(p_t‖m), KL(p_s‖m), Σ
             p_s·p_t/m; then ½ Σ |p_s - p_t| and Σ p_s·sgn(p_s - p_t).
     """
-    sums = torch.where(final.stats.valid, sums, 0.0)
+    sums = torch.where(final.stats.valid, sums.to(final.stats.nll.dtype), 0.0)
     extras, overlap = dict(final.stats.extras), []
     for i, mixture in enumerate(spec.mixtures):
         kl_tm, kl_sm, both = sums[3 * i : 3 * i + 3]
@@ -289,6 +293,12 @@ class Coefficients:
     labels: Tensor
     tilts: Tensor
     pairs: Tensor
+
+    def to(self, dtype: torch.dtype) -> Coefficients:
+        """The same in the dtype that kernels read."""
+        tables = (x.to(dtype) for x in (self.row, self.tilts, self.pairs))
+        row, tilts, pairs = tables
+        return Coefficients(row, self.labels, tilts, pairs)
 
 
 Grads = Mapping[str, Tensor | None]

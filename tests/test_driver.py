@@ -47,7 +47,15 @@ def grads_of(loss: Tensor, t: dict[str, Tensor], **more: Any) -> list[Tensor]:
     return list(torch.autograd.grad(loss, leaves, **more))
 
 
-TILINGS = [(23, 301, 1), (23, 64, 1), (23, 64, 3), (23, 64, 5), (5, 64, 2), (1, 150, 1), (8, 300, 2)]
+TILINGS = [
+    (23, 301, 1),
+    (23, 64, 1),
+    (23, 64, 3),
+    (23, 64, 5),
+    (5, 64, 2),
+    (1, 150, 1),
+    (8, 300, 2),
+]
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "generalized_jsd"])

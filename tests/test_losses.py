@@ -125,7 +125,10 @@ def test_leading_shapes(kind: str, leading: tuple[int, ...], backend: str) -> No
     problem = make(kind, leading=leading, vocab=(60, 60)).to(torch.float32)
     rows = problem.target.numel()
     student, teacher = (
-        {k: x.reshape(rows, -1) if x.shape[:-1] == leading and k in HIDDEN else x for k, x in side.items()}
+        {
+            k: x.reshape(rows, -1) if x.shape[:-1] == leading and k in HIDDEN else x
+            for k, x in side.items()
+        }
         for side in (problem.student, problem.teacher)
     )
     flat = Problem(student, teacher, problem.target.reshape(rows))
@@ -188,7 +191,9 @@ def test_teacher_sample_follows_the_teacher_and_the_generator_of_torch() -> None
 @pytest.mark.parametrize("kind", ["linear", "logits"])
 @pytest.mark.parametrize("padded", ["student", "teacher", "both"])
 def test_padding_changes_nothing(kind: str, padded: str, backend: str) -> None:
-    plain, wide = (make(kind, leading=(2, 9), vocab=v).to(torch.float32) for v in ((300,) * 2, (311,) * 2))
+    plain, wide = (
+        make(kind, leading=(2, 9), vocab=v).to(torch.float32) for v in ((300,) * 2, (311,) * 2)
+    )
     sides = {"student": plain.student, "teacher": plain.teacher}
     for side, small, big in (
         ("student", plain.student, wide.student), ("teacher", plain.teacher, wide.teacher)
@@ -289,7 +294,9 @@ def test_modules_are_the_functions(backend: str) -> None:
 
 @pytest.mark.parametrize("vocab", [(60, 60), (60, 50), (50, 60)])
 @pytest.mark.parametrize("mode", ["fused", "recompute"])
-def test_return_stats_gives_every_statistic(vocab: tuple[int, int], mode: str, backend: str) -> None:
+def test_return_stats_gives_every_statistic(
+    vocab: tuple[int, int], mode: str, backend: str
+) -> None:
     problem = make(leading=(2, 9), vocab=vocab).to(torch.float32)
     leaves = problem.leaves()
     _, stats = problem.call(leaves, return_stats=True, temperature=2.0, mode=mode, backend=backend)
@@ -355,7 +362,9 @@ def test_a_curriculum_follows_its_step() -> None:
     policy = bg.routing.curriculum(schedule=lambda step: step / 10, policy="entropy")
     for step in (0, 3, 10):
         policy.step = step
-        expected = problem.dense(Loss(routing="curriculum", of_routing={"c": step / 10, "policy": "entropy"}))
+        expected = problem.dense(
+            Loss(routing="curriculum", of_routing={"c": step / 10, "policy": "entropy"})
+        )
         torch.testing.assert_close(problem.call(problem.student, routing=policy), expected[0])
 
 

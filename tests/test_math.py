@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ cuts = st.lists(st.integers(1, COLUMNS - 1), min_size=1, max_size=6, unique=True
 
 def ranges(edges: list[int]) -> list[slice]:
     edges = [0, *sorted(edges), COLUMNS]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 @given(situations(), st.tuples(st.integers(1, 19), st.integers(20, COLUMNS - 1)))
@@ -174,7 +174,9 @@ def moments(s: Tensor, t: Tensor, temperature: float, tilt: Tilt) -> tuple[Tenso
     return w.logsumexp(-1), (p * x).sum(-1), (p * x * x).sum(-1)
 
 
-def dense_stats(problem: Problem, leaves: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
+def dense_stats(
+    problem: Problem, leaves: dict[str, Tensor], temperature: float
+) -> dict[str, Tensor]:
     """Each differentiable statistic and extra by a name."""
     s, t = problem.logits(leaves)
     of = oracle.row_stats(s, t, problem.target, temperature=temperature, mixture=0.3)
@@ -289,7 +291,9 @@ def test_a_column_that_only_the_student_masks(divergence: str, backend: str) -> 
 
 
 @pytest.mark.parametrize("limit", [(0, 0), (0.5, 0), (0, 0.5), (0.5, -0.5)])
-def test_limits_of_alpha_beta_are_not_finite_where_one_model_masks(limit: tuple[float, float]) -> None:
+def test_limits_of_alpha_beta_are_not_finite_where_one_model_masks(
+    limit: tuple[float, float],
+) -> None:
     alpha, beta = limit
     z, t = (normal(1, 12, seed=seed) for seed in (1, 2))
     for side in (z, t):

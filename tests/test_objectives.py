@@ -60,7 +60,13 @@ def runs(backend: str, loss: Loss) -> list[dict[str, Any]]:
 
 
 def cell(failures: Failures, kind: str, loss: Loss, backend: str, dtype: str) -> None:
-    name = (kind, loss.divergence, *loss.of_divergence.values(), loss.routing, *loss.of_routing.values())
+    name = (
+        kind,
+        loss.divergence,
+        *loss.of_divergence.values(),
+        loss.routing,
+        *loss.of_routing.values(),
+    )
     with failures.cell(*name):
         conform(make(kind), loss, DTYPES[dtype], runs(backend, loss))
 
