@@ -1,4 +1,4 @@
-"""What each option means: values and gradients against the oracle, and identities that must hold."""
+"""What each option means: against the oracle, and by identities that must hold."""
 
 from __future__ import annotations
 

@@ -156,6 +156,6 @@ def test_wrong_gradients_fail(
         if fault == "none":
             conform(problem, loss, DTYPES[dtype], [run])
             continue
-        with pytest.raises(AssertionError, match="largest error|projection"):
+        with pytest.raises(AssertionError, match=r"largest error|projection"):
             conform(problem, loss, DTYPES[dtype], [run])
             pytest.fail(f"{fault} passed")  # not an AssertionError
