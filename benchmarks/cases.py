@@ -179,9 +179,9 @@ SUITES: dict[str, tuple[Field, ...]] = {
     "cpu": (
         Field(
             replace(TARGET, dtype="bfloat16"),
-            (*LIMITS, "fused-1024", "fused-512", "fused-128", "recompute-128", "widened", *PEERS),
+            (*LIMITS, "fused-1536", "fused-1024", "fused-512", "fused-128", "widened", *PEERS),
         ),
-        Field(TARGET, (*LIMITS, "fused-1024", "fused-128", "dense", "compiled"), seconds=20.0),
+        Field(TARGET, (*LIMITS, "fused-1536", "fused-128", "dense", "compiled"), seconds=20.0),
         Field(
             replace(REDUCED, rows=256, vocab=8192, dtype="bfloat16"),
             (*LIMITS, "fused-128", "fused-128-eager", *PEERS),

@@ -212,7 +212,7 @@ def _ours() -> dict[str, Entry]:
     """``mode-MiB`` with the backend that the library chooses, ``mode-MiB-backend`` with each."""
     made = {}
     for mode in ("fused", "recompute"):
-        for mib in (32, 128, 512, 1024):
+        for mib in (32, 128, 512, 1024, 1536):
             for backend in ("auto", *BACKENDS):
                 name = f"{mode}-{mib}" + (f"-{backend}" if backend != "auto" else "")
                 loss = functools.partial(ours, mode=mode, budget=mib * MIB, backend=backend)

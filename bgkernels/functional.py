@@ -71,7 +71,7 @@ def linear_hybrid_distillation(
         vocab_size: compare these leading columns, and normalise the cross-entropy over them too.
             None: compare the columns that both models have, and normalise the cross-entropy over
             all of the student's.
-        memory_budget: bytes of temporaries beside inputs and gradients. None: 1 GiB on a CPU,
+        memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
             2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
             ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, and the

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-DEFAULT_BUDGET = {"cpu": 1 << 30, "cuda": 2 << 30}
+DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -81,8 +81,8 @@ int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floa
 int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride,
                  Address lse_s, Address lse_t, int threads) {
   const PairArgs args = {
-      spec.get(),          tile,   (float*)sums, sums_stride, (const float*)lse_s,
-      (const float*)lse_t, threads};
+      spec.get(),           tile,   (float*)sums, sums_stride, (const double*)lse_s,
+      (const double*)lse_t, threads};
   const Status status = check(args.spec, tile);
   if (status == kOk) cpu_target()->absorb_pairs(args);
   return status;
@@ -93,9 +93,9 @@ int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row,
   const VjpArgs args = {spec.get(),
                         tile,
                         out,
-                        (const float*)row,
-                        (const float*)tilts,
-                        (const float*)pairs,
+                        (const double*)row,
+                        (const double*)tilts,
+                        (const double*)pairs,
                         (const int64_t*)labels,
                         threads};
   const Status status = known(out) ? check(args.spec, tile) : kUnknownDType;

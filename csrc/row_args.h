@@ -67,8 +67,8 @@ struct PairArgs {
   Tile tile;
   float* sums;  // (3·mixtures + 2·total_variation, rows), added to
   int64_t sums_stride;
-  const float* lse_s;  // (rows)
-  const float* lse_t;  // (rows)
+  const double* lse_s;  // (rows)
+  const double* lse_t;  // (rows)
   int threads;
 };
 
@@ -76,9 +76,9 @@ struct VjpArgs {
   Spec spec;
   Tile tile;
   Logits out;             // (rows, student columns); may be the student's own memory
-  const float* row;       // (13, rows), bgkernels.stats.COEFFICIENTS
-  const float* tilts;     // (4·tilts, rows): lse, P0, P1, P2; may be null
-  const float* pairs;     // (3·mixtures + 2·total_variation, rows); may be null
+  const double* row;      // (13, rows), bgkernels.stats.COEFFICIENTS
+  const double* tilts;    // (4·tilts, rows): lse, P0, P1, P2; may be null
+  const double* pairs;    // (3·mixtures + 2·total_variation, rows); may be null
   const int64_t* labels;  // (rows): a column or kSkip
   int threads;
 };

@@ -357,4 +357,4 @@ def test_the_least_budget_is_enough() -> None:
     found = re.search(r"at least (\d+) bytes", str(caught.value))
     assert found
     bg.linear_hybrid_distillation(**(a | {"memory_budget": int(found.group(1))}))
-    assert planner.DEFAULT_BUDGET["cpu"] == 2**30
+    assert planner.DEFAULT_BUDGET["cpu"] == 3 * 2**29

@@ -65,7 +65,7 @@ def modes(backend: str, routing: str) -> list[dict[str, Any]]:
 @ON
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     target = labels(LEADING, 257)
     with Failures() as failures:
         for kind in ("linear", "logits"):
@@ -79,7 +79,7 @@ def test_options(name: str, backend: str, dtype: str, tiling: Tiling) -> None:
 @ON
 @pytest.mark.parametrize("cap", CAPS)
 def test_scale_and_softcap(cap: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     with Failures() as failures:
         for kind in ("linear", "logits", "mixed"):
             teacher = CAPS[cap] if kind == "linear" else {}
@@ -95,7 +95,7 @@ def test_scale_and_softcap(cap: str, backend: str, dtype: str, tiling: Tiling) -
 def test_vocabularies_of_two_lengths(
     vocab: tuple[int, int], backend: str, dtype: str, tiling: Tiling
 ) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     target = labels(LEADING, vocab[0])  # some labels are columns that the teacher lacks
     with Failures() as failures:
         for kind in ("linear", "logits"):
@@ -110,7 +110,7 @@ def test_vocabularies_of_two_lengths(
 def test_reduction_none_takes_any_upstream_gradient(
     backend: str, dtype: str, tiling: Tiling
 ) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     with Failures() as failures:
         for kind in ("linear", "logits"):
             for divergence, routing in PAIRS:
@@ -143,7 +143,7 @@ def test_leading_shapes(kind: str, leading: tuple[int, ...], backend: str) -> No
 
 @ON
 def test_teacher_argmax(backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     with Failures() as failures:
         for kind in ("logits", "mixed"):
             problem = make(kind, target="teacher_argmax")
@@ -375,7 +375,7 @@ def test_policies_that_wrap_another_are_made_by_name() -> None:
 
 @ON
 def test_risk_guided_with_ragged_sequences(backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     target = labels((4, 16), 300)
     target[0, :9] = target[1, 5:] = target[2] = IGNORED
     target[3, ::2] = IGNORED

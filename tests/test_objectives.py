@@ -80,7 +80,7 @@ def test_the_oracle_knows_every_entry() -> None:
 @ON
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_pair(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     with Failures() as failures:
         for kind, routing in product(("linear", "logits"), POLICIES):
             cell(failures, kind, Loss(divergence, routing), backend, dtype)
@@ -91,7 +91,7 @@ def test_every_pair(divergence: str, backend: str, dtype: str, tiling: Tiling) -
 def test_parameters_of_divergences(
     divergence: str, backend: str, dtype: str, tiling: Tiling
 ) -> None:
-    tiling(chunk=48, width=64, kept=3)
+    tiling(chunk=48, width=128, kept=2)
     with Failures() as failures:
         for params, kind in product(OF_DIVERGENCE[divergence], ("mixed", "logits")):
             cell(failures, kind, Loss(divergence, "static", params), backend, dtype)
@@ -109,7 +109,7 @@ def test_parameters_of_policies(routing: str, backend: str, dtype: str, tiling: 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp16"))
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_fp16(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     with Failures() as failures:
         for kind, routing in product(("linear", "logits"), ("entropy", "risk_guided")):
             cell(failures, kind, Loss(divergence, routing), backend, dtype)
@@ -136,7 +136,7 @@ FAULTS: dict[str, Callable[[Tensor, Tile], object]] = {
     "negated": lambda out, tile: out.neg_(),
     "1 % more": lambda out, tile: out.mul_(1.01),
     "1 % less": lambda out, tile: out.mul_(0.99),
-    "one tile missing": lambda out, tile: out.mul_(tile.first_column != 128),
+    "one tile missing": lambda out, tile: out.mul_(tile.first_column != 192),
     "the last row missing": lambda out, tile: out[-1:].zero_(),
 }
 
@@ -147,7 +147,7 @@ def test_wrong_gradients_fail(
     kind: str, backend: str, dtype: str, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tolerance itself: what conforms must not conform once its gradient is spoilt."""
-    tiling(chunk=25, width=128, kept=2)
+    tiling(chunk=25, width=192)
     problem, loss = make(kind), Loss("jeffreys", "static")
     faults = {"none": lambda out, tile: None, **FAULTS}
     for (fault, spoil), mode in product(faults.items(), ("fused", "recompute")):

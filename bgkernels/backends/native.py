@@ -30,7 +30,8 @@ RULES = {"index": 0, "argmax": 1, "sample": 2}
 class NativeBackend:
     """See :class:`bgkernels.backends.base.Backend`.
 
-    Logits whose inner stride is not 1 are copied first; rows may have any stride.
+    Logits whose inner stride is not 1 are copied first; rows may have any stride. Normalisers and
+    coefficients may be fp64: the kernels read them so, and lose no digit of a large one.
     """
 
     name = "native"
@@ -66,7 +67,7 @@ class NativeBackend:
     ) -> None:
         """Pass 1, second read."""
         call, sums = _Call(tile, spec), _columns("sums", sums)
-        lse_s, lse_t = _floats(lse_s), _floats(lse_t)
+        lse_s, lse_t = _doubles(lse_s), _doubles(lse_t)
         status = _C.absorb_pairs(
             call.spec,
             call.tile,
@@ -82,8 +83,8 @@ class NativeBackend:
         """Pass 2."""
         dense = out if _is_dense(out) else torch.empty(out.shape, dtype=out.dtype)
         call, labels = _Call(tile, spec), coefficients.labels.contiguous()
-        row, tilts = _floats(coefficients.row), _floats(coefficients.tilts)
-        pairs = _floats(coefficients.pairs)
+        row, tilts = _doubles(coefficients.row), _doubles(coefficients.tilts)
+        pairs = _doubles(coefficients.pairs)
         status = _C.vjp(
             call.spec,
             call.tile,
@@ -142,8 +143,8 @@ def _rows(x: Tensor) -> Tensor:
     return x if _is_dense(x) else x.contiguous()
 
 
-def _floats(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+def _doubles(x: Tensor) -> Tensor:
+    return x.to(torch.float64).contiguous()
 
 
 def _columns(name: str, x: Tensor) -> Tensor:

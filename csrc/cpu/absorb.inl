@@ -1,4 +1,6 @@
 // Pass 1: rows of logits into running states.
+#pragma once
+
 #include "cpu/blocks.h"
 #include "cpu/vec_math.h"
 #include "math/row_state.h"

@@ -1,16 +1,24 @@
 // Pass 1, second read: the pairwise statistics, which need both normalisers first.
+#pragma once
+
 #include "cpu/blocks.h"
 #include "cpu/vec_math.h"
 #include "math/extras.h"
+#include "math/row_vjp.h"
 
 namespace bgk::BGK_TARGET {
 
+// Log-probabilities; the normalisers in two floats each, for differences of large ones.
 struct LogProbs {
   Source z, v;
-  float lse_s, lse_t, inverse_temperature;
+  Centre lse_s, lse_t;
+  float by;
 
-  BGK_INLINE Vec s(int i) const { return z.at(i) * inverse_temperature - lse_s; }
-  BGK_INLINE Vec t(int i) const { return v.at(i) * inverse_temperature - lse_t; }
+  LogProbs(const Source& z, const Source& v, double lse_s, double lse_t, float by)
+      : z(z), v(v), lse_s(lse_s), lse_t(lse_t), by(by) {}
+
+  BGK_INLINE Vec s(int i) const { return (z.at(i) * by - lse_s.value) - (float)lse_s.rest; }
+  BGK_INLINE Vec t(int i) const { return (v.at(i) * by - lse_t.value) - (float)lse_t.rest; }
 };
 
 inline void mixture_sums(const LogProbs& x, int n, float omega, float out[3]) {

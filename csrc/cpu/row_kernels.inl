@@ -1,4 +1,6 @@
 // The primitives of one target: rows are independent and shared out among threads.
+#pragma once
+
 #include "cpu/absorb.inl"
 #include "cpu/dispatch.h"
 #include "cpu/pairs.inl"

@@ -13,8 +13,7 @@ constexpr float kExpMin = -87.3f;
 
 // x = n·ln 2 + r with |r| ≤ ½·ln 2.
 struct Reduced {
-  Vec r, n;
-  Vec power;  // 2^n, for |n| ≤ 126
+  Vec r, power;  // 2^n, for |n| ≤ 126
 };
 
 BGK_INLINE Reduced reduce(Vec x) {
@@ -29,7 +28,7 @@ BGK_INLINE Reduced reduce(Vec x) {
   // Without a fused multiply-add, n·ln 2 must be exact: ln 2 in two parts, the first of 15 bits.
   const Vec r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
 #endif
-  return {r, n, as_float(as_int(t) << 23)};
+  return {r, as_float(as_int(t) << 23)};
 }
 
 // e^r for |r| ≤ ½·ln 2: 3e-9.
@@ -44,24 +43,14 @@ BGK_INLINE Vec exp_polynomial(Vec r) {
 
 // e^x for x < 88: 0 at -inf, NaN at NaN.
 BGK_INLINE Vec exp(Vec x) {
-#if defined(__AVX512F__)
-  const Reduced a = reduce(x);
-  const __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(kExpMin), _CMP_NLT_UQ);
-  return (Vec)_mm512_maskz_scalef_ps(kept, (__m512)exp_polynomial(a.r), (__m512)a.n);
-#else
   const Reduced a = reduce(x);
   return x < kExpMin ? Vec{} : exp_polynomial(a.r) * a.power;
-#endif
 }
 
 // e^max(x, kExpMin) for x < 88: cheaper, and never 0.
 BGK_INLINE Vec exp_floored(Vec x) {
-#if defined(__AVX512F__)
-  return exp(x);
-#else
   const Reduced a = reduce(max_keep(splat(kExpMin), x));
   return exp_polynomial(a.r) * a.power;
-#endif
 }
 
 // e^x - 1 for x < 88, exact to first order: 2e-8.

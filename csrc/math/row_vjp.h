@@ -8,10 +8,10 @@ namespace bgk::BGK_TARGET {
 
 // One row of bgkernels.stats.COEFFICIENTS.
 struct VjpRow {
-  float lse_s, lse_t, lse_c, a, b, c, d, h, m, a_y, d_y, h_y, hot;
+  double lse_s, lse_t, lse_c, a, b, c, d, h, m, a_y, d_y, h_y, hot;
 };
 
-BGK_HD VjpRow scaled(VjpRow x, float by) {
+BGK_HD VjpRow scaled(VjpRow x, double by) {
   x.a *= by, x.b *= by, x.c *= by, x.d *= by, x.h *= by, x.m *= by;
   x.a_y *= by, x.d_y *= by, x.h_y *= by, x.hot *= by;
   return x;
@@ -19,24 +19,52 @@ BGK_HD VjpRow scaled(VjpRow x, float by) {
 
 // e^lp·(A + B·lp - C·lq). A is added first: where the models differ much, it cancels all but a
 // little of the rest.
-template <class F>
-BGK_HD F vjp_softmax(F lp, F lq, F p, float a, float b, float c) {
+template <class F, class S>
+BGK_HD F vjp_softmax(F lp, F lq, F p, S a, S b, S c) {
   F x = F{} + a;
-  if (b != 0.0f) x += b * lp;
-  if (c != 0.0f) x -= c * lq;
+  if (b != S{}) x += b * lp;
+  if (c != S{}) x -= c * lq;
   return times(p, x);
 }
 
 // The gradient in the label's tempered or real logit, where the hot term replaces what would
 // cancel.
-BGK_HD float vjp_label(const VjpRow& row, float z, float v, const Spec& spec, bool compared) {
-  float x = row.m + row.hot;
-  if (!spec.shared_softmax) x += times(row.h_y, expf(z - row.lse_c));
+BGK_HD double vjp_label(const VjpRow& row, double z, double v, const Spec& spec, bool compared) {
+  double x = row.m + row.hot;
+  if (!spec.shared_softmax) x += times(row.h_y, ::exp(z - row.lse_c));
   if (!compared) return x;
-  const float lp = z * spec.inverse_temperature - row.lse_s,
-              lq = v * spec.inverse_temperature - row.lse_t;
-  const float p = expf(lp);
-  return x + vjp_softmax(lp, lq, p, row.a_y, row.b, row.c) - times(row.d_y, expf(lq));
+  const double by = spec.inverse_temperature, lp = z * by - row.lse_s, lq = v * by - row.lse_t;
+  x -= times(row.d_y, ::exp(lq));
+  return x + vjp_softmax(lp, lq, ::exp(lp), row.a_y, row.b, row.c);
+}
+
+// A log-sum-exp as a float to subtract, and what e^(centre - lse) that leaves to the coefficients.
+struct Centre {
+  float value;
+  double rest, factor;  // lse - value, and e^-rest
+
+  BGK_HD explicit Centre(double lse) : value((float)lse), rest(lse - value), factor(::exp(-rest)) {}
+};
+
+// The coefficients for columns other than the label, of probabilities e^(x - centre): so a common
+// offset of the logits, which takes digits from lse as a float, takes none from the gradient.
+struct VjpColumns {
+  float s, t, c_hard;  // centres
+  float a, b, c, d, h, m;
+};
+
+BGK_HD VjpColumns columns_of(const VjpRow& x) {
+  const Centre s(x.lse_s), t(x.lse_t), hard(x.lse_c);
+  const double a = x.a - times(x.b, s.rest) + times(x.c, t.rest);
+  return {s.value,
+          t.value,
+          hard.value,
+          (float)(s.factor * a),
+          (float)(s.factor * x.b),
+          (float)(s.factor * x.c),
+          (float)times(x.d, t.factor),
+          (float)times(x.h, hard.factor),
+          (float)x.m};
 }
 
 }  // namespace bgk::BGK_TARGET

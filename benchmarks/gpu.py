@@ -1,0 +1,474 @@
+"""Everything about one GPU in one command: right or wrong first, then time, memory and accuracy.
+
+``python -m benchmarks.gpu`` compares the losses with float64 (and stops if they differ), measures
+within ``--minutes``, prints tables and writes one JSON file. What does not fit the time or memory
+is listed with that reason. ``--dry-run`` walks the same code over tiny shapes on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
+
+import torch
+from torch import Tensor
+
+import bgkernels as bg
+from benchmarks import machine
+from benchmarks.cases import LOGIT_STD, PAIRS, Case, Problem
+from benchmarks.gpu_peers import PEERS, Contestant
+from bgkernels import oracle
+from bgkernels.backends import BACKENDS
+from bgkernels.backends.base import Tile
+from bgkernels.backends.triton import TritonBackend
+from bgkernels.spec import Extra, Mixture, RowSpec, Tilt
+from bgkernels.state import empty
+from bgkernels.stats import add_pairs, finalize, vjp_coefficients
+
+GIB = 1 << 30
+Row = dict[str, Any]
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how long to measure.
+
+    Args:
+        device: of all tensors.
+        backend: that computes ours.
+        deadline: ``time.monotonic()`` by which to be done.
+        rounds: most runs of a step.
+        dry: tiny shapes.
+    """
+
+    device: torch.device
+    backend: str
+    deadline: float
+    rounds: int = 10
+    dry: bool = False
+
+    @property
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def case(self, case: Case) -> Case:
+        """The case, or in a dry run a tiny one like it."""
+        if not self.dry:
+            return case
+        tiny = replace(case, rows=min(case.rows, 6), hidden_s=8, hidden_t=12, vocab=70)
+        return replace(tiny, vocab_t=75 if case.vocab_t else 0, dtype="float32")
+
+    def problem(self, case: Case) -> Problem:
+        """Tensors on the device, made there."""
+        random = torch.Generator(self.device).manual_seed(0)
+        made = {
+            name: torch.empty(shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in case.tensors.items()
+        }
+        near = case.gap > 0
+        made["input"].normal_(generator=random)
+        made["weight"].normal_(std=LOGIT_STD / case.hidden_s**0.5, generator=random)
+        made["t_input"].normal_(std=case.gap or 1.0, generator=random)
+        if near:
+            made["t_input"] += made["input"]
+            made["t_weight"].copy_(made["weight"])
+        else:
+            made["t_weight"].normal_(std=LOGIT_STD / case.hidden_t**0.5, generator=random)
+        made["target"].random_(case.vocab, generator=random)
+        made["target"][: int(case.rows * case.ignored)] = -100
+        return Problem(case, **made).wanting_gradients()
+
+    def race(self, steps: dict[str, Step], seconds: float = 4.0) -> dict[str, Row]:
+        """Median milliseconds of steps that take turns, and their peak memory in MiB."""
+        rows: dict[str, Row] = {name: {} for name in steps}
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for name, step in steps.items():
+            try:
+                step()  # compiles, allocates
+                rows[name]["peak MiB"] = self.peak(step)
+            except Exception as error:  # its reason belongs in the table
+                rows[name]["error"] = f"{type(error).__name__}: {str(error)[:160]}"
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        running = [name for name in steps if "error" not in rows[name]]
+        begin = time.monotonic()
+        for i in range(self.rounds):
+            if i >= 2 and (time.monotonic() - begin > seconds or self.left < 0):
+                break
+            for name in running:
+                times[name].append(self.once(steps[name]))
+        for name in running:
+            rows[name]["ms"] = round(sorted(times[name])[len(times[name]) // 2], 4)
+            rows[name]["runs"] = len(times[name])
+        return rows
+
+    def once(self, step: Step) -> float:
+        """Milliseconds of one run."""
+        if self.device.type != "cuda":
+            begin = time.perf_counter()
+            step()
+            return 1e3 * (time.perf_counter() - begin)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step()
+        end.record()
+        self.sync()
+        return start.elapsed_time(end)
+
+    def peak(self, step: Step) -> float:
+        """MiB that one run allocates at most, beside what was there."""
+        if self.device.type != "cuda":
+            step()
+            return 0.0
+        self.sync()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        made = step()
+        self.sync()
+        del made
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
+    """Ours."""
+    cap = p.case.softcap or None
+    teacher = bg.LinearTeacher(p.t_input, p.t_weight, logit_softcap=cap)
+    options = {"temperature": p.case.temperature, "backend": b.backend} | options
+    target = options.pop("target", p.target)
+    made = bg.linear_hybrid_distillation(
+        p.input, p.weight, teacher, target, logit_softcap=cap, **options
+    )
+    assert isinstance(made, Tensor)
+    return made
+
+
+def training(p: Problem, loss: Callable[[Problem], Tensor]) -> Step:
+    return lambda: torch.autograd.grad(loss(p), (p.input, p.weight))
+
+
+def products(p: Problem, rows: int = 8192) -> Step:
+    """The four bare products, at most so many rows at a time, in the inputs' dtype."""
+    x, w, t_x, t_w = (y.detach() for y in (p.input, p.weight, p.t_input, p.t_weight))
+    n, vocab = min(rows, len(x)), len(w)
+    z, t = x.new_empty(n, vocab), x.new_empty(n, len(t_w))
+    dx, dw = torch.empty_like(x), torch.empty_like(w)
+
+    def step() -> None:
+        for i in range(0, len(x), n):
+            part = slice(i, min(i + n, len(x)))
+            m = part.stop - i
+            torch.mm(x[part], w.t(), out=z[:m])
+            torch.mm(t_x[part], t_w.t(), out=t[:m])
+            torch.mm(z[:m], w, out=dx[part])
+            torch.addmm(dw, z[:m].t(), x[part], beta=float(i > 0), out=dw)
+
+    return step
+
+
+CHECKS: dict[str, Row] = {
+    "entropy-routed forward KL": {},
+    "temperature 2": {"temperature": 2.0},
+    "recompute": {"mode": "recompute", "divergence": "reverse_kl"},
+    "generalized JSD": {"divergence": "generalized_jsd"},
+    "alpha-beta": {"divergence": "alpha_beta"},
+    "total variation, teacher's argmax": {
+        "divergence": "total_variation",
+        "target": "teacher_argmax",
+    },
+    "several chunks": {"memory_budget": 3 << 20},
+}
+BOUND = {"float32": 2e-4, "bfloat16": 1e-2}
+"""Distance from float64 relative to its norm: in bf16 the rounding of the gradients is 2e-3."""
+
+
+def check(b: Bench) -> Iterator[Row]:
+    """Losses and gradients against the dense oracle in float64."""
+    for dtype, bound in BOUND.items():
+        case = Case("check", 96, 64, 96, 3001, vocab_t=3020, dtype=dtype, ignored=0.1)
+        p = b.problem(replace(b.case(case), dtype=dtype))
+        checks = list(CHECKS.items())[:: 3 if b.dry else 1]
+        for name, options in checks:
+            if b.dry:
+                options = {k: v for k, v in options.items() if k != "memory_budget"}
+            loss = loss_of(b, p, **options)
+            ours = (loss.detach(), *torch.autograd.grad(loss, (p.input, p.weight)))
+            ref = truth(p, options)
+            errors = [distance(x, y) for x, y in zip(ours, ref, strict=True)]
+            yield {
+                "check": name, "dtype": dtype, "loss": errors[0], "dX": errors[1], "dW": errors[2],
+                "passed": max(errors) <= bound,
+            }  # fmt: skip
+
+
+def truth(p: Problem, options: Row) -> tuple[Tensor, ...]:
+    """Loss, dX and dW in float64."""
+    own = {k: v for k, v in options.items() if k in ("divergence", "routing", "routing_params")}
+    own |= {"temperature": options.get("temperature", p.case.temperature)}
+    x, w, t_x, t_w = (y.detach().double() for y in (p.input, p.weight, p.t_input, p.t_weight))
+    x.requires_grad_()
+    w.requires_grad_()
+    loss = oracle.hybrid_loss(x @ w.T, t_x @ t_w.T, options.get("target", p.target), **own)
+    return (loss.detach(), *torch.autograd.grad(loss, (x, w)))
+
+
+def distance(x: Tensor, ref: Tensor) -> float:
+    return float((x.double() - ref).norm() / ref.norm())
+
+
+def memcpy(b: Bench) -> float:
+    """GB/s of a device copy, bytes read and written."""
+    source = torch.empty(2 * GIB if not b.dry else 1 << 16, dtype=torch.uint8, device=b.device)
+    target = torch.empty_like(source)
+    row = b.race({"memcpy": lambda: target.copy_(source)})["memcpy"]
+    return 2 * source.numel() / row["ms"] / 1e6
+
+
+def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
+    """Both passes over materialised logits; bytes are those that a pass must read and write."""
+    rows, vocab = (4, 70) if b.dry else (rows, vocab)
+    copy, backend = memcpy(b), BACKENDS[b.backend]
+    variants: dict[str, tuple[float, tuple[Extra, ...]]] = {
+        "forward KL": (1.0, ()),
+        "entropy-routed": (1.0, (Tilt(0, 0.1),)),
+        "entropy-routed, T = 2": (2.0, (Tilt(0, 0.1),)),
+        "JSD": (1.0, (Tilt(0, 0.1), Mixture(0.5))),
+    }
+    for dtype in (torch.bfloat16, torch.float32):
+        s, t = (torch.empty(rows, vocab, dtype=dtype, device=b.device).normal_() for _ in range(2))
+        s *= LOGIT_STD
+        out, labels = torch.empty_like(s), torch.randint(vocab, (rows,), device=b.device)
+        for name, (temperature, extras) in variants.items():
+            spec, tile = RowSpec(vocab, vocab, temperature, extras=extras), Tile(s, t, 0, 0)
+            fresh = partial(empty, rows, len(spec.tilts), dtype=torch.float32, device=b.device)
+            state = fresh()
+            backend.absorb_(state, tile, labels, spec)
+            final = finalize(state, labels, spec)
+            lse, sums = (
+                (final.stats.lse_s, final.stats.lse_t),
+                torch.zeros(3, rows, device=b.device),
+            )
+            steps: dict[str, Step] = {
+                "pass 1": lambda tile=tile, spec=spec, state=state: backend.absorb_(
+                    state, tile, labels, spec
+                )
+            }
+            if spec.second_read:
+                final = add_pairs(final, sums, spec)
+                steps["second read"] = lambda tile=tile, spec=spec, lse=lse: backend.absorb_pairs_(
+                    sums, tile, *lse, spec
+                )
+            one = torch.ones(rows, device=b.device)
+            extra = {e: (one,) * len(v) for e, v in final.stats.extras.items()}
+            given = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
+            steps["pass 2"] = lambda tile=tile, spec=spec, given=given: backend.vjp(
+                out, tile, given, spec
+            )
+            for which, row in b.race(steps, 1.0).items():
+                moved = s.nbytes + t.nbytes + (out.nbytes if which == "pass 2" else 0)
+                rate = moved / row["ms"] / 1e6 if "ms" in row else 0.0
+                label = {"what": name, "pass": which, "dtype": str(dtype)[6:]}
+                yield label | row | {"GB/s": round(rate), "of memcpy": round(rate / copy, 3)}
+
+
+def from_logits(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
+    """Loss and gradient of logits that exist; each must be read once, and the gradient written."""
+    rows, vocab = (4, 70) if b.dry else (rows, vocab)
+    copy = memcpy(b)
+    z, t = (
+        torch.empty(rows, vocab, dtype=torch.bfloat16, device=b.device).normal_(std=LOGIT_STD)
+        for _ in range(2)
+    )
+    z.requires_grad_()
+    target = torch.randint(vocab, (rows,), device=b.device)
+
+    def step(divergence: str) -> Any:
+        teacher = bg.LogitsTeacher(t)
+        loss = bg.hybrid_distillation(z, teacher, target, divergence=divergence, backend=b.backend)
+        return torch.autograd.grad(loss, z)
+
+    names = ("forward_kl", "generalized_jsd")
+    for name, row in b.race({n: partial(step, n) for n in names}).items():
+        rate = (2 * z.nbytes + t.nbytes) / row["ms"] / 1e6 if "ms" in row else 0.0
+        yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)}
+
+
+HEADLINE = Case("headline", 8192, 4096, 4096, 128_256, dtype="bfloat16")
+
+
+def headline(b: Bench) -> Iterator[Row]:
+    """Ours at several budgets, beside the bare products."""
+    p = b.problem(b.case(HEADLINE))
+    steps = {"bare products": products(p)}
+    for gib in (0.5, 1, 2, 4, 8):
+        ours = partial(loss_of, b, memory_budget=int(gib * GIB))
+        steps[f"fused, {gib} GiB"] = training(p, ours)
+    one = partial(loss_of, b, memory_budget=GIB)
+    steps["recompute, 1 GiB"] = training(p, partial(one, mode="recompute"))
+    steps["JSD, 1 GiB"] = training(p, partial(one, divergence="generalized_jsd"))
+    steps["hard labels only, 1 GiB"] = training(p, partial(one, routing="hard"))
+    with torch.no_grad():
+        rows = b.race(steps | {"no gradient, 1 GiB": partial(one, p)}, 20.0)
+    yield from ratios(p, rows)
+
+
+def ratios(p: Problem, rows: dict[str, Row]) -> Iterator[Row]:
+    """Rows with their time over that of the bare products, and those products' rate."""
+    bare = rows["bare products"].get("ms")
+    for name, row in rows.items():
+        if bare and "ms" in row:
+            row["ratio"] = round(row["ms"] / bare, 3)
+        if name == "bare products" and bare:
+            row["TFLOP/s"] = round(p.case.flops / bare / 1e9, 1)
+        yield {"case": p.case.name, "tokens": p.case.rows, "step": name} | row
+
+
+def pairs(b: Bench) -> Iterator[Row]:
+    """The seven pairs of models, at three batch sizes and the default budget."""
+    for pair in PAIRS:
+        for tokens in (1024, 8192, 32_768):
+            if b.left < 20:
+                yield {"case": pair.name, "tokens": tokens, "skipped": "out of time"}
+                continue
+            p = b.problem(b.case(replace(pair, rows=tokens, dtype="bfloat16")))
+            steps = {
+                "bare products": products(p),
+                "fused": training(p, partial(loss_of, b)),
+                "recompute": training(p, partial(loss_of, b, mode="recompute")),
+            }
+            yield from ratios(p, b.race(steps, 3.0))
+            if b.dry:
+                break
+
+
+def peers(b: Bench) -> Iterator[Row]:
+    """Other losses at the headline's shape; what each computes is in its name."""
+    p = b.problem(b.case(HEADLINE))
+    ours = Contestant(partial(loss_of, b, memory_budget=GIB), {"routing": "entropy"})
+    for name, peer in {"ours, 1 GiB": ours, **PEERS}.items():
+        if b.left < 30:
+            yield {"who": name, "skipped": "out of time"}
+        elif reason := peer.missing():
+            yield {"who": name, "skipped": reason}
+        else:
+            yield {"who": name} | b.race({name: training(p, peer.loss)}, 3.0)[name]
+
+
+def accuracy(b: Bench) -> Iterator[Row]:
+    """Distance of bf16 gradients from float64, each loss from its own, far from and near to the teacher."""
+    for gap in (0.0, 0.03):
+        case = Case("accuracy", 1024, 512, 512, 16_384, dtype="bfloat16", gap=gap)
+        p = b.problem(replace(b.case(case), hidden_t=b.case(case).hidden_s, dtype="bfloat16"))
+        for name, options in (("ours", {}), ("ours, many chunks", {"memory_budget": 64 << 20})):
+            ours = Contestant(partial(loss_of, b, **({} if b.dry else options)), {})
+            yield {"who": name, "gap": gap} | errors_of(p, ours)
+        for name, peer in PEERS.items():
+            reason = peer.missing() or ("out of time" if b.left < 20 else None)
+            found = {"skipped": reason} if reason else errors_of(p, peer)
+            yield {"who": name, "gap": gap} | found
+
+
+def errors_of(p: Problem, who: Contestant) -> Row:
+    try:
+        loss = who.loss(p)
+        made = torch.autograd.grad(loss, (p.input, p.weight))
+        ref = truth(p, who.oracle)[1:]
+        return {k: distance(x, y) for k, x, y in zip(("dX", "dW"), made, ref, strict=True)}
+    except Exception as error:  # its reason belongs in the table
+        return {"error": f"{type(error).__name__}: {str(error)[:160]}"}
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "headline": headline,
+    "primitives": primitives,
+    "from logits": from_logits,
+    "pairs": pairs,
+    "accuracy": accuracy,
+    "peers": peers,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = parse(arguments)
+    backend = options.backend
+    if not torch.cuda.is_available() and not options.dry_run:
+        sys.exit("needs a CUDA or HIP device; --dry-run walks the code without one")
+    BACKENDS.setdefault("triton", TritonBackend())
+    device = torch.device("cpu" if options.dry_run else "cuda")
+    deadline = time.monotonic() + 60 * options.minutes
+    b = Bench(device, backend, deadline, 2 if options.dry_run else 10, options.dry_run)
+    results: Row = {"machine": machine.stamp(torch.get_num_threads()), "device": describe(b)}
+    results["check"] = list(check(b))
+    print(table("check", results["check"]), flush=True)
+    path = options.output or machine.ROOT / "benchmarks" / "results" / "gpu.json"
+    if all(row["passed"] for row in results["check"]):
+        for name in options.sections:
+            results[name] = list(SECTIONS[name](b))
+            print(table(name, results[name]), flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    print(path)
+    if not all(row["passed"] for row in results["check"]):
+        sys.exit("a check failed: nothing was measured")
+
+
+def describe(b: Bench) -> Row:
+    """The device, and what it does at best: a copy, and a large product in bf16."""
+    made: Row = {"memcpy GB/s": round(memcpy(b))}
+    if b.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(b.device)
+        made |= {"name": properties.name, "memory": properties.total_memory}
+        made |= {"capability": f"{properties.major}.{properties.minor}"}
+        x, y = (torch.randn(8192, 8192, device=b.device, dtype=torch.bfloat16) for _ in range(2))
+        ms = b.race({"product": lambda: x @ y}, 1.0)["product"]["ms"]
+        made |= {"bf16 TFLOP/s": round(2 * 8192**3 / ms / 1e9)}
+    print(json.dumps(made), flush=True)
+    return made
+
+
+def table(title: str, rows: list[Row]) -> str:
+    """Rows as text in columns."""
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    text = [[_cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(x) for x in column) for column in zip(columns, *text, strict=True)]
+    lines = [
+        "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in (columns, *text)
+    ]
+    return "\n".join([f"\n{title}", *lines])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else str(value)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    add = parser.add_argument
+    add("--minutes", type=float, default=7.5, help="after which no more is started")
+    add("--backend", default="triton", help="of ours")
+    add("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    add("--output", type=Path, help="default: benchmarks/results/gpu.json")
+    add("--dry-run", action="store_true", help="tiny shapes on the CPU, in Triton's interpreter")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
