@@ -270,13 +270,13 @@ def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row
             }
             if spec.second_read:
                 final = add_pairs(final, sums, spec)
-                steps["second read"] = lambda tile=tile, spec=spec, lse=lse: backend.absorb_pairs_(
-                    sums, tile, *lse, spec
+                steps["second read"] = lambda tile=tile, spec=spec, lse=lse, sums=sums: (
+                    backend.absorb_pairs_(sums, tile, *lse, spec)
                 )
             one = torch.ones(rows, device=b.device)
             extra = {e: (one,) * len(v) for e, v in final.stats.extras.items()}
             given = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
-            steps["pass 2"] = lambda tile=tile, spec=spec, given=given: backend.vjp(
+            steps["pass 2"] = lambda tile=tile, spec=spec, given=given, out=out: backend.vjp(
                 out, tile, given, spec
             )
             for which, row in b.race(steps, 1.0).items():
@@ -370,7 +370,7 @@ def peers(b: Bench) -> Iterator[Row]:
 
 
 def accuracy(b: Bench) -> Iterator[Row]:
-    """Distance of bf16 gradients from float64, each loss from its own, far from and near to the teacher."""
+    """Distance of bf16 gradients from float64, each loss from its own, far and near."""
     for gap in (0.0, 0.03):
         case = Case("accuracy", 1024, 512, 512, 16_384, dtype="bfloat16", gap=gap)
         p = b.problem(replace(b.case(case), hidden_t=b.case(case).hidden_s, dtype="bfloat16"))

@@ -221,8 +221,8 @@ def test_padding_changes_nothing(kind: str, padded: str, backend: str) -> None:
             assert torch.equal(x[:300], y) and not x[300:].any()
         stats = [p.call(p.leaves(), return_stats=True, backend=backend, **o)[1]
                  for p, o in ((problem, options), (plain, {}))]  # fmt: skip
-        weights = [torch.stack(loss.library()["routing"](s)[1:]) if routing == "entropy" else s.kl_ts
-                   for s in stats]  # fmt: skip
+        policy = loss.library()["routing"]
+        weights = [torch.stack(policy(s)[1:]) if routing == "entropy" else s.kl_ts for s in stats]
         assert torch.equal(*weights) and stats[0].vocab == 300
 
 
