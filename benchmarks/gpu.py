@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 import bgkernels as bg
 from benchmarks import machine
 from benchmarks.cases import LOGIT_STD, PAIRS, Case, Problem
+from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, table
 from benchmarks.gpu_peers import PEERS, Contestant
 from bgkernels import oracle
 from bgkernels.backends import BACKENDS
@@ -35,114 +36,6 @@ from bgkernels.backends.triton import TritonBackend
 from bgkernels.spec import Extra, Mixture, RowSpec, Tilt
 from bgkernels.state import empty
 from bgkernels.stats import add_pairs, finalize, vjp_coefficients
-
-GIB = 1 << 30
-Row = dict[str, Any]
-Step = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where and how long to measure.
-
-    Args:
-        device: of all tensors.
-        backend: that computes ours.
-        deadline: ``time.monotonic()`` by which to be done.
-        rounds: most runs of a step.
-        dry: tiny shapes.
-    """
-
-    device: torch.device
-    backend: str
-    deadline: float
-    rounds: int = 10
-    dry: bool = False
-
-    @property
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def case(self, case: Case) -> Case:
-        """The case, or in a dry run a tiny one like it."""
-        if not self.dry:
-            return case
-        tiny = replace(case, rows=min(case.rows, 6), hidden_s=8, hidden_t=12, vocab=70)
-        return replace(tiny, vocab_t=75 if case.vocab_t else 0, dtype="float32")
-
-    def problem(self, case: Case) -> Problem:
-        """Tensors on the device, made there."""
-        random = torch.Generator(self.device).manual_seed(0)
-        made = {
-            name: torch.empty(shape, dtype=dtype, device=self.device)
-            for name, (shape, dtype) in case.tensors.items()
-        }
-        near = case.gap > 0
-        made["input"].normal_(generator=random)
-        made["weight"].normal_(std=LOGIT_STD / case.hidden_s**0.5, generator=random)
-        made["t_input"].normal_(std=case.gap or 1.0, generator=random)
-        if near:
-            made["t_input"] += made["input"]
-            made["t_weight"].copy_(made["weight"])
-        else:
-            made["t_weight"].normal_(std=LOGIT_STD / case.hidden_t**0.5, generator=random)
-        made["target"].random_(case.vocab, generator=random)
-        made["target"][: int(case.rows * case.ignored)] = -100
-        return Problem(case, **made).wanting_gradients()
-
-    def race(self, steps: dict[str, Step], seconds: float = 4.0) -> dict[str, Row]:
-        """Median milliseconds of steps that take turns, and their peak memory in MiB."""
-        rows: dict[str, Row] = {name: {} for name in steps}
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for name, step in steps.items():
-            try:
-                step()  # compiles, allocates
-                rows[name]["peak MiB"] = self.peak(step)
-            except Exception as error:  # its reason belongs in the table
-                rows[name]["error"] = f"{type(error).__name__}: {str(error)[:160]}"
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
-        running = [name for name in steps if "error" not in rows[name]]
-        begin = time.monotonic()
-        for i in range(self.rounds):
-            if i >= 2 and (time.monotonic() - begin > seconds or self.left < 0):
-                break
-            for name in running:
-                times[name].append(self.once(steps[name]))
-        for name in running:
-            rows[name]["ms"] = round(sorted(times[name])[len(times[name]) // 2], 4)
-            rows[name]["runs"] = len(times[name])
-        return rows
-
-    def once(self, step: Step) -> float:
-        """Milliseconds of one run."""
-        if self.device.type != "cuda":
-            begin = time.perf_counter()
-            step()
-            return 1e3 * (time.perf_counter() - begin)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        step()
-        end.record()
-        self.sync()
-        return start.elapsed_time(end)
-
-    def peak(self, step: Step) -> float:
-        """MiB that one run allocates at most, beside what was there."""
-        if self.device.type != "cuda":
-            step()
-            return 0.0
-        self.sync()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        made = step()
-        self.sync()
-        del made
-        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
 def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
@@ -160,25 +53,6 @@ def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
 
 def training(p: Problem, loss: Callable[[Problem], Tensor]) -> Step:
     return lambda: torch.autograd.grad(loss(p), (p.input, p.weight))
-
-
-def products(p: Problem, rows: int = 8192) -> Step:
-    """The four bare products, at most so many rows at a time, in the inputs' dtype."""
-    x, w, t_x, t_w = (y.detach() for y in (p.input, p.weight, p.t_input, p.t_weight))
-    n, vocab = min(rows, len(x)), len(w)
-    z, t = x.new_empty(n, vocab), x.new_empty(n, len(t_w))
-    dx, dw = torch.empty_like(x), torch.empty_like(w)
-
-    def step() -> None:
-        for i in range(0, len(x), n):
-            part = slice(i, min(i + n, len(x)))
-            m = part.stop - i
-            torch.mm(x[part], w.t(), out=z[:m])
-            torch.mm(t_x[part], t_w.t(), out=t[:m])
-            torch.mm(z[:m], w, out=dx[part])
-            torch.addmm(dw, z[:m].t(), x[part], beta=float(i > 0), out=dw)
-
-    return step
 
 
 CHECKS: dict[str, Row] = {
@@ -231,14 +105,6 @@ def distance(x: Tensor, ref: Tensor) -> float:
     return float((x.double() - ref).norm() / ref.norm())
 
 
-def memcpy(b: Bench) -> float:
-    """GB/s of a device copy, bytes read and written."""
-    source = torch.empty(2 * GIB if not b.dry else 1 << 16, dtype=torch.uint8, device=b.device)
-    target = torch.empty_like(source)
-    row = b.race({"memcpy": lambda: target.copy_(source)})["memcpy"]
-    return 2 * source.numel() / row["ms"] / 1e6
-
-
 def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
     """Both passes over materialised logits; bytes are those that a pass must read and write."""
     rows, vocab = (4, 70) if b.dry else (rows, vocab)
@@ -249,36 +115,26 @@ def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row
         "entropy-routed, T = 2": (2.0, (Tilt(0, 0.1),)),
         "JSD": (1.0, (Tilt(0, 0.1), Mixture(0.5))),
     }
+    labels, one = torch.randint(vocab, (rows,), device=b.device), torch.ones(rows, device=b.device)
     for dtype in (torch.bfloat16, torch.float32):
         s, t = (torch.empty(rows, vocab, dtype=dtype, device=b.device).normal_() for _ in range(2))
         s *= LOGIT_STD
-        out, labels = torch.empty_like(s), torch.randint(vocab, (rows,), device=b.device)
+        out, tile = torch.empty_like(s), Tile(s, t, 0, 0)
         for name, (temperature, extras) in variants.items():
-            spec, tile = RowSpec(vocab, vocab, temperature, extras=extras), Tile(s, t, 0, 0)
-            fresh = partial(empty, rows, len(spec.tilts), dtype=torch.float32, device=b.device)
-            state = fresh()
-            backend.absorb_(state, tile, labels, spec)
+            spec = RowSpec(vocab, vocab, temperature, extras=extras)
+            state = empty(rows, len(spec.tilts), dtype=torch.float32, device=b.device)
+            steps: dict[str, Step] = {"pass 1": partial(backend.absorb_, state, tile, labels, spec)}
+            steps["pass 1"]()
             final = finalize(state, labels, spec)
-            lse, sums = (
-                (final.stats.lse_s, final.stats.lse_t),
-                torch.zeros(3, rows, device=b.device),
-            )
-            steps: dict[str, Step] = {
-                "pass 1": lambda tile=tile, spec=spec, state=state: backend.absorb_(
-                    state, tile, labels, spec
-                )
-            }
             if spec.second_read:
+                sums = torch.zeros(3 * len(spec.mixtures), rows, device=b.device)
+                lse = (final.stats.lse_s, final.stats.lse_t)
+                steps["second read"] = partial(backend.absorb_pairs_, sums, tile, *lse, spec)
+                steps["second read"]()
                 final = add_pairs(final, sums, spec)
-                steps["second read"] = lambda tile=tile, spec=spec, lse=lse, sums=sums: (
-                    backend.absorb_pairs_(sums, tile, *lse, spec)
-                )
-            one = torch.ones(rows, device=b.device)
             extra = {e: (one,) * len(v) for e, v in final.stats.extras.items()}
             given = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
-            steps["pass 2"] = lambda tile=tile, spec=spec, given=given, out=out: backend.vjp(
-                out, tile, given, spec
-            )
+            steps["pass 2"] = partial(backend.vjp, out, tile, given, spec)
             for which, row in b.race(steps, 1.0).items():
                 moved = s.nbytes + t.nbytes + (out.nbytes if which == "pass 2" else 0)
                 rate = moved / row["ms"] / 1e6 if "ms" in row else 0.0
@@ -412,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     BACKENDS.setdefault("triton", TritonBackend())
     device = torch.device("cpu" if options.dry_run else "cuda")
     deadline = time.monotonic() + 60 * options.minutes
-    b = Bench(device, backend, deadline, 2 if options.dry_run else 10, options.dry_run)
+    b = Bench(device, backend, deadline, 1 if options.dry_run else 10, options.dry_run)
     results: Row = {"machine": machine.stamp(torch.get_num_threads()), "device": describe(b)}
     results["check"] = list(check(b))
     print(table("check", results["check"]), flush=True)
@@ -440,23 +296,6 @@ def describe(b: Bench) -> Row:
         made |= {"bf16 TFLOP/s": round(2 * 8192**3 / ms / 1e9)}
     print(json.dumps(made), flush=True)
     return made
-
-
-def table(title: str, rows: list[Row]) -> str:
-    """Rows as text in columns."""
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    text = [[_cell(row.get(c)) for c in columns] for row in rows]
-    widths = [max(len(x) for x in column) for column in zip(columns, *text, strict=True)]
-    lines = [
-        "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in (columns, *text)
-    ]
-    return "\n".join([f"\n{title}", *lines])
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 0.1 else str(value)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -76,7 +76,8 @@ def linear_hybrid_distillation(
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
             ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, and the
             policy looks at one token at a time (a plain callable is not trusted to).
-        backend: ``"auto"``, ``"native"`` or ``"eager"``; a name raises where it cannot serve.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; a name raises where it
+            cannot serve.
         seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
             chunking. None: one drawn from torch's generator at each call.
         return_stats: also return :class:`RowStats`, detached, shaped ``(...)``.

@@ -214,6 +214,13 @@ def labels(leading: tuple[int, ...], vocab: int, seed: int = 9) -> Tensor:
     return drawn.reshape(leading)
 
 
+def runs(backend: str, loss: Loss) -> list[dict[str, Any]]:
+    """The modes that can serve this loss."""
+    batchwide = loss.library()["routing"].batchwide
+    fused = not batchwide and loss.options.get("reduction") != "none"
+    return [{"backend": backend, "mode": m} for m in ("recompute", "fused")[: 1 + fused]]
+
+
 def conform(
     problem: Problem,
     loss: Loss,

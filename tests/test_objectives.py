@@ -19,7 +19,7 @@ from bgkernels.backends.base import Backend, Tile
 from bgkernels.spec import RowSpec
 from bgkernels.stats import Coefficients
 from tests.conftest import Tiling
-from tests.problems import DTYPES, Failures, Loss, Params, cells, conform, make
+from tests.problems import DTYPES, Failures, Loss, Params, cells, conform, make, runs
 
 DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
 
@@ -51,12 +51,6 @@ OF_ROUTING: dict[str, list[Params]] = {
 }
 
 ON = pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))
-
-
-def runs(backend: str, loss: Loss) -> list[dict[str, Any]]:
-    """The modes that can serve this loss."""
-    fused = not loss.library()["routing"].batchwide
-    return [{"backend": backend, "mode": m} for m in ("recompute", "fused")[: 1 + fused]]
 
 
 def cell(failures: Failures, kind: str, loss: Loss, backend: str, dtype: str) -> None:

@@ -7,8 +7,10 @@ import torch
 from bgkernels.backends.base import Backend
 from bgkernels.backends.eager import EagerBackend
 from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.triton import TritonBackend
 
-BACKENDS: dict[str, Backend] = {b.name: b for b in (NativeBackend(), EagerBackend())}
+_IN_ORDER: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), EagerBackend())
+BACKENDS = {b.name: b for b in _IN_ORDER}
 """In the order that ``"auto"`` tries them."""
 
 

@@ -64,11 +64,11 @@ BGK_INLINE Vec expm1(Vec x) {
   return a.power * below + (a.power - 1.0f);
 }
 
-// log(x), given y = x - 1 where that is exact near 1: 6e-9.
+// log(x), where y = x - 1 more exactly than x can tell: 6e-9.
 BGK_INLINE Vec log_near(Vec x, Vec y) {
   const IVec k = (as_int(x) - 0x3f3504f3) >> 23;  // x·2^-k in [sqrt ½, sqrt 2)
-  const Vec scaled = x * as_float((127 - k) << 23);
-  const Vec f = k == 0 ? y : scaled - 1.0f;
+  const Vec power = as_float((127 - k) << 23);
+  const Vec f = (x * power - 1.0f) + (y - (x - 1.0f)) * power;
   Vec p = f * -0.076343939f + 0.12765428f;
   p = p * f - 0.13162002f;
   p = p * f + 0.14201368f;
