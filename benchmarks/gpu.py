@@ -178,9 +178,8 @@ def headline(b: Bench) -> Iterator[Row]:
     steps["recompute, 1 GiB"] = training(p, partial(one, mode="recompute"))
     steps["JSD, 1 GiB"] = training(p, partial(one, divergence="generalized_jsd"))
     steps["hard labels only, 1 GiB"] = training(p, partial(one, routing="hard"))
-    with torch.no_grad():
-        rows = b.race(steps | {"no gradient, 1 GiB": partial(one, p)}, 20.0)
-    yield from ratios(p, rows)
+    steps["no gradient, 1 GiB"] = torch.no_grad()(partial(one, p))
+    yield from ratios(p, b.race(steps, 20.0))
 
 
 def ratios(p: Problem, rows: dict[str, Row]) -> Iterator[Row]:

@@ -159,7 +159,8 @@ def _loss(
     overwrite: bool = False,
 ) -> Loss:
     objective = options.objective()
-    reads = Reads(objective.extras, objective.policy.uses_teacher, options.label_smoothing > 0)
+    logit_sum = options.label_smoothing > 0 or return_stats
+    reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
     problem = pose(student, teacher, target, options, reads)
     loss, stats = reduce(
         problem, objective, options,

@@ -22,7 +22,8 @@ class Objective:
             et al. 2015).
         policy: the weights of both terms.
         temperature: of the comparison; the hard term is at temperature 1.
-        label_smoothing: ε of the hard term: ``(1-ε)·nll + ε·(lse - mean logit)``, as
+        label_smoothing: ε of the cross-entropy, not of a policy's own hard term:
+            ``(1-ε)·nll + ε·(lse - mean logit)``, as ``torch.nn.functional.cross_entropy``.
             ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the student's squared log-sum-exp (PaLM, Chowdhery et al. 2022), on every
             valid row.
@@ -61,11 +62,12 @@ class Objective:
         return torch.where(stats.valid, total, 0.0)
 
     def _hard(self, stats: RowStats) -> Tensor:
-        term = self.policy.hard_term(stats) if self.policy.hard_term else stats.nll
+        if self.policy.hard_term:
+            return self.policy.hard_term(stats)
         if not self.label_smoothing:
-            return term
+            return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
-        return (1 - self.label_smoothing) * term + self.label_smoothing * uniform
+        return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
 
 
 def _present(weight: Weight) -> bool:

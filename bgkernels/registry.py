@@ -30,7 +30,7 @@ class Registry(Generic[T]):
         self._factories[name] = factory  # type: ignore[assignment]
         return factory
 
-    def get(self, name: str, **params: object) -> T:
+    def get(self, name: str, /, **params: object) -> T:
         """Make the object called ``name``, with defaults or ``params``. ValueError if unknown."""
         if name not in self._factories:
             raise ValueError(f"`{self.kind}` must be one of {', '.join(self)}; got {name!r}")

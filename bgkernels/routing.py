@@ -68,7 +68,7 @@ registry: Registry[Policy] = Registry("routing", Policy)
 register = registry.register
 
 
-def get(policy: str | Policy | Weights, **params: object) -> Policy:
+def get(policy: str | Policy | Weights, /, **params: object) -> Policy:
     """A policy from its name, itself, or any callable (taken to be batchwide)."""
     if isinstance(policy, str):
         return registry.get(policy, **params)

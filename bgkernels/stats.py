@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.spec import Extra, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.state import SKIP, RowState, absorb_column, shift, times
+from bgkernels.state import SKIP, TILT, RowState, absorb_column, shift, times
 
 COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", "D_y", "H_y", "hot")
 """Rows of :attr:`Coefficients.row`."""
@@ -295,10 +295,26 @@ class Coefficients:
     pairs: Tensor
 
     def to(self, dtype: torch.dtype) -> Coefficients:
-        """The same in the dtype that kernels read."""
-        tables = (x.to(dtype) for x in (self.row, self.tilts, self.pairs))
-        row, tilts, pairs = tables
-        return Coefficients(row, self.labels, tilts, pairs)
+        """The same in the dtype that kernels read.
+
+        A log-sum-exp of hundreds loses digits there; what it loses is moved into the factors.
+        """
+        if dtype == self.row.dtype:
+            return self
+        row = dict(zip(COEFFICIENTS, self.row, strict=True))
+        lost = {k: row[f"lse_{k}"].to(dtype).to(self.row.dtype) - row[f"lse_{k}"] for k in "stc"}
+        bend = row["B"] * lost["s"] - row["C"] * lost["t"]
+        row |= {"A": row["A"] + bend, "A_y": row["A_y"] + bend}
+        for names, side in (("A B C A_y", "s"), ("D D_y", "t"), ("H H_y", "c")):
+            row |= {name: row[name] * lost[side].exp() for name in names.split()}
+        tilts = self.tilts.clone()
+        for lse, *factors in tilts.unflatten(0, (-1, len(TILT))) if len(tilts) else ():
+            for x in factors:
+                x *= (lse.to(dtype).to(lse.dtype) - lse).exp()
+        pairs = self.pairs * lost["s"].exp()
+        return Coefficients(
+            torch.stack(list(row.values())).to(dtype), self.labels, tilts.to(dtype), pairs.to(dtype)
+        )
 
 
 Grads = Mapping[str, Tensor | None]

@@ -38,7 +38,7 @@ struct OwnedSpec {
 
 OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, bool logit_sum,
                     int rule, uint32_t key,
-                    const std::vector<std::tuple<float, float, bool>>& tilts,
+                    const std::vector<std::tuple<double, double, bool>>& tilts,
                     std::vector<float> omegas, bool total_variation) {
   OwnedSpec spec;
   spec.plain.compared = compared;

@@ -15,7 +15,7 @@ constexpr int64_t kNone = -1, kSkip = -2;
 constexpr int kFloatColumns = 14, kTiltColumns = 4, kCoefficients = 13, kMaxTilts = 8;
 
 struct Tilt {
-  float a, b;
+  double a, b;
   bool moments;
 };
 

@@ -264,7 +264,8 @@ def test_extremes(name: str, backend: str, dtype: str, tiling: Tiling) -> None:
     z, t = extreme(name)
     target = torch.tensor([0, 2, 2, 3, 4, 5, *range(20, 38)])
     problem = Problem({"logits": z}, {"logits": t}, target).to(DTYPES[dtype])
-    exact, eps = problem.to(torch.float64), torch.finfo(DTYPES[dtype]).eps
+    # Pass 2 reads a log-sum-exp of hundreds as one number of the logits' dtype.
+    exact, eps = problem.to(torch.float64), 8 * torch.finfo(DTYPES[dtype]).eps
     with Failures() as failures:
         for divergence in bg.divergences.registry:
             loss = Loss(divergence, "additive", options={"reduction": "none"})

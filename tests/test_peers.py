@@ -1,6 +1,6 @@
 """What breaks elsewhere, by number: each test is a defect that users of similar losses reported.
 
-T25 (compiled graphs) is in ``test_compile.py``; T24 and T27 need a GPU.
+T25 (compiled graphs) is in ``test_compile.py``; T24 and T27 need a GPU (``test_triton_gpu.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bgkernels as bg
-from bgkernels import oracle
+from bgkernels import oracle, planner
 from tests.conftest import Tiling
 from tests.yardstick import projection, rel_max
 
@@ -344,3 +344,56 @@ def test_t28_a_dtensor_is_refused_with_the_remedy() -> None:
         bg.linear_hybrid_distillation(
             t["x"], t["w"].as_subclass(DTensor), bg.LinearTeacher(t["h"], t["w_t"]), t["y"]
         )
+
+
+def test_t07b_a_teacher_need_not_be_normalised() -> None:
+    z, v, y = (torch.randn(6, V, dtype=torch.float64) for _ in range(3))
+    y = torch.randint(V, (6,))
+    shifted = v + torch.tensor([5.0, -300, 0, 40, 1e3, 2], dtype=torch.float64)[:, None]
+    for a, b in zip(both(z, shifted, y), both(z, v, y), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    step = 1e-5 * torch.randn_like(z)
+    ahead, behind = (both(z + s * step, shifted, y)[0] for s in (1, -1))
+    slope = (both(z, shifted, y)[1] * step).sum()
+    torch.testing.assert_close((ahead - behind) / 2, slope, rtol=1e-6, atol=0)
+
+
+def test_t19b_an_adapter_on_the_head_learns_and_its_base_stays_frozen() -> None:
+    t = {n: x.double() if n != "y" else x for n, x in pair(1.0).items()}
+    down, up = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, D), (V, 2)))
+    teacher, head = bg.LinearTeacher(t["h"], t["w_t"]), t["w"] + up @ down
+    loss = bg.linear_hybrid_distillation(t["x"], head, teacher, t["y"])
+    ours = torch.autograd.grad(loss, (down, up))
+    logits = t["x"] @ (t["w"] + up @ down).t()
+    ref = torch.autograd.grad(oracle.hybrid_loss(logits, t["h"] @ t["w_t"].t(), t["y"]), (down, up))
+    assert all(rel_max(a, b) < 1e-10 for a, b in zip(ours, ref, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["fused", "recompute"])
+def test_t22b_saved_tensor_hooks_are_honoured(mode: str) -> None:
+    t, packed = pair(1.0), []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: packed.append(x.shape) or x.clone(), lambda x: x.clone()
+    ):
+        hooked = run(t, mode=mode)
+    assert packed and all(torch.equal(a, b) for a, b in zip(hooked, run(t, mode=mode), strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "recompute"}, {"routing": "risk_guided"}])
+def test_t24_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A meta tensor has no values: whatever would copy one to the host raises.
+    monkeypatch.setitem(planner.COST, "meta", planner.COST["cuda"])
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
+    t = {n: x.to("meta") for n, x in pair(1.0).items()}
+    for divergence in bg.divergences.registry:
+        ours = run(t, divergence=divergence, backend="eager", num_items=t["y"].sum(), **options)
+        assert [x.device.type for x in ours] == ["meta"] * 3
+
+
+@pytest.mark.gpu
+def test_t27_a_device_that_is_not_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    t = {n: x.to("cuda:1") for n, x in pair(1.0).items()}
+    for a, b in zip(run(t), run({n: x.cpu() for n, x in t.items()}), strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-5)

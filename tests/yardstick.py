@@ -37,7 +37,7 @@ def assert_close(
 
     `eps` is the machine epsilon of the dtype under test. NaN and infinities have to stand where
     they stand in `ref`. Where `ref` is all zero, `ours` may reach twice the yardstick's largest
-    entry plus ``4 eps * zero_scale``; give the size of the terms that cancel as `zero_scale`.
+    entry plus the slack times `zero_scale`; give the size of the terms that cancel as `zero_scale`.
     """
     assert ours.shape == ref.shape == yardstick.shape, (ours.shape, ref.shape, yardstick.shape)
     for kind, test in (("NaN", torch.isnan), ("+inf", torch.isposinf), ("-inf", torch.isneginf)):
@@ -47,7 +47,8 @@ def assert_close(
     is_zero = not ref.nan_to_num(0, 0, 0).any()
     error, yard = rel_max(ours, ref), rel_max(yardstick, ref)
     # In float64 the reference has the same rounding as what it judges.
-    slack = 4 * eps if eps > 1e-12 else 1e-10
+    # In fp32, sums taken in another order than the yardstick's differ by tens of eps.
+    slack = 1e-10 if eps < 1e-12 else 64 * eps if eps < 1e-6 else 4 * eps
     bound = 2 * yard + slack * (zero_scale if is_zero else 1.0)
     assert error <= bound, f"largest error {error:.3e} > {bound:.3e} (yardstick {yard:.3e})"
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/blocks.h"
+#include "cpu/tilts.h"
 #include "cpu/vec_math.h"
 #include "math/row_state.h"
 
@@ -182,33 +183,29 @@ inline Vec hard_sum(Source z, int n, float centre) {
 }
 
 template <bool kMoments>
-inline void add_tilt(TiltState<Vec>& tilt, const float* w, const Centred& s, const Centred& t,
-                     int n) {
+inline TiltState<Vec> tilt_sums(const TiltBlock& b, const Centred& s, const Centred& t, int n) {
   TiltState<Vec> x{};
   for (int i = 0; i < n; i += kLanes) {
-    const Vec e = exp(load(w + i) - shift(tilt.m));
+    const Vec e = b.weight(i);
     x.d += e;
     if (!kMoments) continue;
     const Vec gap = s.at<true>(i) - t.at<true>(i);
     x.k += times(e, gap);
     x.q += times(e, gap * gap);
   }
-  tilt.d += x.d, tilt.k += x.k, tilt.q += x.q;
+  return x;
 }
 
-inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t, int n,
-                         float* w) {
+inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t,
+                         int n) {
   for (int k = 0; k < spec.tilt_count; ++k) {
     TiltState<Vec>& tilt = state.tilts[k];
-    for (int i = 0; i < n; i += kLanes)
-      store(w + i, tilt_exponent(spec.tilts[k], s.from.at(i) * s.scale, t.from.at(i) * t.scale));
-    const float m = block_max(w, padded(n));
-    if (m > tilt.m) raise_tilt(tilt, m);
-    if (spec.tilts[k].moments) {
-      add_tilt<true>(tilt, w, s, t, n);
-    } else {
-      add_tilt<false>(tilt, w, s, t, n);
-    }
+    const TiltBlock b = tilt_block(spec.tilts[k], s.from, t.from, n, s.scale, shift(tilt.m));
+    if (b.exponent > tilt.m) raise_tilt(tilt, (float)b.exponent);
+    const TiltState<Vec> x =
+        spec.tilts[k].moments ? tilt_sums<true>(b, s, t, n) : tilt_sums<false>(b, s, t, n);
+    const Vec factor = splat((float)::exp(b.exponent - shift(tilt.m)));
+    tilt.d += times(x.d, factor), tilt.k += times(x.k, factor), tilt.q += times(x.q, factor);
   }
 }
 
@@ -235,7 +232,7 @@ inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_
   } else if (!spec.shared_softmax) {
     state.d_c += times(x.d_s, splat(expf(s.centre - shift(state.m_c))));
   }
-  if (spec.tilt_count) absorb_tilts(state, spec, s, t, b.n, w);
+  if (spec.tilt_count) absorb_tilts(state, spec, s, t, b.n);
 }
 
 inline Vec sum_except(const Block& b, int at) {

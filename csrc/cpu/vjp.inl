@@ -3,6 +3,7 @@
 
 #include "cpu/blocks.h"
 #include "cpu/pairs.inl"
+#include "cpu/tilts.h"
 #include "cpu/vec_math.h"
 #include "math/extras.h"
 #include "math/row_vjp.h"
@@ -102,16 +103,18 @@ inline void base_block(VjpBlock b, const VjpColumns& x) {
   if (x.h != 0.0f) softmax_block<false, true>(b, b.z, x.h, x.c_hard, 0.0f);
 }
 
-inline void tilt_block(VjpBlock b, Tilt tilt, const double* from, int64_t stride, float scale) {
-  const Centre lse(from[0]);
-  const double factor = lse.factor * scale;
-  const float centre = lse.value, p0 = (float)(factor * from[stride]),
-              p1 = (float)(factor * from[2 * stride]), p2 = (float)(factor * from[3 * stride]);
+// `from`: lse, P0, P1, P2 of the row, where x = u - v. `d` is no part of the sources.
+inline void add_tilt(VjpBlock b, const Tilt& tilt, const double* from, int64_t stride,
+                     double scale) {
+  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature, kNegInf);
+  const double p0 = from[stride], p1 = from[2 * stride], p2 = from[3 * stride];
+  const double factor = scale * ::exp(x.exponent - from[0]);
+  const float q0 = (float)(factor * (p0 + (p1 + p2 * x.gap) * x.gap)),
+              q1 = (float)(factor * (p1 + 2.0 * p2 * x.gap)), q2 = (float)(factor * p2);
   for (int i = 0; i < b.n; i += kLanes) {
-    const Vec u = b.z.at(i) * b.inverse_temperature, v = b.v.at(i) * b.inverse_temperature;
-    const Vec weight = exp(tilt_exponent(tilt, u, v) - centre), gap = u - v;
-    const Vec terms = tilt.moments ? (p1 + p2 * gap) * gap + p0 : splat(p0);
-    store(b.d + i, load(b.d + i) + times(weight, terms));
+    const Vec gap = x.du(i) - x.dv(i);
+    const Vec terms = tilt.moments ? (q1 + q2 * gap) * gap + q0 : splat(q0);
+    store(b.d + i, load(b.d + i) + times(x.weight(i), terms));
   }
 }
 
@@ -133,13 +136,13 @@ inline void variation_block(VjpBlock b, LogProbs x, const float y[2]) {
   }
 }
 
-inline void extra_blocks(const VjpBlock& b, const VjpArgs& args, const VjpRow& row, int64_t r) {
+inline void extra_blocks(const VjpBlock& b, const VjpArgs& args, const VjpPlan& plan, int64_t r) {
   const Spec& spec = args.spec;
   const int64_t rows = args.tile.rows;
   const float scale = args.tile.student.scale;
-  const LogProbs x(b.z, b.v, row.lse_s, row.lse_t, b.inverse_temperature);
+  const LogProbs x(b.z, b.v, plan.row.lse_s, plan.row.lse_t, b.inverse_temperature);
   for (int k = 0; k < spec.tilt_count; ++k)
-    tilt_block(b, spec.tilts[k], args.tilts + kTiltColumns * k * rows + r, rows, scale);
+    add_tilt(b, spec.tilts[k], args.tilts + kTiltColumns * k * rows + r, rows, scale);
   const double* from = args.pairs + r;
   float y[3];
   auto take = [&](int count) {
@@ -175,7 +178,7 @@ inline void vjp_block(const VjpArgs& args, const VjpPlan& plan, int64_t row, int
     base_block<true>(b, plan.x);
   }
   if (here) b.d[at] = (float)vjp_label(plan.row, z_y, v_y, args.spec, compared);
-  if (compared && plan.extras) extra_blocks(b, args, plan.row, row);
+  if (compared && plan.extras) extra_blocks(b, args, plan, row);
   if (args.tile.student.cap != 0.0f) cap_block(b, args.tile.student.cap);
 }
 

@@ -114,11 +114,11 @@ BGK_HD bool beats(float m, int64_t column, float best, int64_t argmax) {
 
 // a·u + b·v with 0 · (±inf) = 0; -inf where the column is absent from both models, whatever the
 // signs of a and b.
-template <class F>
-BGK_HD F tilt_exponent(const Tilt& tilt, F u, F v) {
+template <class F, class S>
+BGK_HD F tilt_exponent(S a, S b, F u, F v) {
   F w{};
-  if (tilt.a != 0.0f) w += tilt.a * u;
-  if (tilt.b != 0.0f) w += tilt.b * v;
+  if (a != S{}) w += a * u;
+  if (b != S{}) w += b * v;
   return (u == kNegInf) & (v == kNegInf) ? F{} + kNegInf : w;
 }
 
@@ -142,9 +142,9 @@ BGK_HD void absorb_column(RowState<F>& state, int64_t column, float z, float v, 
                    M::first(e_t), M::first(times(e_t, dv)), M::first(times(e_t, dv - du))});
   for (int i = 0; i < spec.tilt_count; ++i) {
     TiltState<F>& tilt = state.tilts[i];
-    const float w = tilt_exponent(spec.tilts[i], u, v), x = du - dv;
-    if (w > tilt.m) raise_tilt(tilt, w);
-    const float e = expf(w - shift(tilt.m));
+    const double w = tilt_exponent<double>(spec.tilts[i].a, spec.tilts[i].b, u, v);
+    if (w > tilt.m) raise_tilt(tilt, (float)w);
+    const float e = (float)::exp(w - shift(tilt.m)), x = du - dv;
     tilt.d += M::first(e);
     tilt.k += M::first(times(e, x));
     tilt.q += M::first(times(e, x * x));
