@@ -24,7 +24,6 @@ class Objective:
         temperature: of the comparison; the hard term is at temperature 1.
         label_smoothing: ε of the cross-entropy, not of a policy's own hard term:
             ``(1-ε)·nll + ε·(lse - mean logit)``, as ``torch.nn.functional.cross_entropy``.
-            ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the student's squared log-sum-exp (PaLM, Chowdhery et al. 2022), on every
             valid row.
     """
