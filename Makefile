@@ -38,16 +38,16 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove the environment, builds and caches
-	rm -rf .venv build dist *.egg-info bgkernels/_C.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info bgkernels/_C.*.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is installed first and alone, so that no other package decides which build of it is fetched.
 # The old library is removed before that: after a failed build, tests must not run on it.
 $(STAMP): $(BUILD_FILES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	rm -f $@ bgkernels/_C.*
+	rm -f $@ bgkernels/_C.*.*
 	$(PIP) torch
 	$(PIP) -e '.[$(EXTRAS)]'
-	@ls bgkernels/_C.* >/dev/null 2>&1 || \
+	@ls bgkernels/_C.*.* >/dev/null 2>&1 || \
 	  echo 'note: the compiled backend was not built; BGKERNELS_NATIVE=ON make -B install says why'
 	touch $@
