@@ -128,13 +128,13 @@ def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row
             final = finalize(state, labels, spec)
             if spec.second_read:
                 sums = torch.zeros(3 * len(spec.mixtures), rows, device=b.device)
-                lse = (final.stats.lse_s, final.stats.lse_t)
+                lse = (final.stats.lse_s.float(), final.stats.lse_t.float())
                 steps["second read"] = partial(backend.absorb_pairs_, sums, tile, *lse, spec)
                 steps["second read"]()
                 final = add_pairs(final, sums, spec)
             extra = {e: (one,) * len(v) for e, v in final.stats.extras.items()}
-            given = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
-            steps["pass 2"] = partial(backend.vjp, out, tile, given, spec)
+            c = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
+            steps["pass 2"] = partial(backend.vjp, out, tile, c.to(torch.float32), spec)
             for which, row in b.race(steps, 1.0).items():
                 moved = s.nbytes + t.nbytes + (out.nbytes if which == "pass 2" else 0)
                 rate = moved / row["ms"] / 1e6 if "ms" in row else 0.0

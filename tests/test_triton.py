@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from bgkernels import sampling
 from bgkernels.backends import triton as triton_backend
+from bgkernels.backends import triton_launch
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.eager import EagerBackend
-from bgkernels.backends.triton import Launch, TritonBackend
+from bgkernels.backends.triton import TritonBackend
+from bgkernels.backends.triton_launch import Launch
 from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import FLOATS, NONE, SKIP, RowState, empty
 from bgkernels.stats import (
@@ -279,6 +282,33 @@ def test_ties_go_to_the_lowest_column() -> None:
     for tile in reversed(case.tiles()):
         backend().absorb_(state, tile, case.labels, case.spec)
     assert state["label"].tolist() == [5, 6, 66]
+
+
+def test_tuning_remembers_the_fastest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_launch, "_milliseconds", lambda launch, run, device: launch.block)
+    path, tried = str(tmp_path / "tuned.json"), []
+    default, kind = Launch(2048, 2, fill=8), "fp32"
+    best = triton_launch.tuned(path, "vjp", kind, default, DEVICE, tried.append)
+    assert best.block == min(x.block for x in triton_launch.candidates("vjp"))
+    triton_launch._load.cache_clear()
+    monkeypatch.setattr(triton_launch, "candidates", lambda kernel: [])
+    assert triton_launch.tuned(path, "vjp", kind, default, DEVICE, tried.append) == best
+    assert triton_launch.tuned(path, "absorb", kind, default, DEVICE, tried.append) == default
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    path.write_text('["a list"]')
+    with pytest.raises(ValueError, match=r"tuned\.json, which holds no tuned launches"):
+        triton_launch.tuned(str(path), "vjp", "fp32", Launch(64, 1, fill=8), DEVICE, print)
+
+
+def test_tuning_leaves_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trials run on scratch memory, in pass 1 as in a pass 2 that overwrites its input."""
+    monkeypatch.setenv(triton_launch.VARIABLE, str(tmp_path / "tuned.json"))
+    monkeypatch.setattr(triton_launch, "candidates", lambda kernel: [replace(SMALL, warps=2)])
+    monkeypatch.setattr(triton_launch, "_milliseconds", lambda x, run, _: run(x) or -x.warps)
+    check(make(RowSpec(40, 40, extras=(Mixture(0.5),)), [3, 5]), TritonBackend(), in_place=True)
 
 
 def test_reasons() -> None:

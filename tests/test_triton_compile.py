@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from bgkernels.backends import triton as host
+from bgkernels.backends import triton_launch
 from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -110,7 +111,7 @@ def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[
         "omegas": (v.number,) * len(v.spec.mixtures),
         "inv_t": v.number,
     }
-    types, multiples = {}, {}
+    types, multiples, unspecialised = {}, {}, kernel.do_not_specialize
     for i, name in enumerate(kernel.arg_names):
         aligned = v.aligned
         if name in constants:
@@ -122,8 +123,7 @@ def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[
             types[name] = "*" + ("i64" if integers else pointers.get(name, "fp32"))
         else:
             types[name] = "i32"
-            aligned = aligned and (name in ("width", "compared") or name.endswith("_stride"))
-        if aligned:
+        if aligned and name not in unspecialised:
             multiples[(i,)] = [["tt.divisibility", 16]]
     return types, multiples
 
@@ -136,9 +136,9 @@ def compiled(v: Variant, architecture: str) -> dict[str, Any]:
 
     kernel = getattr(host.kernels(), f"{v.kernel}_kernel")
     constants = host.constants(v.kernel, v.spec, v.teacher, not v.split)
-    launch = host.launch_of(v.kernel, v.spec)
+    launch = triton_launch.launch_of(v.kernel, v.spec)
     if v.kernel == "merge":
-        launch = host.Launch(host.MERGE_ROWS, host.MERGE_ROWS // 32, fill=0)
+        launch = triton_launch.Launch(host.MERGE_ROWS, host.MERGE_ROWS // 32, fill=0)
     constants["BLOCK"] = launch.block
     types, multiples = signature(kernel, v, constants)
     source = ASTSource(kernel, types, constexprs=constants, attrs=multiples)

@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Tile
+from bgkernels.backends.triton_launch import Launch, launch_of, tuned, tuning
 from bgkernels.sampling import key_of
 from bgkernels.spec import Cap, RowSpec, Tilt
 from bgkernels.state import RowState
@@ -27,48 +29,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES = {"index": 0, "argmax": 1, "sample": 2}
 MERGE_ROWS = 128
 """Rows a program of the merge kernel: one a thread."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a kernel is started.
-
-    Args:
-        block: columns a step.
-        warps: warps a program.
-        fill: warps a multiprocessor should have; where rows are too few, programs share a row.
-        registers: limit a thread, on NVIDIA. Without one the assembler aims at round numbers of
-            warps and spills a few bytes to get there.
-    """
-
-    block: int
-    warps: int
-    fill: int
-    registers: int | None = None
-
-    def options(self, cuda: bool) -> dict[str, int]:
-        """Of the compiler."""
-        limit = {"maxnreg": self.registers} if cuda and self.registers else {}
-        return {"num_warps": self.warps, **limit}
-
-
-def launch_of(kernel: str, spec: RowSpec) -> Launch:
-    """The default, from compiled code (registers, instructions a column), not yet from timings.
-
-    Few warps a program, so that many programs share a multiprocessor and the loads of one run under
-    the arithmetic of another; 16-byte loads; no spills (``tests/test_triton_compile.py``).
-    """
-    capped = bool(spec.student.cap or spec.teacher.cap)
-    if kernel == "absorb":
-        # A block costs about 250 instructions in reductions and merging, so that blocks are long:
-        # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
-        light = spec.shared_softmax and len(spec.tilts) <= 1 and spec.label_rule != "sample"
-        registers = 168 if len(spec.tilts) < 3 else 200
-        return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
-    if kernel == "pairs":
-        return Launch(1024, 2, 8, 168 if capped else None)
-    # Nothing is reduced: short blocks, few registers, many warps; sharing a row is free.
-    return Launch(1024, 4, 32)
 
 
 class TritonBackend:
@@ -100,15 +60,29 @@ class TritonBackend:
             major, minor = torch.cuda.get_device_capability(device)
             if major < 8:
                 return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
-        return _import_error()
+        reason = _import_error()
+        if reason is None and device.type == "cpu" and not hasattr(kernels().exp, "rewrite"):
+            return "TRITON_INTERPRET=1 was set after triton had been imported"
+        return reason
 
     def absorb_(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
         """Pass 1."""
-        rows, width = tile.student.shape
-        if rows == 0 or width == 0:
+        if not tile.student.numel():
             return
+        labels = labels.contiguous()
+
+        def trial(launch: Launch) -> None:
+            scratch = RowState(state.floats.clone(), state.ints.clone())
+            self._absorb(scratch, tile, labels, spec, launch)
+
+        self._absorb(state, tile, labels, spec, self._launch("absorb", spec, tile, trial))
+
+    def _absorb(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, launch: Launch
+    ) -> None:
+        rows, width = tile.student.shape
         floats, ints = _columns("state", state.floats), _columns("state", state.ints)
-        plan, labels = self._plan("absorb", spec, tile, width), labels.contiguous()
+        plan = self._plan(launch, tile, width)
         if plan.splits > 1:
             floats = floats.new_empty(plan.splits, *floats.shape)
             ints = ints.new_empty(plan.splits, *ints.shape)
@@ -133,17 +107,26 @@ class TritonBackend:
         self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
     ) -> None:
         """Pass 1, second read."""
-        rows, width = len(tile.student), tile.compared
-        if rows == 0 or width == 0:
+        if tile.teacher is None or not tile.teacher.numel():
             return
-        plan = self._plan("pairs", spec, tile, width)
-        out = _columns("sums", sums)
+        lse = (_floats(lse_s), _floats(lse_t))
+
+        def trial(launch: Launch) -> None:
+            self._absorb_pairs(sums.clone(), tile, lse, spec, launch)
+
+        self._absorb_pairs(sums, tile, lse, spec, self._launch("pairs", spec, tile, trial))
+
+    def _absorb_pairs(
+        self, sums: Tensor, tile: Tile, lse: tuple[Tensor, Tensor], spec: RowSpec, launch: Launch
+    ) -> None:
+        rows, width, out = len(tile.student), tile.compared, _columns("sums", sums)
+        plan = self._plan(launch, tile, width)
         if plan.splits > 1:
             out = sums.new_empty(plan.splits, *sums.shape)
         with _on(sums.device):
             kernels().pairs_kernel[rows, plan.splits](
-                *_logits(tile), lse_s.contiguous(), lse_t.contiguous(), out, rows, width,
-                plan.blocks, *_numbers(spec), _omegas(spec),
+                *_logits(tile), *lse, out, rows, width, plan.blocks,
+                *_numbers(spec), _omegas(spec),
                 **constants("pairs", spec, resume=plan.splits == 1), **plan.how,
             )  # fmt: skip
         if plan.splits > 1:
@@ -151,27 +134,47 @@ class TritonBackend:
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
         """Pass 2."""
-        rows, width = out.shape
-        if rows == 0 or width == 0:
+        if not out.numel():
             return
-        dense, c, plan = _rows(out), coefficients, self._plan("vjp", spec, tile, width)
-        given = [x.contiguous() for x in (c.row, c.labels, c.tilts, c.pairs)]
+        dense, c = _rows(out), coefficients
+        given = [_floats(c.row), c.labels.contiguous(), _floats(c.tilts), _floats(c.pairs)]
+
+        def trial(launch: Launch) -> None:
+            self._vjp(torch.empty_like(dense), tile, given, spec, launch)
+
+        self._vjp(dense, tile, given, spec, self._launch("vjp", spec, tile, trial))
+        if dense is not out:
+            out.copy_(dense)
+
+    def _vjp(
+        self, out: Tensor, tile: Tile, given: list[Tensor], spec: RowSpec, launch: Launch
+    ) -> None:
+        rows, width = out.shape
+        plan = self._plan(launch, tile, width)
         with _on(out.device):
             kernels().vjp_kernel[rows, plan.splits](
-                dense, dense.stride(0), *_logits(tile), *given,
+                out, out.stride(0), *_logits(tile), *given,
                 rows, width, tile.compared, plan.blocks, tile.first_column,
                 *_numbers(spec), _tilts(spec), _omegas(spec),
                 **constants("vjp", spec, tile.teacher is not None), **plan.how,
             )  # fmt: skip
-        if dense is not out:
-            out.copy_(dense)
 
-    def _plan(self, kernel: str, spec: RowSpec, tile: Tile, width: int) -> _Plan:
-        launch = self.launch or launch_of(kernel, spec)
+    def _launch(
+        self, kernel: str, spec: RowSpec, tile: Tile, trial: Callable[[Launch], None]
+    ) -> Launch:
+        device, default = tile.student.device, self.launch or launch_of(kernel, spec)
+        path = None if self.launch else tuning(device)
+        if path is None:
+            return default
+        dtypes = [x.dtype for x in (tile.student, tile.teacher) if x is not None]
+        kind = f"{dtypes} {constants(kernel, spec, tile.teacher is not None)}"
+        return tuned(path, kernel, kind, default, device, trial)
+
+    def _plan(self, launch: Launch, tile: Tile, width: int) -> _Plan:
         blocks = math.ceil(width / launch.block)
         warps = launch.fill * _processors(tile.student.device)
-        wanted = self.splits or math.ceil(warps / (len(tile.student) * launch.warps))
-        each = math.ceil(blocks / min(wanted, blocks))
+        splits = self.splits or math.ceil(warps / (len(tile.student) * launch.warps))
+        each = math.ceil(blocks / min(splits, blocks))
         return _Plan(math.ceil(blocks / each), each, launch)
 
 
@@ -214,7 +217,7 @@ def _import_error() -> str | None:
         return "triton is not installed: `pip install triton`"
     try:
         kernels()
-    except Exception as error:
+    except Exception as error:  # whatever a broken installation raises is the reason
         return f"triton cannot be imported: {type(error).__name__}: {error}"
     return None
 
@@ -276,6 +279,10 @@ def _on(device: torch.device) -> torch.cuda.device:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
 
 
 def _columns(name: str, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Grids are (rows, splits): the first dimension of a grid may pass 65,535. Offsets of rows are 64-bit,
 columns inside a tile 32-bit. Only what changes the code is ``constexpr``. Sizes, temperature,
 scales and exponents are run-time values, cast here because some callers pass Python floats as fp64;
-but the alignment of rows is compiled in, since 16-byte loads depend on it.
+but the alignment of logits is compiled in, since 16-byte loads depend on it.
 """
 
 # mypy: ignore-errors
@@ -144,7 +144,8 @@ def reduce_block(z, v, z_sum, columns, first_column, total, tilts, inv_t, SHARED
 
 @triton.jit(
     do_not_specialize=[
-        "rows", "blocks", "first_row", "first_column", "key", "inv_t", "s_cap", "t_cap", "tilts",
+        "labels_ptr", "floats_ptr", "ints_ptr", "rows", "blocks", "first_row", "first_column",
+        "key", "inv_t", "s_cap", "t_cap", "tilts",
     ]
 )  # fmt: skip
 def absorb_kernel(
@@ -227,7 +228,12 @@ def absorb_kernel(
     store_state(floats, ints, stride, None, total, TILTS)
 
 
-@triton.jit(do_not_specialize=["rows", "splits", "inv_t", "tilts"])
+@triton.jit(
+    do_not_specialize=[
+        "floats_ptr", "ints_ptr", "part_floats_ptr", "part_ints_ptr", "labels_ptr", "rows",
+        "splits", "inv_t", "tilts",
+    ]
+)  # fmt: skip
 def merge_kernel(
     floats_ptr, ints_ptr, part_floats_ptr, part_ints_ptr, labels_ptr, rows, splits, inv_t, tilts,
     SHARED: tl.constexpr, RULE: tl.constexpr, KINDS: tl.constexpr, MOMENTS: tl.constexpr,
@@ -247,7 +253,11 @@ def merge_kernel(
     store_state(floats_ptr + row, ints_ptr + row, stride, mask, total, TILTS)
 
 
-@triton.jit(do_not_specialize=["rows", "blocks", "inv_t", "s_cap", "t_cap", "omegas"])
+@triton.jit(
+    do_not_specialize=[
+        "lse_s_ptr", "lse_t_ptr", "sums_ptr", "rows", "blocks", "inv_t", "s_cap", "t_cap", "omegas",
+    ]
+)  # fmt: skip
 def pairs_kernel(
     s_ptr, s_stride, t_ptr, t_stride, lse_s_ptr, lse_t_ptr, sums_ptr,
     rows, width, blocks, inv_t, s_cap, t_cap, omegas,
@@ -315,7 +325,8 @@ def vjp_store(out_row, columns, stop, local, begin, z, g, lse_c, h, m, h_y, hot,
 
 @triton.jit(
     do_not_specialize=[
-        "rows", "blocks", "first_column", "inv_t", "s_cap", "t_cap", "tilts", "omegas",
+        "row_ptr", "labels_ptr", "tilt_ptr", "pair_ptr", "rows", "blocks", "first_column", "inv_t",
+        "s_cap", "t_cap", "tilts", "omegas",
     ]
 )  # fmt: skip
 def vjp_kernel(
