@@ -35,7 +35,8 @@ from bgkernels.backends.base import Tile
 from bgkernels.backends.triton import TritonBackend
 from bgkernels.spec import Extra, Mixture, RowSpec, Tilt
 from bgkernels.state import empty
-from bgkernels.stats import add_pairs, finalize, vjp_coefficients
+from bgkernels.stats import add_pairs, finalize
+from bgkernels.vjp import vjp_coefficients
 
 
 def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:

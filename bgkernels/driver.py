@@ -17,7 +17,8 @@ from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.planner import DEFAULT_BUDGET, Plan, Workload, plan
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT, empty
-from bgkernels.stats import Coefficients, Final, add_pairs, assemble, finalize
+from bgkernels.stats import Final, add_pairs, assemble, finalize
+from bgkernels.vjp import Coefficients
 
 Tensors = tuple[Tensor | None, ...]
 

@@ -12,14 +12,8 @@ from bgkernels.driver import Call, Rows, Tensors, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
 from bgkernels.spec import Extra
-from bgkernels.stats import (
-    DIFFERENTIABLE,
-    Coefficients,
-    Final,
-    RowStats,
-    assemble,
-    vjp_coefficients,
-)
+from bgkernels.stats import DIFFERENTIABLE, Final, RowStats, assemble
+from bgkernels.vjp import Coefficients, vjp_coefficients
 
 Grads = dict[str, Tensor | None]
 ExtraGrads = dict[Extra, tuple[Tensor | None, ...]]

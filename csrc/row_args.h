@@ -76,7 +76,7 @@ struct VjpArgs {
   Spec spec;
   Tile tile;
   Logits out;             // (rows, student columns); may be the student's own memory
-  const double* row;      // (13, rows), bgkernels.stats.COEFFICIENTS
+  const double* row;      // (13, rows), bgkernels.vjp.COEFFICIENTS
   const double* tilts;    // (4·tilts, rows): lse, P0, P1, P2; may be null
   const double* pairs;    // (3·mixtures + 2·total_variation, rows); may be null
   const int64_t* labels;  // (rows): a column or kSkip

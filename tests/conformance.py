@@ -16,15 +16,8 @@ from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.eager import EagerBackend
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, RowState, empty
-from bgkernels.stats import (
-    DIFFERENTIABLE,
-    TENSOR_FIELDS,
-    Final,
-    add_pairs,
-    assemble,
-    finalize,
-    vjp_coefficients,
-)
+from bgkernels.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
+from bgkernels.vjp import vjp_coefficients
 from tests.yardstick import assert_close
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from bgkernels import sampling
 from bgkernels.backends.native import NativeBackend
 from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import NONE, SKIP, empty
-from bgkernels.stats import DIFFERENTIABLE, finalize, vjp_coefficients
+from bgkernels.stats import DIFFERENTIABLE, finalize
+from bgkernels.vjp import vjp_coefficients
 from tests.conformance import CPU, KINDS, check, gradient, make, statistics
 
 _C = pytest.importorskip("bgkernels._C")

@@ -17,7 +17,7 @@ from bgkernels import oracle
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.spec import RowSpec
-from bgkernels.stats import Coefficients
+from bgkernels.vjp import Coefficients
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Failures, Loss, Params, cells, conform, make, runs
 

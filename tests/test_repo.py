@@ -26,7 +26,7 @@ LAYERS = (
     {"spec", "registry", "oracle"},
     {"state", "sampling", "teachers"},
     {"stats"},
-    {"risk", "divergences"},
+    {"risk", "divergences", "vjp"},
     {"routing"},
     {"objective", "backends", "gemm", "checks"},
     {"heads", "planner", "options"},

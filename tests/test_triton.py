@@ -21,15 +21,8 @@ from bgkernels.backends.triton import TritonBackend
 from bgkernels.backends.triton_launch import Launch
 from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import FLOATS, NONE, SKIP, RowState, empty
-from bgkernels.stats import (
-    DIFFERENTIABLE,
-    TENSOR_FIELDS,
-    Final,
-    add_pairs,
-    assemble,
-    finalize,
-    vjp_coefficients,
-)
+from bgkernels.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
+from bgkernels.vjp import vjp_coefficients
 from tests.interpreter import DEVICE, prepare
 from tests.yardstick import assert_close
 

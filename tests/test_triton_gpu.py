@@ -14,7 +14,8 @@ from bgkernels.backends import BACKENDS
 from bgkernels.backends import triton as triton_backend
 from bgkernels.backends.triton import TritonBackend
 from bgkernels.spec import Mixture, RowSpec, Tilt
-from bgkernels.stats import Final, vjp_coefficients
+from bgkernels.stats import Final
+from bgkernels.vjp import vjp_coefficients
 from tests.interpreter import DEVICE
 from tests.test_triton import Case, statistics
 

@@ -18,7 +18,7 @@ from bgkernels.backends import triton as host
 from bgkernels.backends.base import Tile
 from bgkernels.spec import Extra, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import empty
-from bgkernels.stats import COEFFICIENTS, Coefficients
+from bgkernels.vjp import COEFFICIENTS, Coefficients
 
 
 class Launcher:

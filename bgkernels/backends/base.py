@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bgkernels.spec import RowSpec
 from bgkernels.state import RowState
-from bgkernels.stats import Coefficients
+from bgkernels.vjp import Coefficients
 
 
 @dataclass(frozen=True)

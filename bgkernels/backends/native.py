@@ -14,7 +14,7 @@ from bgkernels.backends.base import Tile
 from bgkernels.sampling import key_of
 from bgkernels.spec import Cap, RowSpec
 from bgkernels.state import RowState
-from bgkernels.stats import Coefficients
+from bgkernels.vjp import Coefficients
 
 try:
     from bgkernels import _C

@@ -23,7 +23,7 @@ from bgkernels.backends.triton_launch import Launch, launch_of, tuned, tuning
 from bgkernels.sampling import key_of
 from bgkernels.spec import Cap, RowSpec, Tilt
 from bgkernels.state import RowState
-from bgkernels.stats import Coefficients
+from bgkernels.vjp import Coefficients
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES = {"index": 0, "argmax": 1, "sample": 2}

@@ -13,7 +13,7 @@ but the alignment of logits is compiled in, since 16-byte loads depend on it.
 import triton
 import triton.language as tl
 
-from bgkernels import state, stats
+from bgkernels import state, vjp
 from bgkernels.backends.triton_math import (
     CAPPED,
     INDEX,
@@ -47,7 +47,7 @@ from bgkernels.backends.triton_math import (
 SKIP = tl.constexpr(state.SKIP)
 FLOATS = tl.constexpr(len(state.FLOATS))
 TILT = tl.constexpr(len(state.TILT))
-COEFFICIENTS = tl.constexpr(len(stats.COEFFICIENTS))
+COEFFICIENTS = tl.constexpr(len(vjp.COEFFICIENTS))
 
 
 @triton.jit

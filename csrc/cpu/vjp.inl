@@ -106,15 +106,15 @@ inline void base_block(VjpBlock b, const VjpColumns& x) {
 // `from`: lse, P0, P1, P2 of the row, where x = u - v. `d` is no part of the sources.
 inline void add_tilt(VjpBlock b, const Tilt& tilt, const double* from, int64_t stride,
                      double scale) {
-  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature, kNegInf);
+  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature);
   const double p0 = from[stride], p1 = from[2 * stride], p2 = from[3 * stride];
-  const double factor = scale * ::exp(x.exponent - from[0]);
-  const float q0 = (float)(factor * (p0 + (p1 + p2 * x.gap) * x.gap)),
-              q1 = (float)(factor * (p1 + 2.0 * p2 * x.gap)), q2 = (float)(factor * p2);
+  const float heaviest = (float)::exp(x.exponent - from[0]);
+  const float q0 = (float)(scale * (p0 + (p1 + p2 * x.gap) * x.gap)),
+              q1 = (float)(scale * (p1 + 2.0 * p2 * x.gap)), q2 = (float)(scale * p2);
   for (int i = 0; i < b.n; i += kLanes) {
     const Vec gap = x.du(i) - x.dv(i);
     const Vec terms = tilt.moments ? (q1 + q2 * gap) * gap + q0 : splat(q0);
-    store(b.d + i, load(b.d + i) + times(x.weight(i), terms));
+    store(b.d + i, load(b.d + i) + times(heaviest * x.weight(i), terms));
   }
 }
 

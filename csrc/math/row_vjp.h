@@ -1,4 +1,4 @@
-// Pass 2: the vector-Jacobian product of the row statistics. bgkernels/stats.py derives the
+// Pass 2: the vector-Jacobian product of the row statistics. bgkernels/vjp.py derives the
 // coefficients.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace bgk::BGK_TARGET {
 
-// One row of bgkernels.stats.COEFFICIENTS.
+// One row of bgkernels.vjp.COEFFICIENTS.
 struct VjpRow {
   double lse_s, lse_t, lse_c, a, b, c, d, h, m, a_y, d_y, h_y, hot;
 };
