@@ -1,4 +1,4 @@
-"""What is measured: named shapes, their tensors, and the suites made of them."""
+"""What is measured: named shapes, the forms of a step, and their tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,35 @@ import torch
 from torch import Tensor
 
 LOGIT_STD = 3.0
+KEPT = 64
+"""Columns that a top-k teacher keeps."""
 Shape = tuple[int, ...]
 Allocate = Callable[[str, Shape, torch.dtype], Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a step starts from, and which gradients it leaves.
+
+    Args:
+        about: for titles; empty for the usual one.
+        tensors: the inputs, beside the target.
+        gradients: those whose gradients are asked for.
+    """
+
+    about: str
+    tensors: tuple[str, ...]
+    gradients: tuple[str, ...]
+
+
+HEADS = ("input", "weight", "t_input", "t_weight")
+FORMS = {
+    "step": Form("", HEADS, HEADS[:2]),
+    "hard": Form("hard labels only", HEADS[:2], HEADS[:2]),
+    "top-k": Form(f"top-{KEPT} teacher", (*HEADS[:2], "indices", "logprobs"), HEADS[:2]),
+    "logits": Form("from logits", ("logits", "t_logits"), ("logits",)),
+    "evaluation": Form("no gradient", HEADS, ()),
+}
 
 
 @dataclass(frozen=True)
@@ -23,11 +50,13 @@ class Case:
         rows, hidden_s, hidden_t, vocab: tokens, widths of student and teacher, columns.
         vocab_t: columns of the teacher, padded; 0: the student's.
         softcap: of both models' logits; 0: none.
-        dtype: of hidden states and heads.
+        dtype: of hidden states and heads, or of logits.
         temperature: of the divergence.
         gap: 0: the teacher has nothing to do with the student; else its hidden states are the
             student's plus this much noise, and it has the student's head.
         ignored: share of tokens that take no part.
+        scale: factor on the student's and the teacher's logits.
+        form: a name in :data:`FORMS`.
     """
 
     name: str
@@ -41,29 +70,56 @@ class Case:
     temperature: float = 1.0
     gap: float = 0.0
     ignored: float = 0.0
+    scale: float = 1.0
+    form: str = "step"
 
     @property
     def title(self) -> str:
         """A line that says everything a reader compares by."""
         vocab = f"{self.vocab:,}" + (f" (teacher {self.vocab_t:,})" if self.vocab_t else "")
-        return f"{self.dtype}, {self.rows:,} tokens, {self.hidden_s} ← {self.hidden_t}, V = {vocab}"
+        shape = (
+            f"{self.dtype}, {self.rows:,} tokens, {self.hidden_s} ← {self.hidden_t}, V = {vocab}"
+        )
+        about = FORMS[self.form].about
+        return f"{shape}, {about}" if about else shape
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The matrix products of the step: ``student``, ``teacher``, ``input``, ``weight``."""
+        form = FORMS[self.form]
+        student = ("student",) if "input" in form.tensors else ()
+        teacher = ("teacher",) if "t_input" in form.tensors else ()
+        return student + teacher + tuple(x for x in form.gradients if student)
 
     @property
     def flops(self) -> float:
-        """Of the four products: student logits, teacher logits, dX, dW."""
-        return 2.0 * self.rows * self.vocab * (3 * self.hidden_s + self.hidden_t)
+        """Of those products."""
+        width = sum(self.hidden_t if x == "teacher" else self.hidden_s for x in self.products)
+        return 2.0 * self.rows * self.vocab * width
+
+    @property
+    def moved(self) -> int:
+        """Bytes that a step from logits must read and write."""
+        size = getattr(torch, self.dtype).itemsize
+        return self.rows * (2 * self.vocab + (self.vocab_t or self.vocab)) * size
 
     @property
     def tensors(self) -> dict[str, tuple[Shape, torch.dtype]]:
         """Shapes and dtypes of the inputs."""
         dtype: torch.dtype = getattr(torch, self.dtype)
-        return {
+        columns_t = self.vocab_t or self.vocab
+        every = {
             "input": ((self.rows, self.hidden_s), dtype),
             "weight": ((self.vocab, self.hidden_s), dtype),
             "t_input": ((self.rows, self.hidden_t), dtype),
-            "t_weight": ((self.vocab_t or self.vocab, self.hidden_t), dtype),
-            "target": ((self.rows,), torch.int64),
+            "t_weight": ((columns_t, self.hidden_t), dtype),
+            "logits": ((self.rows, self.vocab), dtype),
+            "t_logits": ((self.rows, columns_t), dtype),
+            "indices": ((self.rows, KEPT), torch.int64),
+            "logprobs": ((self.rows, KEPT), torch.float32),
         }
+        made = {name: every[name] for name in FORMS[self.form].tensors}
+        return made | {"target": ((self.rows,), torch.int64)}
 
     @property
     def bytes(self) -> int:
@@ -79,35 +135,42 @@ class Case:
         return replace(self, vocab=vocab, vocab_t=padded)
 
 
-@dataclass(frozen=True)
 class Problem:
-    """The tensors of a case; gradients are asked for of ``input`` and ``weight``."""
+    """The tensors of a case, by name.
 
-    case: Case
+    Args:
+        case: the work.
+        tensors: in the order of ``case.tensors``; those of ``FORMS[case.form].gradients`` will
+            ask for one.
+    """
+
     input: Tensor
     weight: Tensor
     t_input: Tensor
     t_weight: Tensor
+    logits: Tensor
+    t_logits: Tensor
+    indices: Tensor
+    logprobs: Tensor
     target: Tensor
 
+    def __init__(self, case: Case, tensors: dict[str, Tensor]) -> None:
+        self.case, self.tensors = case, tensors
+        self.wanted = [tensors[name].requires_grad_() for name in FORMS[case.form].gradients]
+        self.__dict__.update(tensors)
+
     @classmethod
-    def of(cls, case: Case, allocate: Allocate | None = None) -> Problem:
+    def of(
+        cls, case: Case, allocate: Allocate | None = None, device: torch.device | str = "cpu"
+    ) -> Problem:
         """Fresh tensors, the same for every call."""
-        new = allocate or (lambda _, shape, dtype: torch.empty(shape, dtype=dtype))
+        new = allocate or (lambda _, shape, dtype: torch.empty(shape, dtype=dtype, device=device))
         made = {name: new(name, *spec) for name, spec in case.tensors.items()}
-        random = torch.Generator().manual_seed(0)
-        _normal_(made["input"], 1.0, random)
-        _normal_(made["weight"], LOGIT_STD / case.hidden_s**0.5, random)
-        if case.gap:
-            _normal_(made["t_input"], case.gap, random)
-            made["t_input"] += made["input"]
-            made["t_weight"].copy_(made["weight"])
-        else:
-            _normal_(made["t_input"], 1.0, random)
-            _normal_(made["t_weight"], LOGIT_STD / case.hidden_t**0.5, random)
-        made["target"].copy_(torch.randint(case.vocab, (case.rows,), generator=random))
+        random = torch.Generator(device).manual_seed(0)
+        _fill(case, made, random)
+        made["target"].random_(case.vocab, generator=random)
         made["target"][: int(case.rows * case.ignored)] = -100
-        return cls(case, **made).wanting_gradients()
+        return cls(case, made)
 
     @classmethod
     def store(cls, case: Case, folder: str) -> None:
@@ -117,96 +180,41 @@ class Problem:
     @classmethod
     def load(cls, case: Case, folder: str) -> Problem:
         """The tensors of :meth:`store`, in memory that all processes share."""
-        made = {name: _mapped(folder, name, *spec) for name, spec in case.tensors.items()}
-        return cls(case, **made).wanting_gradients()
+        return cls(case, {n: _mapped(folder, n, *spec) for n, spec in case.tensors.items()})
 
-    def wanting_gradients(self) -> Problem:
-        """Ask for the gradients."""
-        self.input.requires_grad_()
-        self.weight.requires_grad_()
-        return self
+
+def _fill(case: Case, made: dict[str, Tensor], random: torch.Generator) -> None:
+    """Hidden states and heads of normal logits, student's first; or those logits."""
+    std = LOGIT_STD * case.scale
+    heads = {"weight": std / case.hidden_s**0.5 if case.hidden_s else 0.0}
+    heads |= {"t_weight": std / case.hidden_t**0.5 if case.hidden_t else 0.0}
+    for name, twin in (("input", "t_input"), ("weight", "t_weight"), ("logits", "t_logits")):
+        if name not in made:
+            continue
+        spread = std if name == "logits" else 1.0
+        _normal_(made[name], heads.get(name, spread), random)
+        if twin not in made:
+            continue
+        if not case.gap:
+            _normal_(made[twin], heads.get(twin, spread), random)
+        elif name == "weight":
+            made[twin].copy_(made[name])
+        else:
+            _normal_(made[twin], case.gap * spread, random)
+            made[twin] += made[name]
+    if "indices" in made:
+        step = case.vocab // KEPT
+        first = torch.randint(step, (case.rows, 1), generator=random, device=random.device)
+        made["indices"].copy_(first + step * torch.arange(KEPT, device=random.device))
+        _normal_(made["logprobs"], LOGIT_STD, random)
+        made["logprobs"].copy_(made["logprobs"].log_softmax(-1) + torch.tensor(0.9).log())
 
 
 def _normal_(x: Tensor, std: float, random: torch.Generator, rows: int = 8192) -> None:
     for part in x.split(rows):
-        part.copy_(torch.randn(part.shape, generator=random) * std)
+        part.copy_(torch.randn(part.shape, generator=random, device=random.device) * std)
 
 
 def _mapped(folder: str, name: str, shape: Shape, dtype: torch.dtype) -> Tensor:
     path, size = os.path.join(folder, name), torch.Size(shape).numel()
     return torch.from_file(path, shared=True, size=size, dtype=dtype).view(shape)
-
-
-# The pairs of arXiv:2605.26246, student ← teacher, at 1,024 tokens. The paper names its Qwen and
-# DeepSeek pairs; which Llama and Gemma models it means is a guess.
-PAIRS = (
-    Case("Qwen2.5 0.5B ← 7B", 1024, 896, 3584, 151_936, 152_064),
-    Case("Qwen2.5 3B ← 7B", 1024, 2048, 3584, 151_936, 152_064),
-    Case("Qwen2.5-Math 1.5B ← 7B", 1024, 1536, 3584, 151_936, 152_064),
-    Case("DeepSeek-Coder 1.3B ← 6.7B", 1024, 2048, 4096, 32_256),
-    Case("Llama 3.2 1B ← 3.1 8B", 1024, 2048, 4096, 128_256),
-    Case("Gemma 2 2B ← 9B", 1024, 2304, 3584, 256_000, softcap=30.0),
-    Case("Gemma 3 1B ← 4B", 1024, 1152, 2560, 262_144, 262_208),
-)
-TARGET = Case("Qwen2.5 0.5B ← 1.5B", 1024, 896, 1536, 151_936)
-REDUCED = replace(TARGET, name="reduced vocabulary", vocab=16_384)
-
-
-@dataclass(frozen=True)
-class Field:
-    """A case and who runs it.
-
-    Args:
-        case: the work.
-        entries: names in :data:`benchmarks.entries.ENTRIES`.
-        rounds, seconds: each entry runs once a round, at most so many rounds, and from the third
-            on only while it has spent fewer seconds than these.
-        patience: seconds that one step may take; an entry expected to take longer does not run.
-    """
-
-    case: Case
-    entries: tuple[str, ...]
-    rounds: int = 5
-    seconds: float = 25.0
-    patience: float = 60.0
-
-
-LIMITS = ("limit", "natural")
-PEERS = ("dense", "compiled", "paper", "liger")
-SUITES: dict[str, tuple[Field, ...]] = {
-    # The peers' 16-bit products would take minutes a step at the whole vocabulary on a processor
-    # without instructions for them, so the whole field meets at a reduced one.
-    "cpu": (
-        Field(
-            replace(TARGET, dtype="bfloat16"),
-            (*LIMITS, "fused-1536", "fused-1024", "fused-512", "fused-128", "widened", *PEERS),
-        ),
-        Field(TARGET, (*LIMITS, "fused-1536", "fused-128", "dense", "compiled"), seconds=20.0),
-        Field(
-            replace(REDUCED, rows=256, vocab=8192, dtype="bfloat16"),
-            (*LIMITS, "fused-128", "fused-128-eager", *PEERS),
-            seconds=6.0,
-        ),
-        Field(
-            REDUCED,
-            (*LIMITS, "fused-128", "fused-32", "recompute-32", "fused-128-eager", *PEERS),
-            seconds=6.0,
-        ),
-    ),
-    "pairs": tuple(
-        Field(
-            replace(pair.scaled(1 / 16), rows=256, dtype=dtype),
-            ("limit", "fused-128", "compiled"),
-            seconds=5.0,
-        )
-        for pair in PAIRS
-        for dtype in ("float32", "bfloat16")
-    ),
-    "smoke": (
-        Field(
-            Case("tiny", 24, 16, 24, 384),
-            ("limit", "natural", "fused-128", "recompute-32", "dense", "paper"),
-            rounds=2,
-        ),
-    ),
-}

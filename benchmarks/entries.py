@@ -1,29 +1,27 @@
-"""Who runs a step: our modes and budgets, the peers, and the bare products."""
+"""Who runs a step: our modes and budgets, dense torch, the peers, and the limits."""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import bgkernels as bg
-from benchmarks.cases import Case, Problem
-from benchmarks.limits import MIB, Products, Tiling, best_tiling, expected_step
+from benchmarks import peers
+from benchmarks.cases import FORMS, Case, Problem
+from benchmarks.dense import GAMMA, HALF, dense, paper, widened
+from benchmarks.limits import MIB, Memcpy, Products, Tiling, best_tiling, expected_step
 from bgkernels.backends import BACKENDS
-
-GAMMA = 0.1
-"""Of the power-sum entropy, as in the library's default policy."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step leaves: a loss (None for bare products) and gradients of ``input``, ``weight``.
+    """What a step leaves: a loss (None for limits), and the gradients that the form asks for.
 
     Args:
         forward: seconds of the forward pass.
@@ -38,6 +36,9 @@ class Outcome:
 
 Step = Callable[[], Outcome]
 Loss = Callable[[Problem], Tensor]
+HEADS, EVERY = ("step",), tuple(FORMS)
+MIX = {"hard": "hard", "top-k": "fixed"}
+"""What a form mixes, whoever runs it; in other forms it is the entry's choice."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,13 @@ class Entry:
         about: what it computes, in a line.
         start: makes ready for a problem; what it returns runs one step.
         kind: ``"ours"``, ``"peer"`` or ``"limit"``.
-        mix: of cross-entropy and divergence: ``"entropy"``, routed by the teacher, or ``"fixed"``.
+        mix: of cross-entropy and divergence: ``"entropy"``, routed by the teacher; ``"fixed"``,
+            half and half; ``"halves"``, the same without T²; ``"soft"`` or ``"hard"``, one alone.
+        forms: of a step that it can run.
         native: it multiplies in the dtype of its inputs, whatever the processor makes of that.
         buffers: fp32 matrices (rows, vocab) that it holds at once, roughly.
         compiles: its first step compiles.
+        needs_gpu: its kernels run on GPUs only.
         lacks: features of a case that it cannot serve, by the case's field, with the reason.
     """
 
@@ -59,9 +63,11 @@ class Entry:
     start: Callable[[Problem], Step]
     kind: str = "peer"
     mix: str = "entropy"
+    forms: tuple[str, ...] = EVERY
     native: bool = True
     buffers: float = 0.0
     compiles: bool = False
+    needs_gpu: bool = False
     lacks: dict[str, str] = field(default_factory=dict)
 
     def refuses(self, case: Case, patience: float, memory: float) -> str | None:
@@ -72,6 +78,10 @@ class Entry:
             patience: seconds that a step may take.
             memory: free bytes.
         """
+        if self.needs_gpu and not torch.cuda.is_available():
+            return "its kernels need a GPU"
+        if case.form not in self.forms:
+            return f"has no such form: {FORMS[case.form].about}"
         plain = Case("plain", 0, 0, 0, 0)
         for name, reason in self.lacks.items():
             if getattr(case, name) != getattr(plain, name):
@@ -87,21 +97,28 @@ class Entry:
     def oracle_options(self, case: Case) -> dict[str, Any]:
         """The same loss in the words of ``bgkernels.oracle.hybrid_loss``."""
         common = {"divergence": "forward_kl", "temperature": case.temperature}
-        if self.mix == "entropy":
+        mix = MIX.get(case.form, self.mix)
+        if mix == "entropy":
             return common | {"routing": "entropy", "routing_params": {"gamma": GAMMA}}
-        weights = {"hard": 0.5, "soft": 0.5 / case.temperature**2}  # the peer leaves out T²
-        return common | {"routing": "additive", "routing_params": weights}
+        unscaled = 1 / case.temperature**2  # the peer leaves out T²
+        weights = {
+            "hard": (1.0, 0.0), "soft": (0.0, unscaled),
+            "fixed": (HALF, HALF), "halves": (HALF, HALF * unscaled),
+        }  # fmt: skip
+        hard, soft = weights[mix]
+        return common | {"routing": "additive", "routing_params": {"hard": hard, "soft": soft}}
 
 
 def training(loss: Loss) -> Callable[[Problem], Step]:
-    """A step that runs a loss forward and backward."""
+    """Forward and backward; forward alone where no gradient is asked for."""
 
     def start(problem: Problem) -> Step:
         def step() -> Outcome:
             begin = time.perf_counter()
-            value = loss(problem)
+            with torch.set_grad_enabled(bool(problem.wanted)):
+                value = loss(problem)
             forward = time.perf_counter() - begin
-            gradients = torch.autograd.grad(value, (problem.input, problem.weight))
+            gradients = torch.autograd.grad(value, problem.wanted) if problem.wanted else ()
             return Outcome(value.detach(), gradients, forward)
 
         return step
@@ -110,54 +127,52 @@ def training(loss: Loss) -> Callable[[Problem], Step]:
 
 
 def products(problem: Problem, tiling: Tiling | None = None) -> Step:
-    """The four products in a tiling; None: the fastest."""
+    """The bare products in a tiling; None: the fastest."""
     tiling = tiling or best_tiling(problem)
     bare = Products(problem, tiling)
     return lambda: Outcome(None, bare.run(), notes={"tiling": str(tiling)})
 
 
 def natural(problem: Problem) -> Step:
-    """The four products over the whole vocabulary, in the dtype of the inputs."""
+    """The bare products over the whole vocabulary, in the dtype of the inputs."""
     return products(problem, Tiling(problem.weight.dtype, problem.case.vocab))
+
+
+def copying(problem: Problem) -> Step:
+    """As many bytes as a step from logits has to read and write."""
+    copy = Memcpy(problem.case.moved)
+
+    def step() -> Outcome:
+        copy.run()
+        return Outcome(None, ())
+
+    return step
 
 
 def ours(problem: Problem, *, mode: str, budget: int, backend: str = "auto") -> Tensor:
     """The library."""
-    cap = problem.case.softcap or None
-    teacher = bg.LinearTeacher(problem.t_input, problem.t_weight, logit_softcap=cap)
-    loss = bg.linear_hybrid_distillation(
-        problem.input, problem.weight, teacher, problem.target,
-        routing=bg.routing.entropy(gamma=GAMMA), temperature=problem.case.temperature,
-        logit_softcap=cap, mode=mode, memory_budget=budget, backend=backend,
-    )  # fmt: skip
-    assert isinstance(loss, Tensor)
-    return loss
-
-
-def logits(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Dense logits of student and teacher over the columns of the student."""
-    with torch.no_grad():
-        t = problem.t_input @ problem.t_weight[: problem.case.vocab].T
-    z, cap = problem.input @ problem.weight.T, problem.case.softcap
-    return (cap * torch.tanh(z / cap), cap * torch.tanh(t / cap)) if cap else (z, t)
-
-
-def dense(problem: Problem) -> Tensor:
-    """The same loss as one would write it over logits."""
-    z, t = (x.float() for x in logits(problem))
-    heat, valid = problem.case.temperature, problem.target != -100
-    lp_s, lp_t = F.log_softmax(z / heat, -1), F.log_softmax(t / heat, -1)
-    soft = _power_entropy((GAMMA * lp_t).exp(), z.shape[1])
-    divergence = heat**2 * (lp_t.exp() * (lp_t - lp_s)).sum(-1)
-    hard_label = F.cross_entropy(z, problem.target, reduction="none")
-    loss = (1 - soft) * hard_label + soft * divergence
-    return (loss * valid).sum() / valid.sum().clamp_min(1)
-
-
-def widened(problem: Problem) -> Tensor:
-    """:func:`dense` on fp32 copies of hidden states and heads: for processors slow in 16 bits."""
-    names = ("input", "weight", "t_input", "t_weight")
-    return dense(replace(problem, **{name: getattr(problem, name).float() for name in names}))
+    case = problem.case
+    cap = case.softcap or None
+    mix = MIX.get(case.form, "entropy")
+    routing = {"hard": bg.routing.hard(), "entropy": bg.routing.entropy(gamma=GAMMA)}
+    options = {
+        "routing": routing.get(mix, bg.routing.additive(HALF, HALF)),
+        "temperature": case.temperature, "logit_softcap": cap, "mode": mode,
+        "memory_budget": budget, "backend": backend,
+    }  # fmt: skip
+    if case.form == "logits":
+        teacher = bg.LogitsTeacher(problem.t_logits)
+        return _tensor(bg.hybrid_distillation(problem.logits, teacher, problem.target, **options))
+    made: bg.LinearTeacher | bg.TopKTeacher | None = None
+    if case.form == "top-k":
+        made = bg.TopKTeacher(problem.indices, problem.logprobs)
+    elif case.form != "hard":
+        made = bg.LinearTeacher(problem.t_input, problem.t_weight, logit_softcap=cap)
+    return _tensor(
+        bg.linear_hybrid_distillation(
+            problem.input, problem.weight, made, problem.target, **options
+        )
+    )
 
 
 def compiled(problem: Problem, loss: Loss = dense) -> Step:
@@ -165,47 +180,9 @@ def compiled(problem: Problem, loss: Loss = dense) -> Step:
     return training(torch.compile(loss, dynamic=False))(problem)
 
 
-def paper(problem: Problem) -> Tensor:
-    """The entropy-routed loss in the order of operations of the paper's release.
-
-    It copies both logits (their shift by one token), takes the divergence twice (the configured
-    one, which is dropped, and its alpha-beta form at (1, 0)), and the gate from one more softmax.
-    """
-    z, t = (x.clone() for x in logits(problem))
-    valid = problem.target != -100
-    count = valid.sum().clamp_min(1)
-    _alpha_beta(z, t)
-    divergence = _alpha_beta(z, t)
-    powers = F.softmax(t, -1, dtype=torch.float32) ** GAMMA
-    soft = _power_entropy(powers, t.shape[1])
-    hard_label = F.cross_entropy(z.float(), problem.target, reduction="none")
-    hard_loss = ((1 - soft) * hard_label * valid).sum() / count
-    return hard_loss + (soft * divergence * valid).sum() / count
-
-
-def _alpha_beta(z: Tensor, t: Tensor) -> Tensor:
-    """Alpha-beta at (1, 0), which is the forward KL: ``Σ p(log(p/q) - 1) + q``."""
-    q, p = F.softmax(z, -1, dtype=torch.float32), F.softmax(t, -1, dtype=torch.float32)
-    log_q = F.log_softmax(z, -1, dtype=torch.float32)
-    log_p = F.log_softmax(t, -1, dtype=torch.float32)
-    return (p * (log_p - log_q - 1) + q).sum(-1)
-
-
-def _power_entropy(powers: Tensor, vocab: int) -> Tensor:
-    return ((powers.sum(-1) - 1) / (vocab ** (1 - GAMMA) - 1)).clamp(0, 1)
-
-
-def liger(problem: Problem, *, chunk: int = 1024, compile_chunks: bool = True) -> Tensor:
-    """Liger's nearest loss: cross-entropy and forward KL, half and half, for every token."""
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    loss = LigerFusedLinearJSDLoss(
-        beta=0.0, temperature=problem.case.temperature, chunk_size=chunk, compiled=compile_chunks
-    )
-    tensors = (problem.input, problem.weight, problem.t_input, problem.t_weight, problem.target)
-    value = loss(*tensors)
-    assert isinstance(value, Tensor)
-    return value
+def _tensor(x: object) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x
 
 
 def _ours() -> dict[str, Entry]:
@@ -222,28 +199,40 @@ def _ours() -> dict[str, Entry]:
     return made
 
 
-_NO_SOFTCAP = {"softcap": "has no soft-cap"}
+def _peer(about: str, loss: Loss, mix: str, **more: Any) -> Entry:
+    """A peer from hidden states, without soft-cap and padding unless said otherwise."""
+    lacks = {"softcap": "has no soft-cap", "vocab_t": "wants equal vocabularies"}
+    forms = ("hard",) if mix == "hard" else HEADS
+    return Entry(about, training(loss), mix=mix, forms=forms, **({"lacks": lacks} | more))
+
+
 ENTRIES: dict[str, Entry] = {
     "limit": Entry("bare products, best tiling", products, "limit", native=False),
     "natural": Entry("bare products, whole vocabulary", natural, "limit", buffers=2),
+    "copy": Entry("copy of memory, the same bytes", copying, "limit", native=False),
     **_ours(),
-    "dense": Entry("dense torch, eager", training(dense), buffers=7),
+    "dense": Entry("dense torch, eager", training(dense), buffers=7, native=True),
     "compiled": Entry("dense torch, `torch.compile`", compiled, buffers=3, compiles=True),
     "widened": Entry(
         "dense torch on fp32 copies of the heads, `torch.compile`",
         functools.partial(compiled, loss=widened), native=False, buffers=4, compiles=True,
     ),
     "paper": Entry(
-        "the paper's formula, eager", training(paper), buffers=8,
-        lacks=_NO_SOFTCAP
-        | {
+        "the paper's formula, eager", training(paper), forms=HEADS, buffers=8,
+        lacks={
+            "softcap": "has no soft-cap",
             "temperature": "has no temperature in its routed loss",
             "vocab_t": "lets the teacher's padding change the weights",
         },
     ),
-    "liger": Entry(
-        "Liger chunked JSD: fixed weights, no routing", training(liger), mix="fixed",
-        buffers=5, compiles=True,
-        lacks=_NO_SOFTCAP | {"vocab_t": "gives the student's missing columns logit 0"},
-    ),
+    "liger": _peer("Liger chunked JSD: CE and KL, half and half", peers.liger, "halves", buffers=5,
+                   compiles=True),
+    "liger-jsd": _peer("Liger FusedLinearJSD: KL alone", peers.liger_jsd, "soft", needs_gpu=True),
+    "liger-kl": _peer("Liger FusedLinearKLDiv: KL alone, teacher's probabilities whole",
+                      peers.liger_kl, "soft", needs_gpu=True),
+    "trl": _peer("TRL chunked divergence: KL alone", peers.trl, "soft", buffers=1),
+    "orda": _peer("ORDA: CE and KL, half and half", peers.orda, "fixed", buffers=12),
+    "torch-lce": _peer("torch `linear_cross_entropy`", peers.torch_lce, "hard", buffers=1),
+    "cce": _peer("cut cross-entropy", peers.cce, "hard", buffers=2, compiles=True),
+    "quack": _peer("QuACK chunked cross-entropy", peers.quack, "hard", needs_gpu=True),
 }  # fmt: skip

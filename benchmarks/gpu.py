@@ -26,10 +26,11 @@ from torch import Tensor
 
 import bgkernels as bg
 from benchmarks import machine
-from benchmarks.cases import LOGIT_STD, PAIRS, Case, Problem
+from benchmarks.accuracy import distance, truth
+from benchmarks.cases import LOGIT_STD, Case, Problem
+from benchmarks.entries import ENTRIES, Entry, training
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, table
-from benchmarks.gpu_peers import PEERS, Contestant
-from bgkernels import oracle
+from benchmarks.suites import PAIRS
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Tile
 from bgkernels.backends.triton import TritonBackend
@@ -50,10 +51,6 @@ def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
     )
     assert isinstance(made, Tensor)
     return made
-
-
-def training(p: Problem, loss: Callable[[Problem], Tensor]) -> Step:
-    return lambda: torch.autograd.grad(loss(p), (p.input, p.weight))
 
 
 CHECKS: dict[str, Row] = {
@@ -81,29 +78,21 @@ def check(b: Bench) -> Iterator[Row]:
         for name, options in checks:
             if b.dry:
                 options = {k: v for k, v in options.items() if k != "memory_budget"}
-            loss = loss_of(b, p, **options)
-            ours = (loss.detach(), *torch.autograd.grad(loss, (p.input, p.weight)))
-            ref = truth(p, options)
-            errors = [distance(x, y) for x, y in zip(ours, ref, strict=True)]
-            yield {
-                "check": name, "dtype": dtype, "loss": errors[0], "dX": errors[1], "dW": errors[2],
-                "passed": max(errors) <= bound,
-            }  # fmt: skip
+            found = errors_of(p, training(partial(loss_of, b, **options))(p), options)
+            passed = "error" not in found and max(found.values()) <= bound
+            yield {"check": name, "dtype": dtype} | found | {"passed": passed}
 
 
-def truth(p: Problem, options: Row) -> tuple[Tensor, ...]:
-    """Loss, dX and dW in float64."""
-    own = {k: v for k, v in options.items() if k in ("divergence", "routing", "routing_params")}
-    own |= {"temperature": options.get("temperature", p.case.temperature)}
-    x, w, t_x, t_w = (y.detach().double() for y in (p.input, p.weight, p.t_input, p.t_weight))
-    x.requires_grad_()
-    w.requires_grad_()
-    loss = oracle.hybrid_loss(x @ w.T, t_x @ t_w.T, options.get("target", p.target), **own)
-    return (loss.detach(), *torch.autograd.grad(loss, (x, w)))
-
-
-def distance(x: Tensor, ref: Tensor) -> float:
-    return float((x.double() - ref).norm() / ref.norm())
+def errors_of(p: Problem, step: Step, options: Row) -> Row:
+    """Distances from float64 of the loss and its gradients; ``options`` are the oracle's."""
+    words = ("divergence", "routing", "routing_params", "temperature", "target")
+    own = {"temperature": p.case.temperature} | {k: v for k, v in options.items() if k in words}
+    try:
+        outcome, exact = step(), truth(own, p)
+        made = (outcome.loss, *outcome.gradients)
+        return {name: distance(x, exact[name]) for name, x in zip(exact, made, strict=True)}
+    except Exception as error:  # its reason belongs in the table
+        return {"error": f"{type(error).__name__}: {str(error)[:160]}"}
 
 
 def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
@@ -174,11 +163,11 @@ def headline(b: Bench) -> Iterator[Row]:
     steps = {"bare products": products(p)}
     for gib in (0.5, 1, 2, 4, 8):
         ours = partial(loss_of, b, memory_budget=int(gib * GIB))
-        steps[f"fused, {gib} GiB"] = training(p, ours)
+        steps[f"fused, {gib} GiB"] = training(ours)(p)
     one = partial(loss_of, b, memory_budget=GIB)
-    steps["recompute, 1 GiB"] = training(p, partial(one, mode="recompute"))
-    steps["JSD, 1 GiB"] = training(p, partial(one, divergence="generalized_jsd"))
-    steps["hard labels only, 1 GiB"] = training(p, partial(one, routing="hard"))
+    steps["recompute, 1 GiB"] = training(partial(one, mode="recompute"))(p)
+    steps["JSD, 1 GiB"] = training(partial(one, divergence="generalized_jsd"))(p)
+    steps["hard labels only, 1 GiB"] = training(partial(one, routing="hard"))(p)
     steps["no gradient, 1 GiB"] = torch.no_grad()(partial(one, p))
     yield from ratios(p, b.race(steps, 20.0))
 
@@ -204,49 +193,60 @@ def pairs(b: Bench) -> Iterator[Row]:
             p = b.problem(b.case(replace(pair, rows=tokens, dtype="bfloat16")))
             steps = {
                 "bare products": products(p),
-                "fused": training(p, partial(loss_of, b)),
-                "recompute": training(p, partial(loss_of, b, mode="recompute")),
+                "fused": training(partial(loss_of, b))(p),
+                "recompute": training(partial(loss_of, b, mode="recompute"))(p),
             }
             yield from ratios(p, b.race(steps, 3.0))
             if b.dry:
                 break
 
 
+def rivals(form: str) -> dict[str, Entry]:
+    return {n: e for n, e in ENTRIES.items() if e.kind == "peer" and form in e.forms}
+
+
+def free_bytes(b: Bench) -> float:
+    return torch.cuda.mem_get_info(b.device)[0] if b.device.type == "cuda" else float("inf")
+
+
 def peers(b: Bench) -> Iterator[Row]:
     """Other losses at the headline's shape; what each computes is in its name."""
-    p = b.problem(b.case(HEADLINE))
-    ours = Contestant(partial(loss_of, b, memory_budget=GIB), {"routing": "entropy"})
-    for name, peer in {"ours, 1 GiB": ours, **PEERS}.items():
-        if b.left < 30:
-            yield {"who": name, "skipped": "out of time"}
-        elif reason := peer.missing():
-            yield {"who": name, "skipped": reason}
-        else:
-            yield {"who": name} | b.race({name: training(p, peer.loss)}, 3.0)[name]
+    for form, routing in (("step", "entropy"), ("hard", "hard")):
+        p = b.problem(b.case(replace(HEADLINE, form=form)))
+        ours = Entry("ours, 1 GiB", training(partial(hard_or_routed, b, routing)))
+        for entry in (ours, *rivals(form).values()):
+            reason = entry.refuses(p.case, float("inf"), free_bytes(b))
+            reason = "out of time" if b.left < 30 else reason
+            row = {"skipped": reason} if reason else b.race({"": entry.start(p)}, 3.0)[""]
+            yield {"form": form, "who": entry.about} | row
+
+
+def hard_or_routed(b: Bench, routing: str, p: Problem) -> Tensor:
+    if routing == "entropy":
+        return loss_of(b, p, memory_budget=GIB)
+    options = {"routing": routing, "memory_budget": GIB, "backend": b.backend}
+    made = bg.linear_hybrid_distillation(p.input, p.weight, None, p.target, **options)
+    assert isinstance(made, Tensor)
+    return made
 
 
 def accuracy(b: Bench) -> Iterator[Row]:
     """Distance of bf16 gradients from float64, each loss from its own, far and near."""
     for gap in (0.0, 0.03):
         case = Case("accuracy", 1024, 512, 512, 16_384, dtype="bfloat16", gap=gap)
-        p = b.problem(replace(b.case(case), hidden_t=b.case(case).hidden_s, dtype="bfloat16"))
+        case = replace(b.case(case), hidden_t=b.case(case).hidden_s, dtype="bfloat16")
+        p = b.problem(case)
         for name, options in (("ours", {}), ("ours, many chunks", {"memory_budget": 64 << 20})):
-            ours = Contestant(partial(loss_of, b, **({} if b.dry else options)), {})
-            yield {"who": name, "gap": gap} | errors_of(p, ours)
-        for name, peer in PEERS.items():
-            reason = peer.missing() or ("out of time" if b.left < 20 else None)
-            found = {"skipped": reason} if reason else errors_of(p, peer)
+            ours = partial(loss_of, b, **({} if b.dry else options))
+            found = errors_of(p, training(ours)(p), {"routing": "entropy"})
             yield {"who": name, "gap": gap} | found
-
-
-def errors_of(p: Problem, who: Contestant) -> Row:
-    try:
-        loss = who.loss(p)
-        made = torch.autograd.grad(loss, (p.input, p.weight))
-        ref = truth(p, who.oracle)[1:]
-        return {k: distance(x, y) for k, x, y in zip(("dX", "dW"), made, ref, strict=True)}
-    except Exception as error:  # its reason belongs in the table
-        return {"error": f"{type(error).__name__}: {str(error)[:160]}"}
+        for name, entry in rivals("step").items():
+            reason = entry.refuses(case, float("inf"), free_bytes(b))
+            reason = "out of time" if b.left < 20 else reason
+            found = {"skipped": reason}
+            if reason is None:
+                found = errors_of(p, entry.start(p), entry.oracle_options(case))
+            yield {"who": name, "gap": gap} | found
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import LOGIT_STD, Case, Problem
+from benchmarks.cases import Case, Problem
 
 GIB = 1 << 30
 Row = dict[str, Any]
@@ -51,23 +51,7 @@ class Bench:
 
     def problem(self, case: Case) -> Problem:
         """Tensors on the device, made there."""
-        random = torch.Generator(self.device).manual_seed(0)
-        made = {
-            name: torch.empty(shape, dtype=dtype, device=self.device)
-            for name, (shape, dtype) in case.tensors.items()
-        }
-        near = case.gap > 0
-        made["input"].normal_(generator=random)
-        made["weight"].normal_(std=LOGIT_STD / case.hidden_s**0.5, generator=random)
-        made["t_input"].normal_(std=case.gap or 1.0, generator=random)
-        if near:
-            made["t_input"] += made["input"]
-            made["t_weight"].copy_(made["weight"])
-        else:
-            made["t_weight"].normal_(std=LOGIT_STD / case.hidden_t**0.5, generator=random)
-        made["target"].random_(case.vocab, generator=random)
-        made["target"][: int(case.rows * case.ignored)] = -100
-        return Problem(case, **made).wanting_gradients()
+        return Problem.of(case, device=self.device)
 
     def race(self, steps: dict[str, Step], seconds: float = 4.0) -> dict[str, Row]:
         """Median milliseconds of steps that take turns, and their peak memory in MiB."""

@@ -1,4 +1,4 @@
-"""What bounds a step from below: its four matrix products alone, and a copy of memory."""
+"""What bounds a step from below: its matrix products alone, or a copy of memory."""
 
 from __future__ import annotations
 
@@ -28,45 +28,56 @@ class Tiling:
 
 
 class Products:
-    """Student logits, teacher logits, dX and dW, and nothing else.
+    """The matrix products of a case, and nothing else.
 
-    A tile of the vocabulary goes through all four while it is in cache, and is widened once where
-    the products run in a wider dtype: less than any loss can do with, because the gradient of a
-    tile is known only when all tiles have been seen.
+    A tile of the vocabulary goes through all of them while it is in cache, and is widened once
+    where they run in a wider dtype: less than any loss can do with, because the gradient of a tile
+    is known only when all tiles have been seen.
     """
 
     def __init__(self, problem: Problem, tiling: Tiling) -> None:
         self.problem, self.width = problem, min(tiling.width, problem.case.vocab)
-        self.dtype = tiling.dtype
-        shape = problem.case
+        self.dtype, case = tiling.dtype, problem.case
         new = functools.partial(torch.empty, dtype=tiling.dtype)
-        self.z, self.t = new(shape.rows, self.width), new(shape.rows, self.width)
-        self.dx = new(shape.rows, shape.hidden_s)
-        self.grads = [torch.empty_like(x.detach()) for x in (problem.input, problem.weight)]
-        self.wide = [new(self.width, h) for h in (shape.hidden_s, shape.hidden_t, shape.hidden_s)]
+        self.z, self.t = new(case.rows, self.width), new(case.rows, self.width)
+        self.grads = {
+            name: torch.empty_like(getattr(problem, name).detach())
+            for name in ("input", "weight")
+            if name in case.products
+        }
+        self.dx = new(case.rows, case.hidden_s) if "input" in self.grads else None
+        self.wide = [new(self.width, h) for h in (case.hidden_s, case.hidden_t, case.hidden_s)]
 
     @torch.no_grad()
     def run(self, columns: int | None = None) -> list[Tensor]:
         """Over the leading ``columns``, or all; the gradients of the hidden states and the head."""
         p, vocab = self.problem, columns or self.problem.case.vocab
-        x, t_x = p.input.to(self.dtype), p.t_input.to(self.dtype)
-        self.dx.zero_()
+        x, dx = p.input.to(self.dtype), self.dx
+        t_x = p.t_input.to(self.dtype) if "teacher" in p.case.products else None
+        if dx is not None:
+            dx.zero_()
         for start in range(0, vocab, self.width):
             part = slice(start, min(start + self.width, vocab))
             n = part.stop - start
-            w, t_w = self._tile(p.weight[part], 0), self._tile(p.t_weight[part], 1)
             # Contiguous matrices (rows, n) at the start of their buffers.
             z, t = (b.view(-1)[: len(x) * n].view(len(x), n) for b in (self.z, self.t))
+            w = self._tile(p.weight[part], 0)
             torch.mm(x, w.t(), out=z)
-            torch.mm(t_x, t_w.t(), out=t)
-            self.dx.addmm_(z, w)
-            target = self.grads[1][part]
-            if target.dtype == self.dtype:
-                torch.mm(z.t(), x, out=target)
-            else:
-                target.copy_(torch.mm(z.t(), x, out=self.wide[2][:n]))
-        self.grads[0].copy_(self.dx)
-        return self.grads
+            if t_x is not None:
+                torch.mm(t_x, self._tile(p.t_weight[part], 1).t(), out=t)
+            if dx is not None:
+                dx.addmm_(z, w)
+                self._weight_gradient(part, z, x)
+        if dx is not None:
+            self.grads["input"].copy_(dx)
+        return list(self.grads.values())
+
+    def _weight_gradient(self, part: slice, z: Tensor, x: Tensor) -> None:
+        target = self.grads["weight"][part]
+        if target.dtype == self.dtype:
+            torch.mm(z.t(), x, out=target)
+        else:
+            target.copy_(torch.mm(z.t(), x, out=self.wide[2][: len(target)]))
 
     def _tile(self, weight: Tensor, scratch: int) -> Tensor:
         if weight.dtype == self.dtype:
@@ -86,7 +97,9 @@ def expected(rows: int, hidden_s: int, hidden_t: int, dtype: torch.dtype) -> flo
 
 
 def expected_step(case: Case) -> float:
-    """Seconds of the four products in the dtype of the inputs, roughly."""
+    """Seconds of the products in the dtype of the inputs, at most and roughly."""
+    if not case.products:
+        return 0.0
     dtype = getattr(torch, case.dtype)
     return expected(case.rows, case.hidden_s, case.hidden_t, dtype) * case.vocab
 
@@ -118,8 +131,8 @@ def _seconds(products: Products, columns: int) -> float:
 class Memcpy:
     """Copies of memory that misses every cache; a byte counts where it is read and written."""
 
-    def __init__(self, mib: int = 256) -> None:
-        self.source, self.target = (torch.ones(mib * MIB // 4) for _ in range(2))
+    def __init__(self, moved: int = 512 * MIB) -> None:
+        self.source, self.target = (torch.ones(moved // 8) for _ in range(2))
         self.bytes = self.source.nbytes + self.target.nbytes
 
     def run(self) -> None:

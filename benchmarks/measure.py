@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +26,11 @@ from bgkernels import driver
 from bgkernels.backends import BACKENDS
 from bgkernels.planner import Plan, Workload
 
+PEERS = Path(__file__).parent.parent / ".peers"
+"""Packages of single entries, see :mod:`benchmarks.peers`."""
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
+POWER = Path("/sys/class/powercap")
 PAUSE = 0.05
 """Seconds before a run, in which the threads of the last one stop waiting for more work."""
 
@@ -48,6 +52,14 @@ def settle() -> int:
     with suppress(OSError):
         CLEAR_REFS.write_text("5")
     return resident("VmRSS")
+
+
+def energy() -> float | None:
+    """Joules that the processors have used, where the system tells, or None."""
+    with suppress(OSError, ValueError):
+        files = sorted(POWER.glob("intel-rapl:[0-9]/energy_uj"))
+        return sum(int(f.read_text()) for f in files) / 1e6 if files else None
+    return None
 
 
 @dataclass
@@ -104,13 +116,14 @@ def measure(step: Step) -> Sample:
     """One step: seconds, bytes above what was resident, and what was seen inside."""
     rest = settle()
     with observing() as seen:
-        begin = time.perf_counter()
+        before, begin = energy(), time.perf_counter()
         outcome = step()
-        seconds = time.perf_counter() - begin
+        seconds, after = time.perf_counter() - begin, energy()
     peak = resident("VmHWM") - rest
     gradients = sum(g.nbytes for g in outcome.gradients)
     return {
         "seconds": seconds,
+        "joules": None if before is None or after is None else after - before,
         "forward": outcome.forward,
         "peak": peak,
         "gradients": gradients,
@@ -176,10 +189,13 @@ def _fate(code: int) -> str:
 def _serve(pipe: Any, name: str, case: Case, folder: str, threads: int) -> None:
     """Body of a worker: an answer for each question, first the check, then samples."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if (PEERS / name).is_dir():
+        sys.path.insert(0, str(PEERS / name))
     torch.set_num_threads(threads)
     try:
         pipe.recv()
-        pipe.send(asdict(check(name, case)))
+        found = check(name, case)
+        pipe.send(asdict(found) | {"passed": found.passed})
         if ENTRIES[name].compiles:
             torch._dynamo.reset()  # or the second shape would be compiled for all shapes
         pipe.recv()

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from benchmarks import accuracy, primitives, run, table
-from benchmarks.cases import PAIRS, SUITES, Case, Problem
+from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
 from benchmarks.measure import measure, spread
+from benchmarks.suites import PAIRS, SUITES
 
 BACKENDS_HERE = primitives.usable("float32")
 TINY = Case("tiny", 12, 8, 12, 200)
@@ -51,7 +52,7 @@ def test_liger_computes_its_loss() -> None:
     pytest.importorskip("liger_kernel.chunked_loss", exc_type=ImportError)
     problem = Problem.of(TINY)
     found = accuracy.errors(accuracy._eager(ENTRIES["liger"]), problem)
-    assert found.within(accuracy.Errors(1e-3, 1e-3, 1e-3)), found
+    assert max(found.values()) < 1e-3, found
 
 
 @pytest.mark.parametrize("width", [64, 200])
