@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import accuracy, machine, primitives
+from benchmarks import accuracy, end_to_end, machine, primitives, sweeps
 from benchmarks.cases import Problem
 from benchmarks.entries import ENTRIES, MIX
 from benchmarks.measure import Sample, Worker, interleave, spread
@@ -24,6 +24,7 @@ from benchmarks.suites import SUITES, Field
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 SHARED_MEMORY = "/dev/shm"
+ALSO = ("accuracy", "sweeps", "end to end", "primitives")
 AGREEMENT = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 2e-2}
 """How far the losses of entries with the same loss may be apart at the timed shape."""
 
@@ -44,6 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _tell("accuracy: gradients against float64")
             results["accuracy"], results["chunks"] = accuracy.study(), accuracy.chunk_study()
             results["scales"] = accuracy.scale_study()
+        if "sweeps" in options.also:
+            _tell("sweeps: cost by tokens, vocabulary and width")
+            results["sweeps"] = sweeps.study(measure_field)
+        if "end to end" in options.also:
+            _tell("end to end: a step of whole models")
+            results["end to end"] = end_to_end.study(torch.get_num_threads())
         if "primitives" in options.also:
             _tell("primitives: rates of both passes")
             results["primitives"] = primitives.study()
@@ -188,7 +195,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--suite", choices=SUITES, default="cpu")
     add("--cases", nargs="*", metavar="WORD", help="only cases whose title has one of these")
     add("--entries", nargs="*", choices=ENTRIES, metavar="NAME", help="only these entries")
-    add("--also", nargs="*", choices=("accuracy", "primitives"), default=["accuracy", "primitives"])
+    add("--also", nargs="*", choices=ALSO, default=ALSO)
     add("--scale", type=float, default=1.0, help="factor on vocabularies, to try things out")
     add("--seconds", type=float, help="time for each entry, instead of the suite's")
     add("--threads", type=int, help="default: torch's choice")

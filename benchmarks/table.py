@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import MIB
+from benchmarks.sweeps import slopes
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 READING = """\
@@ -23,6 +24,14 @@ twice."""
 ACCURACY = """\
 Distance of dX / dW from float64, ‖error‖ / ‖exact‖. Gap: how far the teacher's hidden states are
 from the student's (same head); none: unrelated models."""
+
+SLOPES = """\
+Slope of log time by log size: 1 is proportional. Every axis around 512 tokens, width 512 for both
+models, 16,384 columns, float32."""
+END_TO_END = """\
+Forward of teacher and student, loss, backward through the student; random weights. The largest
+batch is the last of 1, 2, 4 … sequences whose step stays within the memory given, above the
+models."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +62,11 @@ def render(results: dict[str, Any]) -> str:
         parts += [_title(field), _steps(field)]
     if "accuracy" in results:
         parts += ["**Gradient error**", ACCURACY, _accuracy(results["accuracy"])]
-        parts += [_chunks(results["chunks"])]
+        parts += [_chunks(results["chunks"]), _scales(results.get("scales", []))]
+    if "sweeps" in results:
+        parts += ["**How cost grows**", SLOPES, _slopes(results["sweeps"])]
+    if "end to end" in results:
+        parts += ["**A step of whole models**", END_TO_END, _end_to_end(results["end to end"])]
     if "primitives" in results:
         parts += ["**Primitives**, logits that miss the caches", _primitives(results["primitives"])]
     return "\n\n".join(parts)
@@ -90,20 +103,22 @@ def _title(field: dict[str, Any]) -> str:
 
 def _steps(field: dict[str, Any]) -> str:
     best = limit(field)
-    head = ("", "step, s", "min–max", "× limit", "peak, MiB", "temporaries, MiB", "passes", "plan")
+    head = ("", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
+            "passes", "plan")  # fmt: skip
     return markdown(head, [_step(e, best) for e in field["entries"]])
 
 
 def _step(e: dict[str, Any], best: float) -> list[str]:
     name = f"**{e['about']}**" if e["kind"] == "ours" else e["about"]
     if "error" in e:
-        return [f"{name}: {_cell(e['error'])}", *["–"] * 7]
+        return [f"{name}: {_cell(e['error'])}", *["–"] * 8]
     s, memory = e["seconds"], ["–", "–"]
     if e["kind"] != "limit":
         memory = [f"{b / MIB:,.0f}" for b in (e["peak"], e["peak"] - e["gradients"])]
     share = f"{e['share of passes']['median']:.0%}" if e["share of passes"] else "–"
     return [
-        name, _digits(s["median"]), f"{_digits(s['min'])}–{_digits(s['max'])} ({s['runs']})",
+        name, _digits(s["median"]), _digits(e["forward"]["median"] or None),
+        f"{_digits(s['min'])}–{_digits(s['max'])} ({s['runs']})",
         f"{s['median'] / best:.2f}", *memory, share, _plan(e),
     ]  # fmt: skip
 
@@ -138,6 +153,37 @@ def _chunks(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _scales(rows: list[dict[str, Any]]) -> str:
+    scales = list(dict.fromkeys(r["scale"] for r in rows))
+    cells = {(r["entry"], r["scale"]): _errors(r) for r in rows}
+    names = dict.fromkeys(r["entry"] for r in rows)
+    return markdown(
+        ["bfloat16, gap 0.01, logits times", *(f"{x:g}" for x in scales)],
+        [[n, *(cells[n, x] for x in scales)] for n in names],
+    )
+
+
+def _slopes(points: list[dict[str, Any]]) -> str:
+    found = slopes(points)
+    axes, names = (list(dict.fromkeys(p[k] for p in points)) for k in ("axis", "entry"))
+    rows = [[n, *(f"{found.get((a, n), float('nan')):.2f}" for a in axes)] for n in names]
+    return markdown(["exponent of", *axes], rows)
+
+
+def _end_to_end(rows: list[dict[str, Any]]) -> str:
+    head = ("", "step, s", "peak, MiB", "largest batch", "within, MiB")
+    return markdown(
+        head,
+        [
+            [
+                r["who"], _digits(r["seconds"]["median"]), f"{r['peak'] / MIB:,.0f}",
+                f"{r['largest']} × {r['length']}", f"{r['room'] / MIB:,.0f}",
+            ]
+            for r in rows
+        ],
+    )  # fmt: skip
+
+
 def _errors(r: dict[str, Any]) -> str:
     return "–" if "error" in r else f"{r['input']:.1e} / {r['weight']:.1e}"
 
@@ -152,8 +198,10 @@ def _primitives(rows: list[dict[str, Any]]) -> str:
     return markdown(head, table)
 
 
-def _digits(x: float) -> str:
+def _digits(x: float | None) -> str:
     """Three significant digits."""
+    if x is None:
+        return "–"
     return f"{x:.3g}" if x < 100 else f"{x:.0f}"
 
 

@@ -10,6 +10,7 @@ fp32 beside the gradient.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class Plan:
         return max(1, math.ceil(self.rows / self.chunk))
 
 
+@functools.lru_cache(maxsize=256)
 def plan(work: Workload, budget: int) -> Plan:
     """The cheapest tiling whose temporaries fit ``budget`` bytes.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import accuracy, primitives, run, table
-from benchmarks.cases import Case, Problem
+from benchmarks import accuracy, compare, end_to_end, primitives, run, sweeps, table
+from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
 from benchmarks.measure import measure, spread
@@ -34,6 +35,34 @@ def test_features_of_a_case_reach_the_entries(extra: dict[str, Any]) -> None:
     for name in ("fused-32", "recompute-32", "dense"):
         assert accuracy.check(name, case).passed
     assert ENTRIES["paper"].refuses(case, 1.0, 1e12)
+
+
+@pytest.mark.parametrize("name", ["fused-32", "recompute-32", "dense"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "step"])
+def test_forms_of_a_step(name: str, form: str) -> None:
+    assert accuracy.check(name, Case("", 0, 0, 0, 0, form=form)).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("orda", "orda_kernel"), ("trl", "trl.kernels.chunked_divergence"), ("torch-lce", "torch")],
+)
+def test_peers_compute_their_losses(name: str, module: str) -> None:
+    pytest.importorskip(module, exc_type=ImportError)
+    form = "hard" if name == "torch-lce" else "step"
+    assert accuracy.check(name, Case("", 0, 0, 0, 0, form=form)).passed
+
+
+def test_limits_of_forms() -> None:
+    case = Case("tiny", 12, 8, 12, 200)
+    assert [replace(case, form=f).products for f in ("hard", "logits", "evaluation")] == [
+        ("student", "input", "weight"), (), ("student", "teacher"),
+    ]  # fmt: skip
+    evaluation = Problem.of(replace(case, form="evaluation"))
+    assert Products(evaluation, Tiling(torch.float32, 64)).run() == []
+    logits = replace(case, form="logits")
+    assert logits.moved == 3 * 12 * 200 * 4
+    assert ENTRIES["copy"].start(Problem.of(logits))().loss is None
 
 
 def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +148,53 @@ def test_a_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
     assert "**bgkernels, fused, 128 MiB**" in text
     with pytest.raises(ValueError, match="once each"):
         table.filled("no marks", "")
+
+
+def result(seconds: float, peak: int) -> dict[str, Any]:
+    ours = {"entry": "fused-32", "kind": "ours", "seconds": {"median": seconds}, "peak": peak}
+    bare = {"entry": "limit", "kind": "limit", "seconds": {"median": 1.0}}
+    return {"fields": [{"title": "tiny", "entries": [bare, ours]}]}
+
+
+def test_results_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / f"{i}.json" for i in range(3)]
+    for path, made in zip(paths, (result(1.1, 100), result(1.2, 90), result(1.5, 90)), strict=True):
+        path.write_text(json.dumps(made))
+    compare.main([str(paths[0]), str(paths[1])])
+    assert "+9%" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1 figures grew by more than 15%"):
+        compare.main([str(paths[0]), str(paths[2])])
+    paths[1].write_text('{"fields": []}')
+    with pytest.raises(SystemExit, match="no entry of ours in common"):
+        compare.main([str(paths[0]), str(paths[1])])
+
+
+def test_slopes_and_pictures(tmp_path: Path) -> None:
+    points = [
+        {"axis": axis, "size": n, "entry": e, "seconds": n**1.5, "temporaries": n}
+        for axis in ("tokens", "vocabulary")
+        for n in (1, 2, 4)
+        for e in ("limit", "fused-128")
+    ]
+    assert sweeps.slopes(points)["tokens", "limit"] == pytest.approx(1.5)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"sweeps": points}))
+    pytest.importorskip("matplotlib")
+    from benchmarks import plots
+
+    plots.main([str(path), "--folder", str(tmp_path)])
+    assert {p.name for p in tmp_path.glob("*.png")} == {"time-tokens.png", "memory-vocabulary.png"}
+
+
+def test_whole_models_with_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
+    monkeypatch.setattr(end_to_end, "TINY", {"student": sizes, "teacher": sizes})
+    monkeypatch.setattr(end_to_end, "VOCAB", {"cpu": 512, "cuda": 512})
+    monkeypatch.setattr(end_to_end, "LENGTH", 16)
+    found = [end_to_end.figures(loss, room=1 << 40) for loss in end_to_end.LOSSES.values()]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    assert all(f["largest"] == 64 for f in found)
 
 
 def test_nothing_is_written_where_a_check_fails(
