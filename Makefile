@@ -9,7 +9,7 @@ CPP := $(shell find csrc -name '*.[chi]*')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test bench microbench lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -23,7 +23,10 @@ test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -q tests --ignore-glob 'tests/test_triton*'
 	$(BIN)/python -m pytest -q tests/test_triton*.py  # apart: they put Triton into its interpreter
 
-bench: $(STAMP)  ## run the benchmarks
+bench: $(STAMP)  ## measure beside the peers and write benchmarks/results (a quarter of an hour)
+	$(BIN)/python -m benchmarks.run --suite cpu
+
+microbench: $(STAMP)  ## time the primitives and the small parts alone
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 lint: $(STAMP)  ## check style, formatting and types

@@ -1,10 +1,8 @@
-"""Results as pictures: ``python -m benchmarks.plots results.json [--folder docs/figures]``."""
+"""Results as pictures."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +13,27 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.limits import MIB
-from benchmarks.machine import ROOT
 from benchmarks.sweeps import slopes
 
 Results = dict[str, Any]
 Rows = list[dict[str, Any]]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plots", description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "figures")
-    options = parser.parse_args(arguments)
-    results = json.loads(options.results.read_text())
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name, (part, draw) in PLOTS.items():
-        if part in results:
-            path = options.folder / f"{name}.png"
-            figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-            draw(axes, results)
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize="small")
-            figure.savefig(path, dpi=150, metadata={"Software": None})
-            plt.close(figure)
-            print(path)
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Every picture that the results have numbers for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, (part, plot) in PLOTS.items():
+        if not results.get(part):
+            continue
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        plot(axes, results)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        paths.append(folder / f"{name}.png")
+        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+        plt.close(figure)
+    return paths
 
 
 def _curves(axes: Axes, rows: Rows, x: str, y: str, label: dict[str, str] | None = None) -> None:
@@ -100,6 +94,3 @@ PLOTS: dict[str, tuple[str, Callable[[Axes, Results], None]]] = {
     "error-scale": ("scales", error_by_scale),
     "roofline": ("primitives", roofline),
 }
-
-if __name__ == "__main__":
-    main()

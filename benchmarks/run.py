@@ -67,7 +67,7 @@ def write(results: dict[str, Any], output: Path | None) -> Path:
     path = output or RESULTS / machine.slug(stamp) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    _tell(f"{path} after {results['seconds']} s; tables: python -m benchmarks.table {path}")
+    _tell(f"{path} after {results['seconds']} s; pages: python -m benchmarks.publish {path}")
     return path
 
 

@@ -1,17 +1,13 @@
-"""Results as Markdown: ``python -m benchmarks.table results.json [--readme README.md]``."""
+"""Results as Markdown tables."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import MIB
 from benchmarks.sweeps import slopes
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 READING = """\
 A step is forward and backward of the loss and both heads: medians of interleaved runs, each entry
 in a process of its own. The limit is the faster of the two rows of bare products, which multiply
@@ -34,42 +30,32 @@ batch is the last of 1, 2, 4 … sequences whose step stays within the memory gi
 models."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table", description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--readme", type=Path, help="fill its block instead of printing")
-    options = parser.parse_args(arguments)
-    text = render(json.loads(options.results.read_text()))
-    if options.readme:
-        options.readme.write_text(filled(options.readme.read_text(), text))
-    else:
-        print(text)
-
-
-def filled(page: str, text: str) -> str:
-    """The page with the text between its two marks; ValueError if it has none."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page must have {BEGIN!r} and {END!r} once each")
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{text.strip()}\n{END}{rest.split(END)[1]}"
-
-
 def render(results: dict[str, Any]) -> str:
     """All tables."""
-    parts = [_machine(results["machine"]), READING]
+    parts = [machine(results), READING]
     for field in results["fields"]:
-        parts += [_title(field), _steps(field)]
+        parts += [_title(field), steps(field)]
     if "accuracy" in results:
-        parts += ["**Gradient error**", ACCURACY, _accuracy(results["accuracy"])]
+        parts += ["## Gradient error", ACCURACY, _accuracy(results["accuracy"])]
         parts += [_chunks(results["chunks"]), _scales(results.get("scales", []))]
     if "sweeps" in results:
-        parts += ["**How cost grows**", SLOPES, _slopes(results["sweeps"])]
+        parts += ["## How cost grows", SLOPES, _slopes(results["sweeps"])]
     if "end to end" in results:
-        parts += ["**A step of whole models**", END_TO_END, _end_to_end(results["end to end"])]
+        parts += ["## A step of whole models", END_TO_END, _end_to_end(results["end to end"])]
     if "primitives" in results:
-        parts += ["**Primitives**, logits that miss the caches", _primitives(results["primitives"])]
+        parts += [
+            "## Primitives",
+            "Logits that miss the caches.",
+            _primitives(results["primitives"]),
+        ]
     return "\n\n".join(parts)
+
+
+def brief(results: dict[str, Any], titles: Sequence[str]) -> str:
+    """The machine and the tables of some fields, by title."""
+    chosen = [f for f in results["fields"] if f["title"] in titles]
+    parts = [part for field in chosen for part in (_title(field), steps(field))]
+    return "\n\n".join([machine(results), *parts])
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -84,7 +70,9 @@ def limit(field: dict[str, Any]) -> float:
     return min((e["seconds"]["median"] for e in kinds), default=float("nan"))
 
 
-def _machine(m: dict[str, Any]) -> str:
+def machine(results: dict[str, Any]) -> str:
+    """Where and when."""
+    m = results["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["packages"].items() if v != "absent")
     return (
         f"{m['processor']} ({', '.join(m['instructions'])}), {m['threads']} threads of "
@@ -101,7 +89,8 @@ def _title(field: dict[str, Any]) -> str:
     )
 
 
-def _steps(field: dict[str, Any]) -> str:
+def steps(field: dict[str, Any]) -> str:
+    """One field, a line an entry."""
     best = limit(field)
     head = ("", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
             "passes", "plan")  # fmt: skip
@@ -207,7 +196,3 @@ def _digits(x: float | None) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-if __name__ == "__main__":
-    main()

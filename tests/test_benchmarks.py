@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, compare, end_to_end, primitives, run, sweeps, table
+from benchmarks import accuracy, compare, end_to_end, primitives, publish, run, sweeps
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
@@ -134,20 +134,25 @@ def test_suites_name_entries_that_exist() -> None:
         assert all(name in ENTRIES for field in suite for name in field.entries)
 
 
-def test_a_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
+def test_a_run_from_the_command_line_to_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output, page = tmp_path / "results.json", tmp_path / "README.md"
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(publish, "HEADLINES", (SUITES["smoke"][0].case.title,))
     names = ("limit", "fused-128")
     run.main(["--suite", "smoke", "--entries", *names, "--also", "--output", str(output)])
     results = json.loads(output.read_text())
     rows = {e["entry"]: e for e in results["fields"][0]["entries"]}
     assert set(rows) == set(names) and all(e["seconds"]["runs"] == 2 for e in rows.values())
-    page.write_text(f"before\n{table.BEGIN}\nformer\n{table.END}\nafter\n")
-    table.main([str(output), "--readme", str(page)])
+    page.write_text(f"before\n{publish.BEGIN}\nformer\n{publish.END}\nafter\n")
+    publish.main([str(output), "--root", str(tmp_path)])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "former" not in text
     assert "**bgkernels, fused, 128 MiB**" in text
+    assert "**bgkernels, fused, 128 MiB**" in (tmp_path / "docs" / "benchmarks.md").read_text()
     with pytest.raises(ValueError, match="once each"):
-        table.filled("no marks", "")
+        publish.filled("no marks", "")
 
 
 def result(seconds: float, peak: int) -> dict[str, Any]:
@@ -177,13 +182,12 @@ def test_slopes_and_pictures(tmp_path: Path) -> None:
         for e in ("limit", "fused-128")
     ]
     assert sweeps.slopes(points)["tokens", "limit"] == pytest.approx(1.5)
-    path = tmp_path / "results.json"
-    path.write_text(json.dumps({"sweeps": points}))
     pytest.importorskip("matplotlib")
     from benchmarks import plots
 
-    plots.main([str(path), "--folder", str(tmp_path)])
-    assert {p.name for p in tmp_path.glob("*.png")} == {"time-tokens.png", "memory-vocabulary.png"}
+    paths = plots.draw({"sweeps": points}, tmp_path)
+    assert [p.name for p in paths] == ["time-tokens.png", "memory-vocabulary.png"]
+    assert all(p.stat().st_size > 1000 for p in paths)
 
 
 def test_whole_models_with_and_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""Results into the pages: ``python -m benchmarks.publish results.json``.
+
+Fills the block of README.md with the headline tables, writes docs/benchmarks.md with all of them,
+and draws docs/figures. ``--print`` shows the tables and touches nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+from benchmarks.table import brief, render
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+HEADLINES = (
+    "bfloat16, 1,024 tokens, 896 ← 1536, V = 151,936",
+    "float32, 1,024 tokens, 896 ← 1536, V = 16,384",
+)
+"""Titles of the cases that README shows."""
+PAGE = """\
+# Benchmarks
+
+Written by `python -m benchmarks.publish` from `{source}`; do not edit. `make bench` measures anew,
+and `python -m benchmarks.compare old.json new.json` tells what has become slower.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--print", action="store_true", help="show the tables instead")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to write to")
+    options = parser.parse_args(arguments)
+    results = json.loads(options.results.read_text())
+    if options.print:
+        print(render(results))
+        return
+    from benchmarks.plots import draw  # matplotlib, which tables do not need
+
+    docs, readme = options.root / "docs", options.root / "README.md"
+    figures = draw(results, docs / "figures")
+    pictures = [f"![{p.stem}](figures/{p.name})" for p in figures]
+    source = options.results.resolve()
+    shown = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source.name
+    page = [PAGE.format(source=shown).rstrip(), render(results), *pictures]
+    (docs / "benchmarks.md").write_text("\n\n".join(page) + "\n")
+    readme.write_text(filled(readme.read_text(), brief(results, HEADLINES)))
+
+
+def filled(page: str, text: str) -> str:
+    """The page with the text between its two marks; ValueError if it has none."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"the page must have {BEGIN!r} and {END!r} once each")
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{text.strip()}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    main()
