@@ -211,4 +211,4 @@ def linear_row_stats(
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     reads = Reads(tuple(extras), teacher is not None, logit_sum=True)
     problem = pose(student, teacher, target, options, reads)
-    return problem.shaped(problem.statistics())
+    return problem.shaped(problem.views()[0].routing)

@@ -32,6 +32,11 @@ class LogitsHead:
         self.rows, self.vocab = logits.shape
         self.dtype = logits.dtype
 
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient is gathered."""
+        return self.gradient is not None
+
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
         self.chunk = rows
@@ -98,6 +103,11 @@ class LinearHead:
         )
         self._wide, self._scratch = wide, {}  # type: tuple[torch.dtype, dict[str, Tensor]]
         self._columns: slice | None = None
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient is gathered."""
+        return self.needs.any
 
     def _take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A contiguous scratch matrix, allocated once for its largest use."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
+from bgkernels.sources import View
 from bgkernels.spec import Extra
 from bgkernels.stats import RowStats
 
@@ -40,8 +42,9 @@ class Objective:
         wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
         return tuple(dict.fromkeys(wanted))
 
-    def rows(self, stats: RowStats) -> Tensor:
+    def rows(self, views: Sequence[View]) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored."""
+        ((stats, compared),) = views
         hard, soft = (
             _checked(w, name, stats)
             for w, name in zip(self.policy(stats), ("hard", "soft"), strict=True)
@@ -50,7 +53,7 @@ class Objective:
         if _present(hard):
             total = total + hard * self._hard(stats)
         if _present(soft):
-            divergence = self.divergence(stats)
+            divergence = self.divergence(compared)
             # A masked column can make D infinite in a token that gives it no weight.
             divergence = torch.where(
                 (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence

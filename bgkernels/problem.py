@@ -11,11 +11,13 @@ from torch import Tensor
 
 from bgkernels import backends, checks, ops
 from bgkernels.autograd import RowStatistics
-from bgkernels.driver import Call, Tensors
+from bgkernels.driver import Call, Tensors, assembled
 from bgkernels.options import Options
+from bgkernels.passes import views
+from bgkernels.sources import Source, View
 from bgkernels.spec import Cap, Extra, RowSpec
 from bgkernels.state import NONE, SKIP
-from bgkernels.stats import RowStats, assemble
+from bgkernels.stats import RowStats
 from bgkernels.teachers import Teacher
 
 
@@ -50,16 +52,16 @@ class Problem:
         needed = any(x is not None and x.requires_grad for x in self.student)
         return needed and torch.is_grad_enabled()
 
-    def statistics(self) -> RowStats:
-        """Row statistics ``(rows,)``, differentiable, in recompute mode."""
+    def views(self) -> list[View]:
+        """What is seen of each teacher, ``(rows,)``, differentiable, in recompute mode."""
         if torch.compiler.is_compiling():
             config = ops.encode(self.call)
             student, teacher = ops.present(self.student), ops.present(self.teacher)
             flat = ops.row_statistics(self.labels, student, teacher, *config)
-            return assemble(self.call.spec, flat).stats
-        tensors = (*self.teacher, *self.student)
-        flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
-        return assemble(self.call.spec, flat).stats
+        else:
+            tensors = (*self.teacher, *self.student)
+            flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
+        return views(self.call, assembled(self.call, flat))
 
     def shaped(self, stats: RowStats) -> RowStats:
         """Statistics as the caller sees them: the input's leading shape, fp32."""
@@ -117,6 +119,7 @@ def pose(
         columns = options.vocab_size
         compared = columns if teacher is not None else 0
     target = checks.target(target, first, leading, columns, options.ignore_index)
+    source = Source(0, Cap()) if teacher is None else teacher.source
     spec = RowSpec(
         columns=columns,
         compared=compared,
@@ -124,7 +127,7 @@ def pose(
         label_rule=target.removeprefix("teacher_") if isinstance(target, str) else "index",
         seed=_seed(options) if target == "teacher_sample" else 0,
         student=options.cap,
-        teacher=teacher.cap if teacher is not None else Cap(),
+        teacher=source.cap,
         extras=tuple(reads.extras),
         logit_sum=reads.logit_sum,
         positions=leading[-1] if leading else 1,
@@ -132,7 +135,7 @@ def pose(
     tensors = teacher.tensors if teacher is not None else ()
     dtypes = tuple(x.dtype for x in (first, *tensors[:1]) if x is not None)
     backend = backends.select(options.backend, first.device, dtypes)
-    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast)
+    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast, (source,))
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
     return Problem(call, _rows(tuple(student.values())), _rows(tensors), labels, leading)
 

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from bgkernels import checks
 from bgkernels.autograd import FusedLoss
+from bgkernels.driver import Outcomes
 from bgkernels.objective import Objective
 from bgkernels.options import Options
-from bgkernels.passes import Fused
+from bgkernels.passes import Fused, views
 from bgkernels.problem import Problem
 from bgkernels.state import SKIP
-from bgkernels.stats import Final, RowStats
+from bgkernels.stats import RowStats
 
 
 def reduce(
@@ -29,14 +30,15 @@ def reduce(
     divisor = _divisor(problem, options.reduction, num_items)
     if _fused(problem, objective, options):
         job = Fused(problem.call, objective, weight / divisor, overwrite)
-        box: list[Final] = []
+        box: list[Outcomes] = []
         loss = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
-        stats = box[0].stats
+        seen = views(problem.call, box[0])
     else:
-        stats = problem.statistics()
-        rows = objective.rows(stats) * weight
+        seen = problem.views()
+        rows = objective.rows(seen) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
+    stats = seen[0].routing
     return loss.to(problem.wide), problem.shaped(
         stats.replaced([x.detach() for x in stats.tensors()])
     )

@@ -156,8 +156,8 @@ class Final:
         return [*self.stats.tensors(), self.rest_s, self.rest_t, self.rest_c, *self.overlap]
 
 
-def assemble(spec: RowSpec, tensors: Sequence[Tensor]) -> Final:
-    """A :class:`Final` from its :meth:`Final.flat` tensors."""
+def assemble(spec: RowSpec, tensors: Iterable[Tensor]) -> Final:
+    """A :class:`Final` from its :meth:`Final.flat` tensors, the first of ``tensors``."""
     it = iter(tensors)
     own = {name: next(it) for name in TENSOR_FIELDS}
     counts: dict[Extra, int] = {t: 3 if t.moments else 1 for t in spec.tilts}
@@ -165,7 +165,9 @@ def assemble(spec: RowSpec, tensors: Sequence[Tensor]) -> Final:
     counts |= {TotalVariation(): 1} if spec.total_variation else {}
     extras = {extra: tuple(next(it) for _ in range(n)) for extra, n in counts.items()}
     stats = RowStats(vocab=spec.compared, positions=spec.positions, extras=extras, **own)
-    return Final(stats, next(it), next(it), next(it), tuple(it))
+    overlaps = len(spec.mixtures) + spec.total_variation
+    rests = (next(it), next(it), next(it))
+    return Final(stats, *rests, tuple(next(it) for _ in range(overlaps)))
 
 
 def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:

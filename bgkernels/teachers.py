@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bgkernels.sources import Source
 from bgkernels.spec import Cap
 
 
@@ -37,9 +38,9 @@ class LinearTeacher:
         return self.weight.shape[0]
 
     @property
-    def cap(self) -> Cap:
-        """The map from raw to real logits."""
-        return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
+    def source(self) -> Source:
+        """The teacher without its tensors."""
+        return Source(3, Cap(float(self.logit_scale), float(self.logit_softcap or 0)))
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -67,9 +68,9 @@ class LogitsTeacher:
         return self.logits.shape[-1]
 
     @property
-    def cap(self) -> Cap:
-        """The map from raw to real logits: none."""
-        return Cap()
+    def source(self) -> Source:
+        """The teacher without its tensors."""
+        return Source(1, Cap())
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

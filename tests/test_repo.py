@@ -24,12 +24,13 @@ TRAINING = sorted((PACKAGE / "training").glob("*.py"))
 
 LAYERS = (
     {"spec", "registry", "oracle"},
-    {"state", "sampling", "teachers"},
+    {"state", "sampling"},
     {"stats"},
-    {"risk", "divergences"},
-    {"routing"},
+    {"risk", "divergences", "sources"},
+    {"routing", "teachers"},
     {"objective", "backends", "gemm", "checks"},
     {"heads", "planner", "options"},
+    {"comparison"},
     {"driver"},
     {"passes"},
     {"autograd", "ops"},
