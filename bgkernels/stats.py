@@ -21,8 +21,9 @@ well-known label keeps its digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import cast
 
 import torch
@@ -166,8 +167,7 @@ def assemble(spec: RowSpec, tensors: Iterable[Tensor]) -> Final:
     extras = {extra: tuple(next(it) for _ in range(n)) for extra, n in counts.items()}
     stats = RowStats(vocab=spec.compared, positions=spec.positions, extras=extras, **own)
     overlaps = len(spec.mixtures) + spec.total_variation
-    rests = (next(it), next(it), next(it))
-    return Final(stats, *rests, tuple(next(it) for _ in range(overlaps)))
+    return Final(stats, next(it), next(it), next(it), tuple(islice(it, overlaps)))
 
 
 def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:
@@ -229,15 +229,9 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
     for i, tilt in enumerate(spec.tilts):
         extras[tilt] = tuple(torch.where(skip, 0.0, x) for x in _finalize_tilt(all_, i, tilt))
     stats = RowStats(
-        **keep,
-        label=label,
-        valid=~skip,
-        argmax_s=all_["argmax_s"],
-        argmax_t=all_["argmax_t"],
-        vocab=spec.compared,
-        positions=spec.positions,
-        extras=extras,
-    )
+        **keep, label=label, valid=~skip, argmax_s=all_["argmax_s"], argmax_t=all_["argmax_t"],
+        vocab=spec.compared, positions=spec.positions, extras=extras,
+    )  # fmt: skip
     return Final(stats, rest_s, rest_t, rest_c)
 
 
