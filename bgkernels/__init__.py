@@ -10,7 +10,7 @@ from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.spec import Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
-from bgkernels.teachers import LinearTeacher, LogitsTeacher
+from bgkernels.teachers import LinearTeacher, LogitsTeacher, TopKTeacher
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,7 @@ __all__ = [
     "Mixture",
     "RowStats",
     "Tilt",
+    "TopKTeacher",
     "TotalVariation",
     "divergences",
     "hybrid_distillation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -32,6 +32,10 @@ class Outcome:
     def flat(self) -> list[Tensor]:
         """All tensors."""
         return [*(x for final in self.finals for x in final.flat()), *self.memory]
+
+    def forgetful(self) -> Outcome:
+        """Without what only pass 2 needs."""
+        return replace(self, memory=tuple(x[:, :0] for x in self.memory))
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from bgkernels.backends.base import Backend
 from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
-from bgkernels.sources import Source
+from bgkernels.sources import Source, TopKSource
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT
 from bgkernels.stats import Coefficients, assemble
+from bgkernels.topk import ROW_BYTES, TopK
 
 Tensors = tuple[Tensor | None, ...]
 Outcomes = tuple[Outcome, ...]
@@ -57,6 +58,11 @@ class Call:
             else self.autocast
         )
         return gemm.product_dtype(dtype, tensor.device)
+
+    def masks_in_place(self, student: Tensors) -> bool:
+        """Whether a single teacher may write over the student's tiles, which hold real logits."""
+        cap = self.spec.student
+        return len(student) > 1 and len(self.sources) == 1 and cap.scale > 0 and not cap.cap
 
     def by_source(self, tensors: Tensors) -> list[Tensors]:
         """The teachers' tensors, for each source."""
@@ -102,9 +108,14 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
-    row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * 3
-    for i, tensors in enumerate((rows.student, rows.teacher)):
-        if len(tensors) < 2:
+    row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * 3 * len(call.sources)
+    tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
+    for source in call.sources:
+        if isinstance(source, TopKSource):
+            row_bytes += ROW_BYTES * (source.k + 1)
+            tile_bytes += 0 if call.masks_in_place(rows.student) else 4
+    for i, tensors in enumerate((rows.student, *call.by_source(rows.teacher))):
+        if len(tensors) != 3:
             continue
         hidden, weight = tensors[:2]
         assert hidden is not None and weight is not None
@@ -121,7 +132,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             wide += 4 * (narrow and backward and needs.weight)
             sum_bytes = weight.numel() * 4 * (narrow and needs.weight)
         else:
-            hidden_t = hidden.shape[1]
+            hidden_t += hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
     return Workload(
         rows=len(rows.labels),
@@ -250,10 +261,12 @@ def run(
     for part in p.chunks():
         known = None if given is None else take(call, given, part)
         chunk.start(part, known)
-        done.append(known or chunk.statistics())
+        outcomes = known or chunk.statistics()
         if derivative is not None:
-            chunk.backward(done[-1], derivative(done[-1], part))
+            chunk.backward(outcomes, derivative(outcomes, part))
             student.finish()
+            outcomes = tuple(outcome.forgetful() for outcome in outcomes)
+        done.append(outcomes)
     del chunk  # its buffers, before the gradients are narrowed
     return given or concatenate(call, done), student.gradients(call.spec.columns)
 
@@ -262,8 +275,12 @@ def comparisons(rows: Rows, call: Call, setting: Setting) -> list[Comparison]:
     """The student beside each teacher."""
     made: list[Comparison] = []
     for source, tensors in zip(call.sources, call.by_source(rows.teacher), strict=True):
-        (spec,) = source.specs(call.spec)
-        made.append(Dense(make_head(tensors, call) if tensors else None, spec, setting))
+        if isinstance(source, TopKSource):
+            in_place = call.masks_in_place(rows.student)
+            made.append(TopK(tensors, source, call.spec, setting, in_place))
+        else:
+            (spec,) = source.specs(call.spec)
+            made.append(Dense(make_head(tensors, call) if tensors else None, spec, setting))
     return made
 
 

@@ -12,7 +12,7 @@ from bgkernels.problem import Reads, pose
 from bgkernels.reduction import reduce
 from bgkernels.spec import Extra
 from bgkernels.stats import RowStats
-from bgkernels.teachers import Teacher
+from bgkernels.teachers import Teacher, TopKTeacher
 
 Loss = Tensor | tuple[Tensor, RowStats]
 
@@ -159,6 +159,8 @@ def _loss(
     overwrite: bool = False,
 ) -> Loss:
     objective = options.objective()
+    if isinstance(teacher, TopKTeacher) and teacher.tail == "renormalize":
+        objective.refuse_infinite()
     logit_sum = options.label_smoothing > 0 or return_stats
     reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
     problem = pose(student, teacher, target, options, reads)

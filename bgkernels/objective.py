@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bgkernels.backends import BACKENDS
+from bgkernels.backends.base import Tile
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
 from bgkernels.sources import View
-from bgkernels.spec import Extra
-from bgkernels.stats import RowStats
+from bgkernels.spec import Extra, RowSpec
+from bgkernels.state import empty
+from bgkernels.stats import RowStats, add_pairs, finalize
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,15 @@ class Objective:
         wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
         return tuple(dict.fromkeys(wanted))
 
+    def refuse_infinite(self) -> None:
+        """Raise if the divergence is infinite where only the student has mass."""
+        if self.policy.uses_teacher and _infinite(self.divergence):
+            raise NotImplementedError(
+                f"the divergence {self.divergence.name!r} is infinite where the teacher rules out "
+                "what the student may say, as a TopKTeacher with tail='renormalize' does outside "
+                "its columns; use tail='bucket' or 'drop'"
+            )
+
     def rows(self, views: Sequence[View]) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored."""
         ((stats, compared),) = views
@@ -70,6 +83,23 @@ class Objective:
             return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
         return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
+
+
+@functools.lru_cache(maxsize=64)
+def _infinite(divergence: Divergence) -> bool:
+    """Whether it is infinite for a student (½, ½) and a teacher (1, 0)."""
+    spec = RowSpec(2, 2, extras=divergence.extras)
+    z, label = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    tile = Tile(z, torch.tensor([[0.0, float("-inf")]], dtype=z.dtype), 0, 0)
+    state = empty(1, len(spec.tilts), dtype=z.dtype, device=z.device)
+    backend = BACKENDS["eager"]
+    backend.absorb_(state, tile, label, spec)
+    final = finalize(state, label, spec)
+    if spec.second_read:
+        sums = z.new_zeros(spec.pair_sums, 1)
+        backend.absorb_pairs_(sums, tile, final.stats.lse_s, final.stats.lse_t, spec)
+        final = add_pairs(final, sums, spec)
+    return not bool(divergence(final.stats).isfinite().all())
 
 
 def _present(weight: Weight) -> bool:

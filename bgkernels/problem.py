@@ -15,10 +15,11 @@ from bgkernels.driver import Call, Tensors, assembled
 from bgkernels.options import Options
 from bgkernels.passes import views
 from bgkernels.sources import Source, View
+from bgkernels.sampling import gumbel_at
 from bgkernels.spec import Cap, Extra, RowSpec
-from bgkernels.state import NONE, SKIP
+from bgkernels.state import NEG_INF, NONE, SKIP
 from bgkernels.stats import RowStats
-from bgkernels.teachers import Teacher
+from bgkernels.teachers import Teacher, TopKTeacher
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,18 @@ def pose(
         teacher = checks.teacher(teacher, first, leading, mixed=autocast is not None)
     if not (reads.teacher or from_teacher):
         teacher = None
-    compared = min(columns, teacher.vocab) if teacher is not None else 0
+    compared = min(columns, teacher.vocab or columns) if teacher is not None else 0
     if options.vocab_size is not None:
         checks.vocab_size(options.vocab_size, compared if teacher is not None else columns)
         columns = options.vocab_size
         compared = columns if teacher is not None else 0
     target = checks.target(target, first, leading, columns, options.ignore_index)
-    source = Source(0, Cap()) if teacher is None else teacher.source
+    if isinstance(teacher, TopKTeacher):
+        valid = target != options.ignore_index if isinstance(target, Tensor) else None
+        checks.topk(teacher, compared, options.temperature, valid)
+        if isinstance(target, str):
+            target = _kept_label(teacher, target, options)
+    source = Source(0, Cap()) if teacher is None else teacher.source(compared)
     spec = RowSpec(
         columns=columns,
         compared=compared,
@@ -133,11 +139,13 @@ def pose(
         positions=leading[-1] if leading else 1,
     )
     tensors = teacher.tensors if teacher is not None else ()
-    dtypes = tuple(x.dtype for x in (first, *tensors[:1]) if x is not None)
+    read = tensors[:1] if not isinstance(teacher, TopKTeacher) else ()
+    dtypes = tuple(x.dtype for x in (first, *read) if x is not None)
     backend = backends.select(options.backend, first.device, dtypes)
     call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast, (source,))
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
-    return Problem(call, _rows(tuple(student.values())), _rows(tensors), labels, leading)
+    flat = _kept_rows if isinstance(teacher, TopKTeacher) else _rows
+    return Problem(call, _rows(tuple(student.values())), flat(tensors), labels, leading)
 
 
 def _seed(options: Options) -> int:
@@ -173,6 +181,30 @@ def _rows(tensors: Tensors) -> Tensors:
     assert first is not None
     flat = first.reshape(math.prod(first.shape[:-1]), first.shape[-1])
     return (flat if flat.stride(-1) == 1 else flat.contiguous(), *rest)
+
+
+def _kept_rows(tensors: Tensors) -> Tensors:
+    """Leading dimensions of what a top-k teacher holds, all flattened."""
+    indices = tensors[0]
+    assert indices is not None
+    n = indices.ndim - 1
+    rows = math.prod(indices.shape[:n])
+    return tuple(None if x is None else x.reshape(rows, *x.shape[n:]) for x in tensors)
+
+
+def _kept_label(teacher: TopKTeacher, word: str, options: Options) -> Tensor:
+    """The teacher's label among the columns that it kept, ``(...)``."""
+    if word == "teacher_sample" and teacher.tail == "bucket":
+        raise ValueError(
+            "`target` cannot be 'teacher_sample' for a TopKTeacher with tail='bucket', which may "
+            "draw an unknown column; pass a token that was drawn when the teacher ran"
+        )
+    ids = teacher.indices.long()
+    score = teacher.logprobs.float().where(ids >= 0, NEG_INF)
+    if word == "teacher_sample":
+        rows = torch.arange(math.prod(ids.shape[:-1]), device=ids.device).view(*ids.shape[:-1], 1)
+        score = score + gumbel_at(ids, rows, _seed(options))
+    return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
 
 
 def _labels(

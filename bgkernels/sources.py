@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from bgkernels.spec import Cap, RowSpec
+import torch
+from torch import Tensor
+
+from bgkernels.spec import Cap, RowSpec, Tilt
+from bgkernels.state import NEG_INF
 from bgkernels.stats import Final, RowStats
 
 
@@ -45,3 +49,71 @@ class Source:
     def view(self, finals: tuple[Final, ...]) -> View:
         """What is seen of the teacher."""
         return View(finals[0].stats, finals[0].stats)
+
+
+@dataclass(frozen=True)
+class TopKSource(Source):
+    """A teacher of which each row keeps ``k`` columns: see :class:`bgkernels.topk.TopK`.
+
+    Args:
+        k: columns kept a row, padding included.
+        tail: what the others are: ``"bucket"``, ``"renormalize"`` or ``"drop"``.
+        gamma: exponent of the captured power sum.
+        columns: number of compared columns.
+    """
+
+    k: int = 1
+    tail: str = "bucket"
+    gamma: float = 0.1
+    columns: int = 0
+
+    @property
+    def memory(self) -> int:
+        """The student's logits of all categories."""
+        return 1
+
+    def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
+        """Of the whole (the student on both sides) and of the small problem."""
+        spec, n = replace(spec, logit_sum=False), self.k + 1
+        compared = 0 if self.tail == "drop" else spec.compared
+        tilts = self.teacher_tilts(spec)
+        whole = replace(spec, compared=compared, teacher=spec.student, extras=tilts)
+        return whole, replace(spec, columns=n, compared=n, student=Cap(), teacher=Cap())
+
+    def teacher_tilts(self, spec: RowSpec) -> tuple[Tilt, ...]:
+        """The power sums of the teacher alone, which policies read."""
+        return tuple(t for t in spec.tilts if t.a == 0 < t.b and not t.moments)
+
+    def view(self, finals: tuple[Final, ...]) -> View:
+        """Policies see single columns, divergences see categories; the label is the same."""
+        whole, small = (final.stats for final in finals)
+        hard = ("nll", "lse_hard", "logit_mean", "label")
+        soft = () if self.tail == "drop" else ("logp_s", "logp_t")
+        shared = {name: getattr(whole, name) for name in (*hard, *soft)}
+        divergence = replace(small, vocab=self.columns, **shared)
+        extras = {**small.extras, **whole.extras}
+        if self.tail == "drop":
+            own = {
+                n: getattr(whole, n) for n in ("entropy_t", "max_prob_t", "argmax_s", "argmax_t")
+            }
+            return View(replace(divergence, extras=extras, **own), divergence)
+        routing = replace(whole, kl_ts=small.kl_ts, kl_st=small.kl_st, extras=extras)
+        return View(routing, divergence)
+
+    def categories(self, ids: Tensor, logprobs: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The teacher's log-probabilities ``(rows, k + 1)``, and how many columns the last holds.
+
+        What rounding leaves of the tail is at least half an ulp of 1, so that the student may have
+        mass there.
+        """
+        kept = ids >= 0
+        logp = torch.where(kept, logprobs.to(wide), NEG_INF)
+        missing = (self.columns - kept.sum(1)).clamp_min(0).double()
+        tail = torch.full_like(missing, NEG_INF)
+        if self.tail == "bucket":
+            floor = min(torch.finfo(x).eps for x in (logprobs.dtype, torch.float32)) / 2
+            mass = 1 - logp.double().exp().sum(1)
+            tail = torch.where(missing > 0, mass.clamp_min(floor).log(), tail)
+        elif self.tail == "drop":
+            missing = torch.zeros_like(missing)
+        return torch.cat([logp, tail.to(wide)[:, None]], 1), missing

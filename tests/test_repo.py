@@ -30,7 +30,7 @@ LAYERS = (
     {"routing", "teachers"},
     {"objective", "backends", "gemm", "checks"},
     {"heads", "planner", "options"},
-    {"comparison"},
+    {"comparison", "topk"},
     {"driver"},
     {"passes"},
     {"autograd", "ops"},
