@@ -10,7 +10,7 @@ from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.spec import Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
-from bgkernels.teachers import LinearTeacher, LogitsTeacher, TopKTeacher
+from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,7 @@ __all__ = [
     "LinearTeacher",
     "LogitsTeacher",
     "Mixture",
+    "MixtureTeacher",
     "RowStats",
     "Tilt",
     "TopKTeacher",

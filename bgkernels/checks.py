@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from typing import get_args
 
 import torch
 from torch import Tensor
-
-from bgkernels.teachers import LinearTeacher, Teacher, TopKTeacher
 
 LABEL_WORDS = ("teacher_argmax", "teacher_sample")
 
@@ -112,92 +108,6 @@ def vocab_size(value: int, limit: int) -> None:
     if value > limit:
         raise ValueError(
             f"`vocab_size` must lie in [1, {limit}], the columns that all models have; got {value}"
-        )
-
-
-def teacher(value: object, reference: Tensor, leading: tuple[int, ...], *, mixed: bool) -> Teacher:
-    """A teacher whose rows fit ``leading``, on the device of ``reference``, without gradient."""
-    if not isinstance(value, Teacher):
-        hint = "; wrap logits in LogitsTeacher(logits)" if isinstance(value, Tensor) else ""
-        kinds, kind = " or ".join(t.__name__ for t in get_args(Teacher)), type(value).__name__
-        raise TypeError(f"`teacher` must be a {kinds}; got {kind}{hint}")
-    names = [f.name for f in fields(value)][: len(value.tensors)]
-    if isinstance(value, TopKTeacher):
-        names = ["indices", "logprobs", "entropy", "power_sum"]
-    given = {n: x for n, x in zip(names, value.tensors, strict=True) if x is not None}
-    for name, x in given.items():
-        tensor(f"teacher.{name}", x, floating=name != "indices")
-        if x.requires_grad:
-            raise ValueError(
-                f"`teacher.{name}` requires grad, but a teacher gets none; pass `{name}.detach()`"
-            )
-    same_device(reference, **{f"teacher.{name}": x for name, x in given.items()})
-    if isinstance(value, LinearTeacher):
-        linear("teacher", value.hidden, value.weight, value.bias, mixed=mixed)
-        cap("teacher.", value.logit_scale, value.logit_softcap)
-    first = given[names[0]]
-    if tuple(first.shape[:-1]) != leading:
-        raise ValueError(
-            f"`teacher.{names[0]}` must have the input's leading shape {leading}; "
-            f"got {tuple(first.shape)}"
-        )
-    if isinstance(value, TopKTeacher):
-        _topk_shapes(value, leading)
-    return value
-
-
-def _topk_shapes(value: TopKTeacher, leading: tuple[int, ...]) -> None:
-    if value.indices.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"`teacher.indices` must be int64 or int32; got {value.indices.dtype}")
-    shape("teacher.logprobs", value.logprobs, tuple(value.indices.shape), "that of the indices")
-    for name, x in (("entropy", value.entropy), ("power_sum", value.power_sum)):
-        if x is not None:
-            shape(f"teacher.{name}", x, leading, "the input's leading shape")
-    choice("teacher.tail", value.tail, ("bucket", "renormalize", "drop"))
-    number("teacher.gamma", value.gamma, low=0, open_low=True)
-    if value.vocab is not None:
-        integer("teacher.vocab", value.vocab, low=1)
-
-
-def topk(value: TopKTeacher, compared: int, temperature: float, valid: Tensor | None) -> None:
-    """What a top-k teacher holds makes sense among ``compared`` columns.
-
-    On a CPU the numbers are looked at, where ``valid (...)``; None: everywhere.
-    """
-    if not 1 <= value.indices.shape[-1] <= compared:
-        raise ValueError(
-            f"`teacher.indices` must keep from 1 to {compared} columns, which are compared; "
-            f"got {value.indices.shape[-1]}"
-        )
-    if temperature != 1 and value.tail == "bucket":
-        raise ValueError(
-            f"`temperature` must be 1 for a TopKTeacher with tail='bucket'; got {temperature}: "
-            "what the tail weighs at another one is not known; use tail='renormalize' or 'drop'"
-        )
-    captured = [n for n in ("entropy", "power_sum") if getattr(value, n) is not None]
-    if temperature != 1 and captured:
-        raise ValueError(
-            f"`teacher.{captured[0]}` is of temperature 1, and `temperature` is {temperature}; "
-            "leave it out, and routing sees the kept columns"
-        )
-    if value.indices.device.type != "cpu":
-        return
-    rows = slice(None) if valid is None else valid
-    ids, logp = value.indices[rows].long(), value.logprobs[rows].double()
-    if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < compared:
-        raise ValueError(
-            f"`teacher.indices` must lie in [0, {compared}), or be -1 for padding; "
-            f"got {int(ids.min())} to {int(ids.max())}"
-        )
-    ordered = ids.sort(-1).values
-    if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
-        raise ValueError("`teacher.indices` must name a column once a row; got one twice")
-    mass = logp.exp().where(ids >= 0, 0.0).sum(-1)
-    most = 1 + 1e-3 + 8 * torch.finfo(value.logprobs.dtype).eps
-    if (mass > most).any():
-        raise ValueError(
-            f"`teacher.logprobs` must be log-probabilities, which add up to 1 at most; "
-            f"got {float(mass.max()):.4g} in a row; use log_softmax over the whole vocabulary first"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Tile
-from bgkernels.heads import Head, LogitsHead
+from bgkernels.heads import Logits, LogitsHead
 from bgkernels.planner import Plan
 from bgkernels.spec import RowSpec
 from bgkernels.state import empty
@@ -94,7 +94,7 @@ class Tiles:
         columns: leading columns that are wanted; a tile beyond them is None.
     """
 
-    def __init__(self, head: Head, setting: Setting, columns: int) -> None:
+    def __init__(self, head: Logits, setting: Setting, columns: int) -> None:
         p = self.plan = setting.plan
         self.head = head
         self.columns = [slice(c.start, min(c.stop, columns)) for c in p.tiles()]
@@ -124,11 +124,12 @@ class Tiles:
 class Dense:
     """A teacher with a logit for each compared column, or none at all."""
 
-    def __init__(self, head: Head | None, spec: RowSpec, setting: Setting) -> None:
+    def __init__(self, head: Logits | None, spec: RowSpec, setting: Setting) -> None:
         self.spec, self.setting = spec, setting
         self.tiles = None if head is None else Tiles(head, setting, spec.compared)
         self.first = [c.start for c in setting.plan.tiles()]
         self.second_read = spec.second_read
+        self.memory: tuple[Tensor, ...] = ()
 
     def start(self, rows: slice, labels: Tensor, given: Outcome | None) -> None:
         """Begin a chunk of rows."""
@@ -156,7 +157,7 @@ class Dense:
             s, wide = self.final.stats, self.setting.wide
             self.lse = s.lse_s.to(wide), s.lse_t.to(wide)
             self.sums = s.lse_s.new_zeros(spec.pair_sums, len(self.labels), dtype=wide)
-        return Outcome((self.final,))
+        return Outcome((self.final,), self.memory)
 
     def absorb_pairs(self, i: int, x: Tensor) -> None:
         """Pass 1, second read."""
@@ -164,7 +165,7 @@ class Dense:
 
     def close_pairs(self) -> Outcome:
         """All statistics."""
-        return Outcome((add_pairs(self.final, self.sums, self.spec),))
+        return Outcome((add_pairs(self.final, self.sums, self.spec),), self.memory)
 
     def open_vjp(self, outcome: Outcome, coefficients: Sequence[Coefficients]) -> None:
         """Begin pass 2."""

@@ -16,8 +16,9 @@ from bgkernels import gemm
 from bgkernels.backends.base import Backend
 from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
+from bgkernels.mixture import Mixed, MixtureHead
 from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
-from bgkernels.sources import Source, TopKSource
+from bgkernels.sources import MixtureSource, Source, TopKSource
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT
 from bgkernels.stats import Coefficients, assemble
@@ -64,10 +65,11 @@ class Call:
         cap = self.spec.student
         return len(student) > 1 and len(self.sources) == 1 and cap.scale > 0 and not cap.cap
 
-    def by_source(self, tensors: Tensors) -> list[Tensors]:
-        """The teachers' tensors, for each source."""
-        ends = list(accumulate(source.count for source in self.sources))
-        return [tensors[end - s.count : end] for s, end in zip(self.sources, ends, strict=True)]
+
+def split(sources: Sequence[Source], tensors: Tensors) -> list[Tensors]:
+    """The teachers' tensors, for each source."""
+    ends = accumulate(source.count for source in sources)
+    return [tensors[end - source.count : end] for source, end in zip(sources, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -108,21 +110,31 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
-    row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * 3 * len(call.sources)
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
-    for source in call.sources:
+    heads, scratch = [rows.student], set()
+    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
+        states = 3
         if isinstance(source, TopKSource):
             row_bytes += ROW_BYTES * (source.k + 1)
             tile_bytes += 0 if call.masks_in_place(rows.student) else 4
-    for i, tensors in enumerate((rows.student, *call.by_source(rows.teacher))):
-        if len(tensors) != 3:
+        elif isinstance(source, MixtureSource):
+            scratch |= set(range(len(heads), len(heads) + len(source.parts)))
+            heads += split(source.parts, tensors)
+            logit_bytes, tile_bytes = logit_bytes + 4, tile_bytes + 4
+            states += len(source.parts)
+        else:
+            heads.append(tensors)
+        row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * states
+    for i, tensors in enumerate(heads):
+        if len(tensors) < 2:
             continue
         hidden, weight = tensors[:2]
         assert hidden is not None and weight is not None
         product = call.product(hidden)
         logits = gemm.logits_dtype(product, hidden.device)
         wide = 0 if product == weight.dtype else product.itemsize
-        logit_bytes += logits.itemsize
+        logit_bytes += logits.itemsize * (i not in scratch)
+        tile_bytes += logits.itemsize * (i in scratch)
         row_bytes += hidden.shape[1] * (0 if product == hidden.dtype else product.itemsize)
         if i == 0:
             hidden_s = hidden.shape[1]
@@ -274,12 +286,17 @@ def run(
 def comparisons(rows: Rows, call: Call, setting: Setting) -> list[Comparison]:
     """The student beside each teacher."""
     made: list[Comparison] = []
-    for source, tensors in zip(call.sources, call.by_source(rows.teacher), strict=True):
+    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
         if isinstance(source, TopKSource):
             in_place = call.masks_in_place(rows.student)
             made.append(TopK(tensors, source, call.spec, setting, in_place))
+            continue
+        (spec,) = source.specs(call.spec)
+        if isinstance(source, MixtureSource):
+            heads = [make_head(x, call) for x in split(source.parts, tensors)]
+            head = MixtureHead(heads, source, tensors[-1], spec, setting)
+            made.append(Mixed(head, spec, setting))
         else:
-            (spec,) = source.specs(call.spec)
             made.append(Dense(make_head(tensors, call) if tensors else None, spec, setting))
     return made
 

@@ -12,7 +12,7 @@ from bgkernels.problem import Reads, pose
 from bgkernels.reduction import reduce
 from bgkernels.spec import Extra
 from bgkernels.stats import RowStats
-from bgkernels.teachers import Teacher, TopKTeacher
+from bgkernels.teachers import Teacher, TopKTeacher, members
 
 Loss = Tensor | tuple[Tensor, RowStats]
 
@@ -51,8 +51,9 @@ def linear_hybrid_distillation(
     Args:
         input: ``(..., D)`` the student's last hidden states, fp32, bf16, fp16 or fp64.
         linear_weight: ``(V, D)`` the student's head.
-        teacher: a :class:`LinearTeacher` or :class:`LogitsTeacher` with the same leading shape;
-            None is enough for ``routing="hard"`` with a target tensor.
+        teacher: a :class:`LinearTeacher`, :class:`LogitsTeacher`, :class:`TopKTeacher` or
+            :class:`MixtureTeacher` with the same leading shape; None is enough for
+            ``routing="hard"`` with a target tensor.
         target: ``(...)`` integer labels, ``"teacher_argmax"``, or ``"teacher_sample"`` (a token
             drawn from the teacher at temperature 1).
         linear_bias: ``(V,)``, or None.
@@ -159,7 +160,7 @@ def _loss(
     overwrite: bool = False,
 ) -> Loss:
     objective = options.objective()
-    if isinstance(teacher, TopKTeacher) and teacher.tail == "renormalize":
+    if any(isinstance(t, TopKTeacher) and t.tail == "renormalize" for t in members(teacher)):
         objective.refuse_infinite()
     logit_sum = options.label_smoothing > 0 or return_stats
     reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
@@ -213,4 +214,4 @@ def linear_row_stats(
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     reads = Reads(tuple(extras), teacher is not None, logit_sum=True)
     problem = pose(student, teacher, target, options, reads)
-    return problem.shaped(problem.views()[0].routing)
+    return problem.shaped(problem.views())

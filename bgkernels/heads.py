@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,18 @@ class Needs:
     def any(self) -> bool:
         """Whether any is."""
         return self.input or self.weight or self.bias
+
+
+class Logits(Protocol):
+    """A source of tiles."""
+
+    dtype: torch.dtype
+
+    def start(self, rows: slice) -> None:
+        """Begin a chunk of rows."""
+
+    def logits(self, columns: slice, buffer: Tensor) -> Tensor:
+        """``(rows, width)`` raw outputs of the chunk, in ``buffer`` or where they are."""
 
 
 class LogitsHead:

@@ -55,26 +55,37 @@ class Objective:
                 "its columns; use tail='bucket' or 'drop'"
             )
 
-    def rows(self, views: Sequence[View]) -> Tensor:
-        """Loss of each row, ``(rows,)``; 0 where ignored."""
-        ((stats, compared),) = views
-        hard, soft = (
-            _checked(w, name, stats)
-            for w, name in zip(self.policy(stats), ("hard", "soft"), strict=True)
-        )
-        total = torch.zeros_like(stats.nll)
+    def rows(self, views: Sequence[View], weights: Tensor | None = None) -> Tensor:
+        """Loss of each row, ``(rows,)``; 0 where ignored.
+
+        Args:
+            views: of the teachers.
+            weights: ``(rows, teachers)``, how much each counts; None for a single one.
+        """
+        votes, first = [self._votes(view.routing) for view in views], views[0].routing
+        total, hard = torch.zeros_like(first.nll), votes[0][0]
+        if weights is not None:
+            hard = _mean([hard for hard, _ in votes], shares(weights))
         if _present(hard):
-            total = total + hard * self._hard(stats)
-        if _present(soft):
-            divergence = self.divergence(compared)
-            # A masked column can make D infinite in a token that gives it no weight.
-            divergence = torch.where(
-                (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
-            )
-            total = total + soft * self.temperature**2 * divergence
+            total = total + hard * self._hard(first)
+        for i, (view, (_, soft)) in enumerate(zip(views, votes, strict=True)):
+            if weights is not None:
+                soft = soft * weights[:, i]
+            if _present(soft):
+                divergence = self.divergence(view.divergence)
+                # A masked column can make D infinite in a token that gives it no weight.
+                divergence = torch.where(
+                    (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
+                )
+                total = total + soft * self.temperature**2 * divergence
         if self.z_loss:
-            total = total + self.z_loss * stats.lse_hard**2
-        return torch.where(stats.valid, total, 0.0)
+            total = total + self.z_loss * first.lse_hard**2
+        return torch.where(first.valid, total, 0.0)
+
+    def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
+        """The weights that routing gives, checked."""
+        hard, soft = self.policy(stats)
+        return _checked(hard, "hard", stats), _checked(soft, "soft", stats)
 
     def _hard(self, stats: RowStats) -> Tensor:
         if self.policy.hard_term:
@@ -83,6 +94,32 @@ class Objective:
             return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
         return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Weights ``(rows, teachers)`` as shares of their sum, equal ones where that is 0."""
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total == 0, 1 / weights.shape[1], weights / total)
+
+
+def _mean(values: Sequence[Weight], shares: Tensor) -> Tensor:
+    """The mean over teachers, of those that have a share."""
+    return sum(
+        (torch.where(s == 0, 0.0, s * x) for x, s in zip(values, shares.unbind(1), strict=True)),
+        torch.zeros_like(shares[:, 0]),
+    )
+
+
+def blend(views: Sequence[View], weights: Tensor | None) -> RowStats:
+    """What the caller sees of several teachers: their mean, and the first one's integers."""
+    first = views[0].routing
+    if weights is None:
+        return first
+    columns = zip(*(view.routing.tensors() for view in views), strict=True)
+    share = shares(weights)
+    return first.replaced(
+        _mean(xs, share) if xs[0].is_floating_point() else xs[0] for xs in columns
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bgkernels.driver import AllCoefficients, Call, Outcomes, Rows, Tensors, assembled, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
-from bgkernels.sources import View
+from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra
 from bgkernels.stats import DIFFERENTIABLE, RowStats, vjp_coefficients
 
@@ -98,12 +98,14 @@ class Fused:
         call: of the rows.
         objective: the loss of a row.
         scale: ``(rows,)`` or ``()`` factor of each row's loss: token weight over normaliser.
+        trust: the weights of several teachers.
         overwrite: write the gradient of given logits over them.
     """
 
     call: Call
     objective: Objective
     scale: Tensor
+    trust: Trust = None
     overwrite: bool = False
 
 
@@ -113,7 +115,7 @@ def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Outcomes, Tenso
     scale = job.scale.expand(len(rows.labels))
 
     def derivative(outcomes: Outcomes, part: slice) -> AllCoefficients:
-        loss, grads = _differentiate(job, outcomes, scale[part])
+        loss, grads = _differentiate(job, outcomes, scale[part], part)
         losses.append(loss)
         return _coefficients(job.call, outcomes, grads)
 
@@ -126,7 +128,7 @@ def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Outcomes, Tenso
 
 
 def _differentiate(
-    job: Fused, outcomes: Outcomes, scale: Tensor
+    job: Fused, outcomes: Outcomes, scale: Tensor, part: slice
 ) -> tuple[Tensor, list[tuple[Grads, ExtraGrads]]]:
     """Loss of each row, and the derivative of its sum by each statistic."""
     with torch.enable_grad():
@@ -134,7 +136,8 @@ def _differentiate(
             s.replaced([x.detach().requires_grad_(x.is_floating_point()) for x in s.tensors()])
             for s in all_stats(outcomes)
         ]
-        loss = job.objective.rows(views(job.call, outcomes, own)) * scale
+        seen = views(job.call, outcomes, own)
+        loss = job.objective.rows(seen, trusted(job.trust, seen, part)) * scale
         inputs = [x for s in own for x in differentiable(s)]
         grads: Sequence[Tensor | None] = [None] * len(inputs)
         if loss.requires_grad:

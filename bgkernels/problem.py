@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgkernels import backends, checks, ops
+from bgkernels import backends, checks, ops, teacher_checks
 from bgkernels.autograd import RowStatistics
 from bgkernels.driver import Call, Tensors, assembled
+from bgkernels.flatten import flat_rows, flat_teacher, kept_label
+from bgkernels.objective import blend
 from bgkernels.options import Options
 from bgkernels.passes import views
-from bgkernels.sources import Source, View
-from bgkernels.sampling import gumbel_at
-from bgkernels.spec import Cap, Extra, RowSpec
-from bgkernels.state import NEG_INF, NONE, SKIP
+from bgkernels.sources import Trust, View, trusted
+from bgkernels.spec import Extra, RowSpec
+from bgkernels.state import NONE, SKIP
 from bgkernels.stats import RowStats
 from bgkernels.teachers import Teacher, TopKTeacher
 
@@ -32,6 +33,7 @@ class Problem:
         teacher: the same for the teacher; empty where it is not read.
         labels: ``(rows,)`` codes.
         leading: the input's leading shape, of which ``rows`` is the product.
+        trust: the weights of several teachers.
     """
 
     call: Call
@@ -39,6 +41,7 @@ class Problem:
     teacher: Tensors
     labels: Tensor
     leading: tuple[int, ...]
+    trust: Trust = None
 
     @property
     def wide(self) -> torch.dtype:
@@ -64,8 +67,9 @@ class Problem:
             flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
         return views(self.call, assembled(self.call, flat))
 
-    def shaped(self, stats: RowStats) -> RowStats:
+    def shaped(self, views: list[View]) -> RowStats:
         """Statistics as the caller sees them: the input's leading shape, fp32."""
+        stats = blend(views, trusted(self.trust, views))
         return stats.replaced([self._shown(x) for x in stats.tensors()])
 
     def _shown(self, x: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ def pose(
             "pass a teacher, or use routing='hard' and a target tensor"
         )
     if teacher is not None:
-        teacher = checks.teacher(teacher, first, leading, mixed=autocast is not None)
+        teacher = teacher_checks.teacher(teacher, first, leading, mixed=autocast is not None)
     if not (reads.teacher or from_teacher):
         teacher = None
     compared = min(columns, teacher.vocab or columns) if teacher is not None else 0
@@ -120,12 +124,10 @@ def pose(
         columns = options.vocab_size
         compared = columns if teacher is not None else 0
     target = checks.target(target, first, leading, columns, options.ignore_index)
-    if isinstance(teacher, TopKTeacher):
-        valid = target != options.ignore_index if isinstance(target, Tensor) else None
-        checks.topk(teacher, compared, options.temperature, valid)
-        if isinstance(target, str):
-            target = _kept_label(teacher, target, options)
-    source = Source(0, Cap()) if teacher is None else teacher.source(compared)
+    teacher_checks.comparable(teacher, compared, options.temperature, target, options.ignore_index)
+    if isinstance(teacher, TopKTeacher) and isinstance(target, str):
+        target = kept_label(teacher, target, _seed(options) if target == "teacher_sample" else 0)
+    sources, tensors, trust = flat_teacher(teacher, compared, math.prod(leading))
     spec = RowSpec(
         columns=columns,
         compared=compared,
@@ -133,19 +135,16 @@ def pose(
         label_rule=target.removeprefix("teacher_") if isinstance(target, str) else "index",
         seed=_seed(options) if target == "teacher_sample" else 0,
         student=options.cap,
-        teacher=source.cap,
+        teacher=sources[0].cap,
         extras=tuple(reads.extras),
         logit_sum=reads.logit_sum,
         positions=leading[-1] if leading else 1,
     )
-    tensors = teacher.tensors if teacher is not None else ()
-    read = tensors[:1] if not isinstance(teacher, TopKTeacher) else ()
-    dtypes = tuple(x.dtype for x in (first, *read) if x is not None)
-    backend = backends.select(options.backend, first.device, dtypes)
-    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast, (source,))
+    read = [x.dtype for x in teacher_checks.logit_tensors(teacher)]
+    backend = backends.select(options.backend, first.device, (first.dtype, *read))
+    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast, sources)
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
-    flat = _kept_rows if isinstance(teacher, TopKTeacher) else _rows
-    return Problem(call, _rows(tuple(student.values())), flat(tensors), labels, leading)
+    return Problem(call, flat_rows(tuple(student.values())), tensors, labels, leading, trust)
 
 
 def _seed(options: Options) -> int:
@@ -171,40 +170,6 @@ def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torc
     checks.linear("student", first, weight, bias, mixed=autocast is not None)
     checks.same_device(first, **dict(others))
     return first, weight.shape[0], autocast
-
-
-def _rows(tensors: Tensors) -> Tensors:
-    """Leading dimensions of the first tensor flattened; its last kept at stride 1."""
-    if not tensors:
-        return ()
-    first, *rest = tensors
-    assert first is not None
-    flat = first.reshape(math.prod(first.shape[:-1]), first.shape[-1])
-    return (flat if flat.stride(-1) == 1 else flat.contiguous(), *rest)
-
-
-def _kept_rows(tensors: Tensors) -> Tensors:
-    """Leading dimensions of what a top-k teacher holds, all flattened."""
-    indices = tensors[0]
-    assert indices is not None
-    n = indices.ndim - 1
-    rows = math.prod(indices.shape[:n])
-    return tuple(None if x is None else x.reshape(rows, *x.shape[n:]) for x in tensors)
-
-
-def _kept_label(teacher: TopKTeacher, word: str, options: Options) -> Tensor:
-    """The teacher's label among the columns that it kept, ``(...)``."""
-    if word == "teacher_sample" and teacher.tail == "bucket":
-        raise ValueError(
-            "`target` cannot be 'teacher_sample' for a TopKTeacher with tail='bucket', which may "
-            "draw an unknown column; pass a token that was drawn when the teacher ran"
-        )
-    ids = teacher.indices.long()
-    score = teacher.logprobs.float().where(ids >= 0, NEG_INF)
-    if word == "teacher_sample":
-        rows = torch.arange(math.prod(ids.shape[:-1]), device=ids.device).view(*ids.shape[:-1], 1)
-        score = score + gumbel_at(ids, rows, _seed(options))
-    return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
 
 
 def _labels(

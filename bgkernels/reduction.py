@@ -12,6 +12,7 @@ from bgkernels.objective import Objective
 from bgkernels.options import Options
 from bgkernels.passes import Fused, views
 from bgkernels.problem import Problem
+from bgkernels.sources import trusted
 from bgkernels.state import SKIP
 from bgkernels.stats import RowStats
 
@@ -29,19 +30,17 @@ def reduce(
     weight = _weight(problem, token_weight)
     divisor = _divisor(problem, options.reduction, num_items)
     if _fused(problem, objective, options):
-        job = Fused(problem.call, objective, weight / divisor, overwrite)
+        job = Fused(problem.call, objective, weight / divisor, problem.trust, overwrite)
         box: list[Outcomes] = []
         loss = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
         seen = views(problem.call, box[0])
     else:
         seen = problem.views()
-        rows = objective.rows(seen) * weight
+        rows = objective.rows(seen, trusted(problem.trust, seen)) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-    stats = seen[0].routing
-    return loss.to(problem.wide), problem.shaped(
-        stats.replaced([x.detach() for x in stats.tensors()])
-    )
+    stats = problem.shaped(seen)
+    return loss.to(problem.wide), stats.replaced([x.detach() for x in stats.tensors()])
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:

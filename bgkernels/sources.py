@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -49,6 +50,79 @@ class Source:
     def view(self, finals: tuple[Final, ...]) -> View:
         """What is seen of the teacher."""
         return View(finals[0].stats, finals[0].stats)
+
+
+Weigh = Callable[[list[RowStats]], Tensor]
+"""From the statistics of each teacher to weights ``(rows, teachers)``."""
+
+Trust = Tensor | Weigh | None
+"""How much each of several teachers counts: ``(rows, teachers)``, or what gives it; or one does."""
+
+
+def trusted(trust: Trust, views: list[View], part: slice = slice(None)) -> Tensor | None:
+    """The weights of the rows ``part``, of which ``views`` are, ``(rows, teachers)``."""
+    if trust is None or isinstance(trust, Tensor):
+        return None if trust is None else trust[part]
+    return weights_of(trust, [view.routing for view in views], normalised=False)
+
+
+@dataclass(frozen=True)
+class MixtureSource(Source):
+    """The distribution that several dense teachers make together.
+
+    Its tensors are the teachers', one after the other, and their weights or None.
+
+    Args:
+        parts: the teachers.
+        function: of the teachers' statistics, where it gives the weights.
+    """
+
+    parts: tuple[Source, ...] = ()
+    function: Weigh | None = None
+
+    @property
+    def memory(self) -> int:
+        """What mixes the tiles."""
+        return 1
+
+    def weigh(self, stats: list[RowStats]) -> Tensor:
+        """The weights that the function gives."""
+        assert self.function is not None
+        return weights_of(self.function, stats, normalised=True)
+
+
+def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> Tensor:
+    """What a function of the teachers' statistics says, ``(rows, teachers)``, checked.
+
+    Where looking would wait for the device, weights that are wrong become NaN.
+
+    Raises:
+        TypeError, ValueError: it returned no tensor, or one of another shape, or weights that are
+            negative or, ``normalised``, do not add up to 1.
+    """
+    rows = len(stats[0].valid)
+    weights = function([s.replaced([x.detach() for x in s.tensors()]) for s in stats])
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"`weights` must return a tensor; got {type(weights).__name__}")
+    if weights.shape != (rows, len(stats)):
+        raise ValueError(
+            f"`weights` must return (tokens, teachers) = {(rows, len(stats))}; "
+            f"got {tuple(weights.shape)}"
+        )
+    weights = weights.detach().double()
+    wrong = wrong_weights(weights, normalised=normalised) & stats[0].valid
+    if weights.device.type == "cpu" and wrong.any():
+        rule = ", and add up to 1 for kind='distribution'" if normalised else ""
+        raise ValueError(
+            f"`weights` must be finite and not negative{rule}; got {weights[wrong][0].tolist()}"
+        )
+    return torch.where(wrong[:, None], float("nan"), weights)
+
+
+def wrong_weights(weights: Tensor, *, normalised: bool) -> Tensor:
+    """Where weights ``(..., teachers)`` are negative, infinite or, ``normalised``, not of sum 1."""
+    wrong = ~((weights >= 0) & weights.isfinite()).all(-1)
+    return wrong | ((weights.sum(-1) - 1).abs() > 1e-3) if normalised else wrong
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Where the soft labels come from: hidden states and a head, logits, or what was kept of them."""
+"""Where the soft labels come from: a head, logits, or what was kept of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from bgkernels.sources import Source, TopKSource
+from bgkernels.sources import Source, TopKSource, Weigh
 from bgkernels.spec import Cap
 
 
@@ -90,9 +91,10 @@ class TopKTeacher:
       student's tail is one category. Divergences that are infinite there are refused.
     * ``"drop"``: left out of both models, each renormalised over the kept columns.
 
-    Routing sees the teacher column by column: the tail of a bucket is spread evenly over the columns
-    that were not kept, the flattest way to complete the row, unless ``entropy`` and ``power_sum``
-    say better. The student's own statistics are those of the whole vocabulary, but for ``"drop"``.
+    Routing sees the teacher column by column: the tail of a bucket is spread evenly over the
+    columns that were not kept, the flattest way to complete the row, unless ``entropy`` and
+    ``power_sum`` say better. The student's own statistics are those of the whole vocabulary, but
+    for ``"drop"``.
 
     Args:
         indices: ``(..., k)`` int64 or int32, the kept columns, each once; -1 pads a short row.
@@ -129,4 +131,51 @@ class TopKTeacher:
         return self.indices, self.logprobs, self.entropy, self.power_sum
 
 
-Teacher = LinearTeacher | LogitsTeacher | TopKTeacher
+@dataclass(frozen=True, eq=False)
+class MixtureTeacher:
+    """Several teachers, each weighed per token.
+
+    * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, ``L_i`` being the loss with teacher i, but for one
+      cross-entropy: its weight is the mean of what routing says of each teacher, weighed by λ. So
+      every teacher's soft label counts by what routing says of that teacher. Statistics that are
+      returned are means weighed by λ too; what is not a number is the first teacher's.
+    * ``kind="distribution"``: one teacher, whose probabilities at the loss's temperature are
+      ``Σ λ_i·p_i``. Each step walks over the teachers' heads once more.
+
+    All are compared on the columns that the student and every teacher have.
+
+    Args:
+        teachers: two or more; top-k teachers in a sum only.
+        weights: λ, not negative; for a distribution of sum 1. A number for each teacher,
+            ``(..., teachers)``, or a function of the list of the teachers' ``RowStats`` that
+            returns ``(tokens, teachers)``. It sees some tokens at a time, and must treat each
+            alone; in a distribution only fields of the teacher (``entropy_t`` …) mean something.
+        kind: ``"sum"`` or ``"distribution"``.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> pair = [bg.LogitsTeacher(torch.randn(5, 50)) for _ in range(2)]
+        >>> teacher = bg.MixtureTeacher(pair, (0.7, 0.3), kind="distribution")
+        >>> def surer(stats):
+        ...     return torch.softmax(-torch.stack([s.entropy_t for s in stats], -1), -1)
+        >>> teacher = bg.MixtureTeacher(pair, surer)
+    """
+
+    teachers: Sequence[LinearTeacher | LogitsTeacher | TopKTeacher]
+    weights: Sequence[float] | Tensor | Weigh
+    kind: str = "sum"
+
+    @property
+    def vocab(self) -> int | None:
+        """Number of columns that all teachers have; None: as many as the student."""
+        return min((t.vocab for t in self.teachers if t.vocab is not None), default=None)
+
+
+Teacher = LinearTeacher | LogitsTeacher | TopKTeacher | MixtureTeacher
+
+
+def members(teacher: Teacher | None) -> tuple[LinearTeacher | LogitsTeacher | TopKTeacher, ...]:
+    """The teachers of a mixture, or the one."""
+    if isinstance(teacher, MixtureTeacher):
+        return tuple(teacher.teachers)
+    return () if teacher is None else (teacher,)
