@@ -4,7 +4,7 @@ Hard and soft labels are mixed per token, by what the teacher knows of it.
 The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
 """
 
-from bgkernels import divergences, routing
+from bgkernels import distributed, divergences, routing
 from bgkernels.config import show_config
 from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
@@ -25,6 +25,7 @@ __all__ = [
     "Tilt",
     "TopKTeacher",
     "TotalVariation",
+    "distributed",
     "divergences",
     "hybrid_distillation",
     "linear_hybrid_distillation",

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 LABEL_WORDS = ("teacher_argmax", "teacher_sample")
 
@@ -71,6 +72,17 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return str(value)
+
+
+def process_group(name: str, value: object) -> None:
+    """A process group of which this process is a member, or None."""
+    if value is None:
+        return
+    if not isinstance(value, dist.ProcessGroup) or dist.get_rank(value) < 0:
+        raise TypeError(
+            f"`{name}` must be a torch.distributed.ProcessGroup that this process belongs to, or "
+            f"None (from a mesh: `mesh.get_group(name)`); got {value!r}"
+        )
 
 
 def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: bool) -> None:

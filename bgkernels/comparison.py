@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Tile
+from bgkernels.distributed import Shard
 from bgkernels.heads import Logits, LogitsHead
 from bgkernels.planner import Plan
 from bgkernels.spec import RowSpec
@@ -48,6 +49,7 @@ class Setting:
         wide: dtype of states and coefficients.
         device: of everything.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
+        shard: the columns of the vocabulary that this process holds, which the plan covers.
     """
 
     backend: Backend
@@ -55,6 +57,7 @@ class Setting:
     wide: torch.dtype
     device: torch.device
     ignore_index: int
+    shard: Shard
 
 
 class Comparison(Protocol):
@@ -126,8 +129,9 @@ class Dense:
 
     def __init__(self, head: Logits | None, spec: RowSpec, setting: Setting) -> None:
         self.spec, self.setting = spec, setting
-        self.tiles = None if head is None else Tiles(head, setting, spec.compared)
-        self.first = [c.start for c in setting.plan.tiles()]
+        shard = setting.shard
+        self.tiles = None if head is None else Tiles(head, setting, shard.own(spec.compared))
+        self.first = [shard.first + c.start for c in setting.plan.tiles()]
         self.second_read = spec.second_read
         self.memory: tuple[Tensor, ...] = ()
 
@@ -152,7 +156,8 @@ class Dense:
     def close(self) -> Outcome:
         """Statistics; those of pairs follow."""
         spec = self.spec
-        self.final = finalize(self.state, self.labels, spec, self.setting.ignore_index)
+        state = self.setting.shard.merged(self.state, spec)
+        self.final = finalize(state, self.labels, spec, self.setting.ignore_index)
         if spec.second_read:
             s, wide = self.final.stats, self.setting.wide
             self.lse = s.lse_s.to(wide), s.lse_t.to(wide)
@@ -165,7 +170,8 @@ class Dense:
 
     def close_pairs(self) -> Outcome:
         """All statistics."""
-        return Outcome((add_pairs(self.final, self.sums, self.spec),), self.memory)
+        sums = self.setting.shard.sum_(self.sums)
+        return Outcome((add_pairs(self.final, sums, self.spec),), self.memory)
 
     def open_vjp(self, outcome: Outcome, coefficients: Sequence[Coefficients]) -> None:
         """Begin pass 2."""

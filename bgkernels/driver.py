@@ -6,7 +6,7 @@ Forwards for the statistics, backwards for the gradient: the last tiles written 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from bgkernels import gemm
 from bgkernels.backends.base import Backend
 from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
+from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.mixture import Mixed, MixtureHead
 from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
@@ -42,14 +43,16 @@ class Call:
         autocast: dtype that autocast asks products to run in, or None.
         sources: of the teachers, each compared with the student; without a teacher one that is
             empty.
+        shard: the columns that this process holds; those of ``spec`` are the whole vocabulary's.
     """
 
     spec: RowSpec
     backend: Backend
     budget: int | None
     ignore_index: int
-    autocast: torch.dtype | None = None
-    sources: tuple[Source, ...] = (Source(),)
+    autocast: torch.dtype | None
+    sources: tuple[Source, ...]
+    shard: Shard
 
     def product(self, tensor: Tensor) -> torch.dtype:
         """The dtype to multiply ``tensor`` in."""
@@ -142,14 +145,16 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             row_bytes += hidden_s * 8 * (backward and needs.input)
             narrow = weight.dtype.itemsize < 4
             wide += 4 * (narrow and backward and needs.weight)
-            sum_bytes = weight.numel() * 4 * (narrow and needs.weight)
+            sum_bytes = (
+                call.shard.largest(call.shard.columns) * hidden_s * 4 * (narrow and needs.weight)
+            )
         else:
             hidden_t += hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
     return Workload(
         rows=len(rows.labels),
-        columns=spec.columns,
-        compared=spec.compared,
+        columns=call.shard.largest(spec.columns),
+        compared=call.shard.largest(spec.compared),
         hidden_s=hidden_s,
         hidden_t=hidden_t,
         logit_bytes=logit_bytes,
@@ -174,7 +179,7 @@ class Chunk:
     ) -> None:  # fmt: skip
         self.labels, self.student, self.comparisons = rows.labels, student, comparisons
         p, device = setting.plan, setting.device
-        self.tiles = Tiles(student, setting, call.spec.columns)
+        self.tiles = Tiles(student, setting, p.columns)
         self.narrow = torch.empty(0, device=device)
         if (
             isinstance(student, LinearHead)
@@ -263,11 +268,12 @@ def run(
         workload(rows, call, needs, statistics=given is None, backward=derivative is not None),
         call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"]),
     )
+    p = replace(p, columns=call.shard.own(call.spec.columns))
     student = make_head(
         rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
     )
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
-    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index)
+    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index, call.shard)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
     done = []
     for part in p.chunks():
@@ -276,11 +282,11 @@ def run(
         outcomes = known or chunk.statistics()
         if derivative is not None:
             chunk.backward(outcomes, derivative(outcomes, part))
-            student.finish()
+            student.finish(call.shard)
             outcomes = tuple(outcome.forgetful() for outcome in outcomes)
         done.append(outcomes)
     del chunk  # its buffers, before the gradients are narrowed
-    return given or concatenate(call, done), student.gradients(call.spec.columns)
+    return given or concatenate(call, done), student.gradients(p.columns)
 
 
 def comparisons(rows: Rows, call: Call, setting: Setting) -> list[Comparison]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bgkernels.divergences import Divergence
 from bgkernels.options import Options, Routing
@@ -36,6 +37,7 @@ def linear_hybrid_distillation(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     mode: str = "auto",
     backend: str = "auto",
@@ -72,6 +74,10 @@ def linear_hybrid_distillation(
         vocab_size: compare these leading columns, and normalise the cross-entropy over them too.
             None: compare the columns that both models have, and normalise the cross-entropy over
             all of the student's.
+        vocab_group: ranks that share out the vocabulary: weights, biases and logits hold this
+            rank's columns, tokens and labels (of the whole vocabulary) are the same on each, and so
+            are loss, statistics and the gradient of ``input``. See :mod:`bgkernels.distributed`;
+            DTensors: :mod:`bgkernels.dtensor`.
         memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
             2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
@@ -120,6 +126,7 @@ def hybrid_distillation(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     mode: str = "auto",
     backend: str = "auto",
@@ -185,6 +192,7 @@ def linear_row_stats(
     logit_softcap: float | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     backend: str = "auto",
     seed: int | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bgkernels import gemm
+from bgkernels.distributed import Shard
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class LogitsHead:
     def backward(self, columns: slice, d: Tensor) -> None:
         """Take the gradient of a tile, which is in its place already."""
 
-    def finish(self) -> None:
-        """End a chunk of rows."""
+    def finish(self, shard: Shard) -> None:
+        """End a chunk of rows; the gradient of a column is that of its rank alone."""
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """``(gradient of the logits,)``; zero from ``columns`` on, which no tile covers."""
@@ -187,10 +188,10 @@ class LinearHead:
                 self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target,
             )
 
-    def finish(self) -> None:
-        """End a chunk of rows."""
+    def finish(self, shard: Shard) -> None:
+        """End a chunk of rows: dX is the sum of what each shard of the vocabulary adds to it."""
         if self.grad_input is not None:
-            self.grad_input[self.chunk] = self.dx.to(self.grad_input.dtype)
+            self.grad_input[self.chunk] = shard.sum_(self.dx).to(self.grad_input.dtype)
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed.

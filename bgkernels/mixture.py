@@ -64,11 +64,14 @@ class MixtureHead:
         beyond = labels >= compared
         held = labels.masked_fill(beyond, 0)
         state = empty(len(labels), len(plain.tilts), dtype=self.dtype, device=labels.device)
+        shard = self.setting.shard
         for columns in self.setting.plan.tiles():
-            part = slice(columns.start, min(columns.stop, compared))
+            part = slice(columns.start, min(columns.stop, shard.own(compared)))
             if part.start < part.stop:
                 x = self.heads[i].logits(part, self.raw[self.heads[i].dtype])
-                backend.absorb_(state, Tile(x, x, self.chunk.start, part.start), held, plain)
+                tile = Tile(x, x, self.chunk.start, shard.first + part.start)
+                backend.absorb_(state, tile, held, plain)
+        state = shard.merged(state, plain)
         s = finalize(state, held, plain, self.setting.ignore_index).stats
         logp = s.logp_t.masked_fill(beyond, NEG_INF)
         return replace(s, logp_s=logp, logp_t=logp, label=torch.where(beyond, labels, s.label))

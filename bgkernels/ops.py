@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bgkernels import backends, passes
+from bgkernels.distributed import Shard
 from bgkernels.driver import Call, Rows, Tensors, flatten
 from bgkernels.heads import Needs
 from bgkernels.sources import Source
@@ -38,6 +39,7 @@ def encode(call: Call) -> tuple[list[int], list[float], str]:
     ints = [
         s.columns, s.compared, s.seed, int(s.logit_sum), s.positions,
         call.budget or 0, call.ignore_index, AUTOCAST.index(call.autocast), teacher.count,
+        call.shard.columns,
     ]  # fmt: skip
     floats = [s.temperature, s.student.scale, s.student.cap, teacher.cap.scale, teacher.cap.cap]
     for extra in s.extras:
@@ -50,7 +52,8 @@ def encode(call: Call) -> tuple[list[int], list[float], str]:
 
 def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
     """The inverse of :func:`encode`."""
-    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, count = ints
+    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, *more = ints
+    count, held = more
     temperature, s_scale, s_cap, t_scale, t_cap, *rest = floats
     rule, backend = words.split()
     extras: list[Extra] = []
@@ -73,7 +76,9 @@ def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
     )
     sources = (Source(count, spec.teacher),)
     device = backends.BACKENDS[backend]
-    return Call(spec, device, budget or None, ignore_index, AUTOCAST[autocast], sources)
+    return Call(
+        spec, device, budget or None, ignore_index, AUTOCAST[autocast], sources, Shard((0, held))
+    )
 
 
 def present(tensors: Tensors) -> list[Tensor]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgkernels import backends, checks, ops, teacher_checks
+from bgkernels import backends, checks, distributed, ops, teacher_checks
 from bgkernels.autograd import RowStatistics
+from bgkernels.distributed import Part, Shard
 from bgkernels.driver import Call, Tensors, assembled
+from bgkernels.dtensor import plain, plain_teacher
 from bgkernels.flatten import flat_rows, flat_teacher, kept_label
 from bgkernels.objective import blend
 from bgkernels.options import Options
@@ -20,7 +22,7 @@ from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra, RowSpec
 from bgkernels.state import NONE, SKIP
 from bgkernels.stats import RowStats
-from bgkernels.teachers import Teacher, TopKTeacher
+from bgkernels.teachers import Teacher, TopKTeacher, members
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ class Problem:
     @property
     def wants_gradient(self) -> bool:
         """Whether autograd will ask for one."""
-        needed = any(x is not None and x.requires_grad for x in self.student)
-        return needed and torch.is_grad_enabled()
+        return any(map(_wants_gradient, self.student))
 
     def views(self) -> list[View]:
         """What is seen of each teacher, ``(rows,)``, differentiable, in recompute mode."""
@@ -106,6 +107,14 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
+    group = options.vocab_group
+    if group is not None and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "`vocab_group` cannot be compiled; call the loss outside torch.compile, or under "
+            "torch.compiler.disable"
+        )
+    student = {name: plain(name, x, group) for name, x in student.items()}
+    teacher, target = plain_teacher(teacher, group), plain("target", target)
     first, columns, autocast = _check_student(student)
     leading = tuple(first.shape[:-1])
     from_teacher = isinstance(target, str)
@@ -118,22 +127,25 @@ def pose(
         teacher = teacher_checks.teacher(teacher, first, leading, mixed=autocast is not None)
     if not (reads.teacher or from_teacher):
         teacher = None
-    compared = min(columns, teacher.vocab or columns) if teacher is not None else 0
-    if options.vocab_size is not None:
-        checks.vocab_size(options.vocab_size, compared if teacher is not None else columns)
-        columns = options.vocab_size
-        compared = columns if teacher is not None else 0
+    part = Part(
+        rows=math.prod(leading),
+        gradients=[_wants_gradient(x) for x in student.values()],
+        seed=_seed(options) if from_teacher and target == "teacher_sample" else 0,
+        columns=[columns, *_held(teacher)],
+    )
+    (shard, *others), seed = distributed.join(part, group, first.device)
+    columns, compared = _columns(options.vocab_size, teacher, shard, others)
     target = checks.target(target, first, leading, columns, options.ignore_index)
     teacher_checks.comparable(teacher, compared, options.temperature, target, options.ignore_index)
     if isinstance(teacher, TopKTeacher) and isinstance(target, str):
-        target = kept_label(teacher, target, _seed(options) if target == "teacher_sample" else 0)
+        target = kept_label(teacher, target, seed)
     sources, tensors, trust = flat_teacher(teacher, compared, math.prod(leading))
     spec = RowSpec(
         columns=columns,
         compared=compared,
         temperature=float(options.temperature),
         label_rule=target.removeprefix("teacher_") if isinstance(target, str) else "index",
-        seed=_seed(options) if target == "teacher_sample" else 0,
+        seed=seed,
         student=options.cap,
         teacher=sources[0].cap,
         extras=tuple(reads.extras),
@@ -142,9 +154,34 @@ def pose(
     )
     read = [x.dtype for x in teacher_checks.logit_tensors(teacher)]
     backend = backends.select(options.backend, first.device, (first.dtype, *read))
-    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast, sources)
+    call = Call(
+        spec, backend, options.memory_budget, options.ignore_index, autocast, sources, shard
+    )
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
     return Problem(call, flat_rows(tuple(student.values())), tensors, labels, leading, trust)
+
+
+def _wants_gradient(x: Tensor | None) -> bool:
+    return x is not None and x.requires_grad and torch.is_grad_enabled()
+
+
+def _held(teacher: Teacher | None) -> list[int]:
+    """Columns of logits that each teacher brings; a top-k teacher brings none."""
+    return [t.vocab for t in members(teacher) if not isinstance(t, TopKTeacher)]
+
+
+def _columns(
+    vocab_size: int | None, teacher: Teacher | None, student: Shard, others: list[Shard]
+) -> tuple[int, int]:
+    """Columns of the cross-entropy, and those on which student and teacher are compared."""
+    known = [t.vocab for t in members(teacher) if isinstance(t, TopKTeacher) and t.vocab]
+    shared = min([student.columns, *known, *(x.columns for x in others)])
+    if vocab_size is not None:
+        checks.vocab_size(vocab_size, shared)
+        shared = vocab_size
+    compared = shared if teacher is not None else 0
+    distributed.check_alike(student, others, compared)
+    return (student.columns if vocab_size is None else vocab_size), compared
 
 
 def _seed(options: Options) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 from bgkernels import checks
 from bgkernels.autograd import FusedLoss
 from bgkernels.driver import Outcomes
+from bgkernels.dtensor import plain
 from bgkernels.objective import Objective
 from bgkernels.options import Options
 from bgkernels.passes import Fused, views
@@ -60,7 +61,7 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
 def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
     if token_weight is None:
         return torch.ones((), dtype=torch.float64, device=problem.labels.device)
-    weight = checks.tensor("token_weight", token_weight)
+    weight = checks.tensor("token_weight", plain("token_weight", token_weight))
     checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
     checks.same_device(problem.labels, token_weight=weight)
     return weight.detach().reshape(-1).double()

@@ -80,7 +80,8 @@ class TopK:
     def _masked(self, i: int, x: Tensor, gather: bool) -> tuple[Tile, Tensor, Tensor]:
         """The tile without the kept columns, where they are in it, and which of them are."""
         columns = self.columns[i]
-        local = self.ids - columns.start
+        first = self.setting.shard.first + columns.start
+        local = self.ids - first
         inside = (local >= 0) & (local < x.shape[1])
         local.clamp_(0, x.shape[1] - 1)
         x = self._real(x)
@@ -93,8 +94,8 @@ class TopK:
         # The others' +inf changes nothing, wherever it falls.
         mask = torch.where(inside, NEG_INF, -NEG_INF).to(x.dtype)
         x.scatter_reduce_(1, local, mask, "amin")
-        compared = min(columns.stop, self.kernel.compared) - columns.start
-        tile = Tile(x, x[:, :compared] if compared > 0 else None, self.first_row, columns.start)
+        compared = min(self.kernel.compared - first, x.shape[1])
+        tile = Tile(x, x[:, :compared] if compared > 0 else None, self.first_row, first)
         return tile, local, inside
 
     def _real(self, x: Tensor) -> Tensor:
@@ -112,6 +113,10 @@ class TopK:
 
     def close(self) -> Outcome:
         """Statistics of the whole and of the small problem."""
+        shard = self.setting.shard
+        self.state = shard.merged(self.state, self.kernel)
+        self.z[:, :-1] = shard.picked(self.z[:, :-1], self.ids)
+        z_sum = shard.sum_(self.z_sum)
         state = self.state.precise()
         rest = absorb_column(state, state["label"], state["z_y"], state["v_y"], self.kernel)
         lse = shift(rest["m_s"]) + rest["d_s"].log()
@@ -121,7 +126,7 @@ class TopK:
         small = self._small()
         values = self._teacher(small.stats) | {
             "label": torch.where(self.labels == SKIP, self.setting.ignore_index, self.labels),
-            "logit_mean": torch.where(whole.stats.valid, self.z_sum / self.spec.columns, 0.0),
+            "logit_mean": torch.where(whole.stats.valid, z_sum / self.spec.columns, 0.0),
             "argmax_s": self._argmax(rest["m_s"], rest["argmax_s"]),
         }
         extras = self._power_sums(small.stats)

@@ -28,7 +28,7 @@ LAYERS = (
     {"stats"},
     {"risk", "divergences", "sources"},
     {"routing", "teachers"},
-    {"objective", "backends", "gemm", "checks", "teacher_checks"},
+    {"objective", "backends", "gemm", "checks", "teacher_checks", "distributed", "dtensor"},
     {"heads", "planner", "options"},
     {"comparison", "topk", "mixture"},
     {"driver"},
