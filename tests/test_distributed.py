@@ -112,6 +112,35 @@ def statistics(edges: Edges, w: World) -> list[int]:
     return ours.label.flatten().tolist()
 
 
+@cell(2, "top-k", UNEVEN)
+@cell(4, "top-k", OF_FOUR)
+def topk(edges: Edges, w: World) -> list[float]:
+    """Kept columns are named by their place in the whole vocabulary, on every rank."""
+    whole, losses = problem(), []
+    kept = normal(*ROWS, V, seed=60, std=2.0).log_softmax(-1).topk(7)
+    cut = shard_of(whole, edges, edges, w.rank)
+    start, stop = edges[w.rank : w.rank + 2]
+    for tail in ("bucket", "renormalize", "drop"):
+        teacher = bg.TopKTeacher(kept.indices, kept.values, tail)
+        for loss in (Loss("generalized_jsd"), Loss("jeffreys", options={"label_smoothing": 0.1})):
+            if tail == "renormalize" and loss.divergence == "jeffreys":
+                continue
+            made = []
+            for p, more in ((cut, {"vocab_group": w.group}), (whole, {"memory_budget": 1 << 30})):
+                leaves = p.leaves()
+                x, weight, bias = leaves.values()
+                value = bg.linear_hybrid_distillation(
+                    x, weight, teacher, p.target, linear_bias=bias, **loss.library(), **more
+                )
+                made.append([value, *torch.autograd.grad(value, (x, weight, bias))])
+            ours, ref = made
+            ref[2:] = (g[start:stop] for g in ref[2:])
+            for a, b in zip(ours, ref, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+            losses.append(ours[0].item())
+    return losses
+
+
 @cell(2, "a seed of the first rank")
 def seed(w: World) -> list[int]:
     torch.manual_seed(w.rank)
