@@ -4,13 +4,13 @@ Hard and soft labels are mixed per token, by what the teacher knows of it.
 The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
 """
 
-from bgkernels import divergences, routing
+from bgkernels import distributed, divergences, routing
 from bgkernels.config import show_config
 from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.spec import Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
-from bgkernels.teachers import LinearTeacher, LogitsTeacher
+from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
 
 __version__ = "0.1.0"
 
@@ -20,9 +20,12 @@ __all__ = [
     "LinearTeacher",
     "LogitsTeacher",
     "Mixture",
+    "MixtureTeacher",
     "RowStats",
     "Tilt",
+    "TopKTeacher",
     "TotalVariation",
+    "distributed",
     "divergences",
     "hybrid_distillation",
     "linear_hybrid_distillation",

@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bgkernels import passes
-from bgkernels.driver import Call, Rows, Tensors
+from bgkernels.driver import Call, Outcomes, Rows, Tensors, flatten
 from bgkernels.heads import Needs
 from bgkernels.passes import Fused
-from bgkernels.stats import Final
 
 
 class RowStatistics(torch.autograd.Function):
     """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2.
 
-    Returns ``Final.flat()``.
+    Returns :func:`~bgkernels.driver.flatten` of the statistics.
     """
 
     @staticmethod
@@ -27,11 +26,12 @@ class RowStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """``tensors``: the teacher's, then the student's."""
         rows = Rows(tensors[teacher_count:], tensors[:teacher_count], labels)
-        final = passes.statistics(call, rows)
-        flat = final.flat()
+        outcomes = passes.statistics(call, rows)
+        flat = flatten(outcomes)
         ctx.call, ctx.teacher_count = call, teacher_count
         ctx.save_for_backward(labels, *tensors, *flat)
-        with_gradient = {id(x) for x in passes.differentiable(final.stats)}
+        stats = passes.all_stats(outcomes)
+        with_gradient = {id(x) for s in stats for x in passes.differentiable(s)}
         ctx.mark_non_differentiable(*(x for x in flat if id(x) not in with_gradient))
         ctx.set_materialize_grads(False)
         return tuple(flat)
@@ -55,15 +55,15 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, job: Fused, teacher: Tensors, labels: Tensor, box: list[Final],
+        ctx: Any, job: Fused, teacher: Tensors, labels: Tensor, box: list[Outcomes],
         *student: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The reduced loss, ``()``; ``box`` receives the statistics."""
         needs = Needs(*ctx.needs_input_grad[4:])
         if job.overwrite and student[0] is not None:
             torch.autograd.graph.increment_version(student[0])
-        loss, final, made = passes.fused(job, Rows(student, teacher, labels), needs)
-        box.append(final)
+        loss, outcomes, made = passes.fused(job, Rows(student, teacher, labels), needs)
+        box.append(outcomes)
         ctx.present = [x is not None for x in made]
         ctx.save_for_backward(*(x for x in made if x is not None))
         return loss

@@ -6,8 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-
-from bgkernels.teachers import LinearTeacher, LogitsTeacher
+from torch import distributed as dist
 
 LABEL_WORDS = ("teacher_argmax", "teacher_sample")
 
@@ -75,6 +74,17 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
+def process_group(name: str, value: object) -> None:
+    """A process group of which this process is a member, or None."""
+    if value is None:
+        return
+    if not isinstance(value, dist.ProcessGroup) or dist.get_rank(value) < 0:
+        raise TypeError(
+            f"`{name}` must be a torch.distributed.ProcessGroup that this process belongs to, or "
+            f"None (from a mesh: `mesh.get_group(name)`); got {value!r}"
+        )
+
+
 def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: bool) -> None:
     """``hidden (..., D)`` fits ``weight (V, D)`` and ``bias (V,)``."""
     if hidden.ndim < 1 or weight.ndim != 2:
@@ -111,36 +121,6 @@ def vocab_size(value: int, limit: int) -> None:
         raise ValueError(
             f"`vocab_size` must lie in [1, {limit}], the columns that all models have; got {value}"
         )
-
-
-def teacher(
-    value: object, reference: Tensor, leading: tuple[int, ...], *, mixed: bool
-) -> LinearTeacher | LogitsTeacher:
-    """A teacher whose rows fit ``leading``, on the device of ``reference``, without gradient."""
-    if not isinstance(value, (LinearTeacher, LogitsTeacher)):
-        hint = "; wrap logits in LogitsTeacher(logits)" if isinstance(value, Tensor) else ""
-        kind = type(value).__name__
-        raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {kind}{hint}")
-    is_linear = isinstance(value, LinearTeacher)
-    names = ("hidden", "weight", "bias") if is_linear else ("logits",)
-    given = {n: x for n, x in zip(names, value.tensors, strict=True) if x is not None}
-    for name, x in given.items():
-        tensor(f"teacher.{name}", x)
-        if x.requires_grad:
-            raise ValueError(
-                f"`teacher.{name}` requires grad, but a teacher gets none; pass `{name}.detach()`"
-            )
-    same_device(reference, **{f"teacher.{name}": x for name, x in given.items()})
-    if isinstance(value, LinearTeacher):
-        linear("teacher", value.hidden, value.weight, value.bias, mixed=mixed)
-        cap("teacher.", value.logit_scale, value.logit_softcap)
-    first = given[names[0]]
-    if tuple(first.shape[:-1]) != leading:
-        raise ValueError(
-            f"`teacher.{names[0]}` must have the input's leading shape {leading}; "
-            f"got {tuple(first.shape)}"
-        )
-    return value
 
 
 def target(

@@ -5,22 +5,31 @@ Forwards for the statistics, backwards for the gradient: the last tiles written 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from bgkernels import gemm
-from bgkernels.backends.base import Backend, Tile
+from bgkernels.backends.base import Backend
+from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
+from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
-from bgkernels.planner import DEFAULT_BUDGET, Plan, Workload, plan
+from bgkernels.mixture import Mixed, MixtureHead
+from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
+from bgkernels.sources import MixtureSource, Source, TopKSource
 from bgkernels.spec import RowSpec
-from bgkernels.state import FLOATS, TILT, empty
-from bgkernels.stats import Final, add_pairs, assemble, finalize
+from bgkernels.state import FLOATS, TILT
+from bgkernels.stats import assemble
+from bgkernels.topk import ROW_BYTES, TopK
 from bgkernels.vjp import Coefficients
 
 Tensors = tuple[Tensor | None, ...]
+Outcomes = tuple[Outcome, ...]
+AllCoefficients = Sequence[Sequence[Coefficients]]
+"""For each teacher, for each of its finals."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,18 @@ class Call:
         budget: bytes of temporaries, or None for the device's default.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         autocast: dtype that autocast asks products to run in, or None.
+        sources: of the teachers, each compared with the student; without a teacher one that is
+            empty.
+        shard: the columns that this process holds; those of ``spec`` are the whole vocabulary's.
     """
 
     spec: RowSpec
     backend: Backend
     budget: int | None
     ignore_index: int
-    autocast: torch.dtype | None = None
+    autocast: torch.dtype | None
+    sources: tuple[Source, ...]
+    shard: Shard
 
     def product(self, tensor: Tensor) -> torch.dtype:
         """The dtype to multiply ``tensor`` in."""
@@ -50,6 +64,17 @@ class Call:
         )
         return gemm.product_dtype(dtype, tensor.device)
 
+    def masks_in_place(self, student: Tensors) -> bool:
+        """Whether a single teacher may write over the student's tiles, which hold real logits."""
+        cap = self.spec.student
+        return len(student) > 1 and len(self.sources) == 1 and cap.scale > 0 and not cap.cap
+
+
+def split(sources: Sequence[Source], tensors: Tensors) -> list[Tensors]:
+    """The teachers' tensors, for each source."""
+    ends = accumulate(source.count for source in sources)
+    return [tensors[end - source.count : end] for source, end in zip(sources, ends, strict=True)]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -58,7 +83,7 @@ class Rows:
     Args:
         student: ``(hidden (rows, D), weight (V, D), bias (V,) | None)``, or
             ``(logits (rows, V),)``.
-        teacher: the same for the teacher; empty without one.
+        teacher: the same for the teachers, one after the other; empty without one.
         labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
     """
 
@@ -89,8 +114,22 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
-    row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * 3
-    for i, tensors in enumerate((rows.student, rows.teacher)):
+    tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
+    heads, scratch = [rows.student], set()
+    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
+        states = 3
+        if isinstance(source, TopKSource):
+            row_bytes += ROW_BYTES * (source.k + 1)
+            tile_bytes += 0 if call.masks_in_place(rows.student) else 4
+        elif isinstance(source, MixtureSource):
+            scratch |= set(range(len(heads), len(heads) + len(source.parts)))
+            heads += split(source.parts, tensors)
+            logit_bytes, tile_bytes = logit_bytes + 4, tile_bytes + 4
+            states += len(source.parts)
+        else:
+            heads.append(tensors)
+        row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * states
+    for i, tensors in enumerate(heads):
         if len(tensors) < 2:
             continue
         hidden, weight = tensors[:2]
@@ -98,7 +137,8 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         product = call.product(hidden)
         logits = gemm.logits_dtype(product, hidden.device)
         wide = 0 if product == weight.dtype else product.itemsize
-        logit_bytes += logits.itemsize
+        logit_bytes += logits.itemsize * (i not in scratch)
+        tile_bytes += logits.itemsize * (i in scratch)
         row_bytes += hidden.shape[1] * (0 if product == hidden.dtype else product.itemsize)
         if i == 0:
             hidden_s = hidden.shape[1]
@@ -106,14 +146,16 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             row_bytes += hidden_s * 8 * (backward and needs.input)
             narrow = weight.dtype.itemsize < 4
             wide += 4 * (narrow and backward and needs.weight)
-            sum_bytes = weight.numel() * 4 * (narrow and needs.weight)
+            sum_bytes = (
+                call.shard.largest(call.shard.columns) * hidden_s * 4 * (narrow and needs.weight)
+            )
         else:
-            hidden_t = hidden.shape[1]
+            hidden_t += hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
     return Workload(
         rows=len(rows.labels),
-        columns=spec.columns,
-        compared=spec.compared,
+        columns=call.shard.largest(spec.columns),
+        compared=call.shard.largest(spec.compared),
         hidden_s=hidden_s,
         hidden_t=hidden_t,
         logit_bytes=logit_bytes,
@@ -130,23 +172,15 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
 
 
 class Chunk:
-    """Tiles of one chunk of rows after another, kept between the passes where there is room."""
+    """The walks over the tiles of one chunk of rows after another."""
 
     def __init__(
-        self, rows: Rows, call: Call, p: Plan, student: Head, teacher: Head | None
-    ) -> None:
-        self.rows, self.call, self.plan = rows, call, p
-        self.student, self.teacher = student, teacher
-        self.tiles = p.tiles()
-        size = p.kept * p.chunk * p.width
-        device = rows.labels.device
-        self.buffers = [
-            torch.empty(
-                size if isinstance(head, LinearHead) else 0, dtype=head.dtype, device=device
-            )
-            for head in (student, teacher)
-            if head is not None
-        ]
+        self, rows: Rows, call: Call, setting: Setting, student: Head,
+        comparisons: list[Comparison],
+    ) -> None:  # fmt: skip
+        self.labels, self.student, self.comparisons = rows.labels, student, comparisons
+        p, device = setting.plan, setting.device
+        self.tiles = Tiles(student, setting, p.columns)
         self.narrow = torch.empty(0, device=device)
         if (
             isinstance(student, LinearHead)
@@ -154,85 +188,71 @@ class Chunk:
             and student.needs.any
         ):
             self.narrow = torch.empty(p.chunk * p.width, dtype=student.product, device=device)
+        spare = min(len(comparisons) - 1, 2) * student.differentiated * p.chunk * p.width
+        self.spare = torch.empty(spare, dtype=setting.wide, device=device)
 
-    def start(self, rows: slice) -> None:
+    def start(self, rows: slice, given: Outcomes | None) -> None:
         """Begin a chunk of rows."""
-        self.slice, self.labels = rows, self.rows.labels[rows]
-        self.owner: dict[int, int] = {}
-        for head in (self.student, self.teacher):
-            if head is not None:
-                head.start(rows)
+        self.tiles.start(rows)
+        for k, comparison in enumerate(self.comparisons):
+            comparison.start(rows, self.labels[rows], None if given is None else given[k])
 
-    def tile(self, i: int) -> Tile:
-        """The ``i``-th tile, from memory if it is there."""
-        slot = max(0, i - (len(self.tiles) - self.plan.kept))
-        size = self.plan.chunk * self.plan.width
-        columns, compared = self.tiles[i], self.call.spec.compared
-        fresh = self.owner.get(slot) != i
-        self.owner[slot] = i
-        made: list[Tensor | None] = []
-        for k, head in enumerate((self.student, self.teacher)):
-            stop = columns.stop if k == 0 else min(columns.stop, compared)
-            if head is None or stop <= columns.start:
-                made.append(None)
-                continue
-            part, buffer = (
-                slice(columns.start, stop),
-                self.buffers[k][slot * size : (slot + 1) * size],
-            )
-            if isinstance(head, LogitsHead) or fresh:
-                made.append(head.logits(part, buffer))
-            else:
-                n, width = self.slice.stop - self.slice.start, stop - columns.start
-                made.append(buffer[: n * width].view(n, width))
-        student, teacher = made
-        assert student is not None
-        return Tile(student, teacher, self.slice.start, columns.start)
+    def _tile(self, i: int) -> Tensor:
+        x = self.tiles[i]
+        assert x is not None
+        return x
 
-    def statistics(self) -> Final:
-        """Pass 1."""
-        call, spec, n = self.call, self.call.spec, len(self.labels)
-        wide = self.wide
-        state = empty(n, len(spec.tilts), dtype=wide, device=self.labels.device)
-        for i in range(len(self.tiles)):
-            call.backend.absorb_(state, self.tile(i), self.labels, spec)
-        final = finalize(state, self.labels, spec, call.ignore_index)
-        if not spec.second_read:
-            return final
-        sums = torch.zeros(
-            3 * len(spec.mixtures) + 2 * spec.total_variation,
-            n,
-            dtype=wide,
-            device=self.labels.device,
+    def statistics(self) -> Outcomes:
+        """Pass 1. Its second read begins where the first ended."""
+        order = range(len(self.tiles.columns))
+        for i in order:
+            x = self._tile(i)
+            for c in self.comparisons:
+                c.absorb(i, x)
+        outcomes = tuple(c.close() for c in self.comparisons)
+        if not any(c.second_read for c in self.comparisons):
+            return outcomes
+        again = [c for c in self.comparisons if c.second_read]
+        for i in reversed(order):
+            x = self._tile(i)
+            for c in again:
+                c.absorb_pairs(i, x)
+        return tuple(
+            c.close_pairs() if c.second_read else known
+            for c, known in zip(self.comparisons, outcomes, strict=True)
         )
-        lse_s, lse_t = (x.to(wide) for x in (final.stats.lse_s, final.stats.lse_t))
-        for i in reversed(range(len(self.tiles))):
-            call.backend.absorb_pairs_(sums, self.tile(i), lse_s, lse_t, spec)
-        return add_pairs(final, sums, spec)
 
-    @property
-    def wide(self) -> torch.dtype:
-        """The dtype of states and coefficients."""
-        return torch.float64 if self.student.dtype == torch.float64 else torch.float32
-
-    def backward(self, coefficients: Coefficients) -> None:
+    def backward(self, outcomes: Outcomes, coefficients: AllCoefficients) -> None:
         """Pass 2, and the products with its result. The last tiles written are the first read."""
-        coefficients = coefficients.to(self.wide)
-        for i in reversed(range(len(self.tiles))):
-            tile, columns = self.tile(i), self.tiles[i]
-            d = self.student.gradient_tile(columns, tile.student, self.narrow)
-            self.call.backend.vjp(d, tile, coefficients, self.call.spec)
+        for c, known, own in zip(self.comparisons, outcomes, coefficients, strict=True):
+            c.open_vjp(known, own)
+        for i in reversed(range(len(self.tiles.columns))):
+            x, columns = self._tile(i), self.tiles.columns[i]
+            d = self.student.gradient_tile(columns, x, self.narrow)
+            self._vjp(i, x, d)
             self.student.backward(columns, d)
 
+    def _vjp(self, i: int, x: Tensor, d: Tensor) -> None:
+        """The sum of all comparisons' gradients. The last may be written over the tile."""
+        *others, last = self.comparisons
+        total, part = (self.spare[k * x.numel() :][: x.numel()] for k in (0, 1))
+        for k, c in enumerate(others):
+            c.vjp(i, x, (part if k else total).view(x.shape))
+            if k:
+                total += part
+        last.vjp(i, x, d)
+        if others:
+            d += total.view(x.shape)
 
-Derivative = Callable[[Final, slice], Coefficients]
+
+Derivative = Callable[[Outcomes, slice], AllCoefficients]
 """From a chunk's statistics and its rows to the coefficients of pass 2."""
 
 
 def run(
     rows: Rows, call: Call, needs: Needs = Needs(), derivative: Derivative | None = None, *,
-    given: Final | None = None, gradient: Tensor | None = None,
-) -> tuple[Final, Tensors]:  # fmt: skip
+    given: Outcomes | None = None, gradient: Tensor | None = None,
+) -> tuple[Outcomes, Tensors]:  # fmt: skip
     """Walk all chunks.
 
     Args:
@@ -243,37 +263,72 @@ def run(
         gradient: where the gradient of given logits goes.
 
     Returns:
-        The statistics of all rows, and the gradients of the student's tensors.
+        The statistics of all rows, by teacher, and the gradients of the student's tensors.
     """
     p = plan(
         workload(rows, call, needs, statistics=given is None, backward=derivative is not None),
         call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"]),
     )
+    p = replace(p, columns=call.shard.own(call.spec.columns))
     student = make_head(
         rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
     )
-    teacher = make_head(rows.teacher, call) if rows.teacher else None
-    chunk = Chunk(rows, call, p, student, teacher)
-    finals = []
+    wide = torch.float64 if student.dtype == torch.float64 else torch.float32
+    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index, call.shard)
+    chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
+    done = []
     for part in p.chunks():
-        chunk.start(part)
-        finals.append(chunk.statistics() if given is None else take(given, part, call.spec))
+        known = None if given is None else take(call, given, part)
+        chunk.start(part, known)
+        outcomes = known or chunk.statistics()
         if derivative is not None:
-            chunk.backward(derivative(finals[-1], part))
-            student.finish()
+            chunk.backward(outcomes, derivative(outcomes, part))
+            student.finish(call.shard)
+            outcomes = tuple(outcome.forgetful() for outcome in outcomes)
+        done.append(outcomes)
     del chunk  # its buffers, before the gradients are narrowed
-    return concatenate(finals, call.spec) if given is None else given, student.gradients(
-        call.spec.columns
-    )
+    return given or concatenate(call, done), student.gradients(p.columns)
 
 
-def take(final: Final, part: slice, spec: RowSpec) -> Final:
-    """The rows ``part`` of a :class:`Final`."""
-    return assemble(spec, [x[part] for x in final.flat()])
+def comparisons(rows: Rows, call: Call, setting: Setting) -> list[Comparison]:
+    """The student beside each teacher."""
+    made: list[Comparison] = []
+    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
+        if isinstance(source, TopKSource):
+            in_place = call.masks_in_place(rows.student)
+            made.append(TopK(tensors, source, call.spec, setting, in_place))
+            continue
+        (spec,) = source.specs(call.spec)
+        if isinstance(source, MixtureSource):
+            heads = [make_head(x, call) for x in split(source.parts, tensors)]
+            head = MixtureHead(heads, source, tensors[-1], spec, setting)
+            made.append(Mixed(head, spec, setting))
+        else:
+            made.append(Dense(make_head(tensors, call) if tensors else None, spec, setting))
+    return made
 
 
-def concatenate(finals: list[Final], spec: RowSpec) -> Final:
-    """One :class:`Final` of all chunks."""
-    if len(finals) == 1:
-        return finals[0]
-    return assemble(spec, [torch.cat(x) for x in zip(*(f.flat() for f in finals), strict=True)])
+def flatten(outcomes: Outcomes) -> list[Tensor]:
+    """All tensors; :func:`assembled` is the inverse."""
+    return [x for outcome in outcomes for x in outcome.flat()]
+
+
+def assembled(call: Call, tensors: Iterable[Tensor]) -> Outcomes:
+    """Outcomes from their :func:`flatten` tensors."""
+    it, made = iter(tensors), []
+    for source in call.sources:
+        finals = tuple(assemble(spec, it) for spec in source.specs(call.spec))
+        made.append(Outcome(finals, tuple(next(it) for _ in range(source.memory))))
+    return tuple(made)
+
+
+def take(call: Call, outcomes: Outcomes, part: slice) -> Outcomes:
+    """The rows ``part``."""
+    return assembled(call, [x[part] for x in flatten(outcomes)])
+
+
+def concatenate(call: Call, chunks: list[Outcomes]) -> Outcomes:
+    """The rows of all chunks."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return assembled(call, [torch.cat(x) for x in zip(*map(flatten, chunks), strict=True)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from bgkernels.divergences import Divergence
 from bgkernels.options import Options, Routing
@@ -12,7 +13,7 @@ from bgkernels.problem import Reads, pose
 from bgkernels.reduction import reduce
 from bgkernels.spec import Extra
 from bgkernels.stats import RowStats
-from bgkernels.teachers import Teacher
+from bgkernels.teachers import Teacher, TopKTeacher, members
 
 Loss = Tensor | tuple[Tensor, RowStats]
 
@@ -36,6 +37,7 @@ def linear_hybrid_distillation(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     mode: str = "auto",
     backend: str = "auto",
@@ -51,8 +53,9 @@ def linear_hybrid_distillation(
     Args:
         input: ``(..., D)`` the student's last hidden states, fp32, bf16, fp16 or fp64.
         linear_weight: ``(V, D)`` the student's head.
-        teacher: a :class:`LinearTeacher` or :class:`LogitsTeacher` with the same leading shape;
-            None is enough for ``routing="hard"`` with a target tensor.
+        teacher: a :class:`LinearTeacher`, :class:`LogitsTeacher`, :class:`TopKTeacher` or
+            :class:`MixtureTeacher` with the same leading shape; None is enough for
+            ``routing="hard"`` with a target tensor.
         target: ``(...)`` integer labels, ``"teacher_argmax"``, or ``"teacher_sample"`` (a token
             drawn from the teacher at temperature 1).
         linear_bias: ``(V,)``, or None.
@@ -71,6 +74,10 @@ def linear_hybrid_distillation(
         vocab_size: compare these leading columns, and normalise the cross-entropy over them too.
             None: compare the columns that both models have, and normalise the cross-entropy over
             all of the student's.
+        vocab_group: ranks that share out the vocabulary: weights, biases and logits hold this
+            rank's columns, tokens and labels (of the whole vocabulary) are the same on each, and so
+            are loss, statistics and the gradient of ``input``. See :mod:`bgkernels.distributed`;
+            DTensors: :mod:`bgkernels.dtensor`.
         memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
             2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
@@ -119,6 +126,7 @@ def hybrid_distillation(
     reduction: str = "mean",
     num_items: int | Tensor | None = None,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     mode: str = "auto",
     backend: str = "auto",
@@ -159,6 +167,8 @@ def _loss(
     overwrite: bool = False,
 ) -> Loss:
     objective = options.objective()
+    if any(isinstance(t, TopKTeacher) and t.tail == "renormalize" for t in members(teacher)):
+        objective.refuse_infinite()
     logit_sum = options.label_smoothing > 0 or return_stats
     reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
     problem = pose(student, teacher, target, options, reads)
@@ -182,6 +192,7 @@ def linear_row_stats(
     logit_softcap: float | None = None,
     ignore_index: int = -100,
     vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
     memory_budget: int | None = None,
     backend: str = "auto",
     seed: int | None = None,
@@ -211,4 +222,4 @@ def linear_row_stats(
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     reads = Reads(tuple(extras), teacher is not None, logit_sum=True)
     problem = pose(student, teacher, target, options, reads)
-    return problem.shaped(problem.statistics())
+    return problem.shaped(problem.views())

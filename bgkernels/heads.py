@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bgkernels import gemm
+from bgkernels.distributed import Shard
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,18 @@ class Needs:
         return self.input or self.weight or self.bias
 
 
+class Logits(Protocol):
+    """A source of tiles."""
+
+    dtype: torch.dtype
+
+    def start(self, rows: slice) -> None:
+        """Begin a chunk of rows."""
+
+    def logits(self, columns: slice, buffer: Tensor) -> Tensor:
+        """``(rows, width)`` raw outputs of the chunk, in ``buffer`` or where they are."""
+
+
 class LogitsHead:
     """Logits ``(rows, vocab)`` that exist: tiles are views, of them and of their gradient."""
 
@@ -31,6 +45,11 @@ class LogitsHead:
         self.given, self.gradient = logits, gradient
         self.rows, self.vocab = logits.shape
         self.dtype = logits.dtype
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient is gathered."""
+        return self.gradient is not None
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
@@ -48,8 +67,8 @@ class LogitsHead:
     def backward(self, columns: slice, d: Tensor) -> None:
         """Take the gradient of a tile, which is in its place already."""
 
-    def finish(self) -> None:
-        """End a chunk of rows."""
+    def finish(self, shard: Shard) -> None:
+        """End a chunk of rows; the gradient of a column is that of its rank alone."""
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """``(gradient of the logits,)``; zero from ``columns`` on, which no tile covers."""
@@ -98,6 +117,11 @@ class LinearHead:
         )
         self._wide, self._scratch = wide, {}  # type: tuple[torch.dtype, dict[str, Tensor]]
         self._columns: slice | None = None
+
+    @property
+    def differentiated(self) -> bool:
+        """Whether a gradient is gathered."""
+        return self.needs.any
 
     def _take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A contiguous scratch matrix, allocated once for its largest use."""
@@ -164,10 +188,10 @@ class LinearHead:
                 self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target,
             )
 
-    def finish(self) -> None:
-        """End a chunk of rows."""
+    def finish(self, shard: Shard) -> None:
+        """End a chunk of rows: dX is the sum of what each shard of the vocabulary adds to it."""
         if self.grad_input is not None:
-            self.grad_input[self.chunk] = self.dx.to(self.grad_input.dtype)
+            self.grad_input[self.chunk] = shard.sum_(self.dx).to(self.grad_input.dtype)
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed.

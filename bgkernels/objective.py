@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bgkernels.backends import BACKENDS
+from bgkernels.backends.base import Tile
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
-from bgkernels.spec import Extra
-from bgkernels.stats import RowStats
+from bgkernels.sources import View
+from bgkernels.spec import Extra, RowSpec
+from bgkernels.state import empty
+from bgkernels.stats import RowStats, add_pairs, finalize
 
 
 @dataclass(frozen=True)
@@ -40,25 +46,46 @@ class Objective:
         wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
         return tuple(dict.fromkeys(wanted))
 
-    def rows(self, stats: RowStats) -> Tensor:
-        """Loss of each row, ``(rows,)``; 0 where ignored."""
-        hard, soft = (
-            _checked(w, name, stats)
-            for w, name in zip(self.policy(stats), ("hard", "soft"), strict=True)
-        )
-        total = torch.zeros_like(stats.nll)
-        if _present(hard):
-            total = total + hard * self._hard(stats)
-        if _present(soft):
-            divergence = self.divergence(stats)
-            # A masked column can make D infinite in a token that gives it no weight.
-            divergence = torch.where(
-                (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
+    def refuse_infinite(self) -> None:
+        """Raise if the divergence is infinite where only the student has mass."""
+        if self.policy.uses_teacher and _infinite(self.divergence):
+            raise NotImplementedError(
+                f"the divergence {self.divergence.name!r} is infinite where the teacher rules out "
+                "what the student may say, as a TopKTeacher with tail='renormalize' does outside "
+                "its columns; use tail='bucket' or 'drop'"
             )
-            total = total + soft * self.temperature**2 * divergence
+
+    def rows(self, views: Sequence[View], weights: Tensor | None = None) -> Tensor:
+        """Loss of each row, ``(rows,)``; 0 where ignored.
+
+        Args:
+            views: of the teachers.
+            weights: ``(rows, teachers)``, how much each counts; None for a single one.
+        """
+        votes, first = [self._votes(view.routing) for view in views], views[0].routing
+        total, hard = torch.zeros_like(first.nll), votes[0][0]
+        if weights is not None:
+            hard = _mean([hard for hard, _ in votes], shares(weights))
+        if _present(hard):
+            total = total + hard * self._hard(first)
+        for i, (view, (_, soft)) in enumerate(zip(views, votes, strict=True)):
+            if weights is not None:
+                soft = soft * weights[:, i]
+            if _present(soft):
+                divergence = self.divergence(view.divergence)
+                # A masked column can make D infinite in a token that gives it no weight.
+                divergence = torch.where(
+                    (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
+                )
+                total = total + soft * self.temperature**2 * divergence
         if self.z_loss:
-            total = total + self.z_loss * stats.lse_hard**2
-        return torch.where(stats.valid, total, 0.0)
+            total = total + self.z_loss * first.lse_hard**2
+        return torch.where(first.valid, total, 0.0)
+
+    def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
+        """The weights that routing gives, checked."""
+        hard, soft = self.policy(stats)
+        return _checked(hard, "hard", stats), _checked(soft, "soft", stats)
 
     def _hard(self, stats: RowStats) -> Tensor:
         if self.policy.hard_term:
@@ -67,6 +94,49 @@ class Objective:
             return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
         return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Weights ``(rows, teachers)`` as shares of their sum, equal ones where that is 0."""
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total == 0, 1 / weights.shape[1], weights / total)
+
+
+def _mean(values: Sequence[Weight], shares: Tensor) -> Tensor:
+    """The mean over teachers, of those that have a share."""
+    return sum(
+        (torch.where(s == 0, 0.0, s * x) for x, s in zip(values, shares.unbind(1), strict=True)),
+        torch.zeros_like(shares[:, 0]),
+    )
+
+
+def blend(views: Sequence[View], weights: Tensor | None) -> RowStats:
+    """What the caller sees of several teachers: their mean, and the first one's integers."""
+    first = views[0].routing
+    if weights is None:
+        return first
+    columns = zip(*(view.routing.tensors() for view in views), strict=True)
+    share = shares(weights)
+    return first.replaced(
+        _mean(xs, share) if xs[0].is_floating_point() else xs[0] for xs in columns
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _infinite(divergence: Divergence) -> bool:
+    """Whether it is infinite for a student (½, ½) and a teacher (1, 0)."""
+    spec = RowSpec(2, 2, extras=divergence.extras)
+    z, label = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    tile = Tile(z, torch.tensor([[0.0, float("-inf")]], dtype=z.dtype), 0, 0)
+    state = empty(1, len(spec.tilts), dtype=z.dtype, device=z.device)
+    backend = BACKENDS["eager"]
+    backend.absorb_(state, tile, label, spec)
+    final = finalize(state, label, spec)
+    if spec.second_read:
+        sums = z.new_zeros(spec.pair_sums, 1)
+        backend.absorb_pairs_(sums, tile, final.stats.lse_s, final.stats.lse_t, spec)
+        final = add_pairs(final, sums, spec)
+    return not bool(divergence(final.stats).isfinite().all())
 
 
 def _present(weight: Weight) -> bool:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from bgkernels import backends, passes
-from bgkernels.driver import Call, Rows, Tensors
+from bgkernels.distributed import Shard
+from bgkernels.driver import Call, Rows, Tensors, flatten
 from bgkernels.heads import Needs
+from bgkernels.sources import Source
 from bgkernels.spec import Cap, Extra, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.stats import TENSOR_FIELDS
 
@@ -22,13 +24,24 @@ AUTOCAST = (None, torch.bfloat16, torch.float16, torch.float32)
 
 
 def encode(call: Call) -> tuple[list[int], list[float], str]:
-    """A call as integers, numbers and words."""
+    """A call as integers, numbers and words.
+
+    Raises:
+        NotImplementedError: the teacher is not a single one of logits or hidden states.
+    """
     s = call.spec
+    if len(call.sources) > 1 or type(call.sources[0]) is not Source:
+        raise NotImplementedError(
+            "torch.compile carries a LinearTeacher or LogitsTeacher only; call the loss outside of "
+            "it, or under torch.compiler.disable"
+        )
+    (teacher,) = call.sources
     ints = [
         s.columns, s.compared, s.seed, int(s.logit_sum), s.positions,
-        call.budget or 0, call.ignore_index, AUTOCAST.index(call.autocast),
+        call.budget or 0, call.ignore_index, AUTOCAST.index(call.autocast), teacher.count,
+        call.shard.columns,
     ]  # fmt: skip
-    floats = [s.temperature, s.student.scale, s.student.cap, s.teacher.scale, s.teacher.cap]
+    floats = [s.temperature, s.student.scale, s.student.cap, teacher.cap.scale, teacher.cap.cap]
     for extra in s.extras:
         if isinstance(extra, Tilt):
             floats += [2.0 if extra.moments else 1.0, extra.a, extra.b]
@@ -39,7 +52,8 @@ def encode(call: Call) -> tuple[list[int], list[float], str]:
 
 def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
     """The inverse of :func:`encode`."""
-    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast = ints
+    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, *more = ints
+    count, held = more
     temperature, s_scale, s_cap, t_scale, t_cap, *rest = floats
     rule, backend = words.split()
     extras: list[Extra] = []
@@ -60,7 +74,11 @@ def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
         logit_sum=bool(logit_sum),
         positions=positions,
     )
-    return Call(spec, backends.BACKENDS[backend], budget or None, ignore_index, AUTOCAST[autocast])
+    sources = (Source(count, spec.teacher),)
+    device = backends.BACKENDS[backend]
+    return Call(
+        spec, device, budget or None, ignore_index, AUTOCAST[autocast], sources, Shard((0, held))
+    )
 
 
 def present(tensors: Tensors) -> list[Tensor]:
@@ -83,9 +101,9 @@ def row_statistics(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    """Pass 1: ``Final.flat()`` of the rows."""
-    final = passes.statistics(decode(ints, floats, words), _rows(labels, student, teacher))
-    return [x.clone() for x in final.flat()]  # outputs of an op must not share memory
+    """Pass 1: :func:`~bgkernels.driver.flatten` of the statistics."""
+    outcomes = passes.statistics(decode(ints, floats, words), _rows(labels, student, teacher))
+    return [x.clone() for x in flatten(outcomes)]  # outputs of an op must not share memory
 
 
 @row_statistics.register_fake
@@ -155,7 +173,8 @@ def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     student, teacher, flat = saved[:s], saved[s : s + t], saved[s + t :]
     needs = [x.requires_grad for x in student]
     spec = decode(*ctx.config).spec
-    own = list(grads)[: len(flat) - 3 - len(spec.mixtures) - spec.total_variation]
+    rest = 3 + len(spec.mixtures) + spec.total_variation  # of a Final, without a gradient
+    own = [*grads[:-rest], *[None] * rest]
     made = iter(row_gradient(labels, student, teacher, flat, own, needs, *ctx.config))
     by_student = [next(made) if needed else None for needed in needs]
     return None, by_student, [None] * t, None, None, None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from torch.distributed import ProcessGroup
+
 from bgkernels import checks, divergences
 from bgkernels import routing as policies
 from bgkernels.divergences import Divergence
@@ -35,6 +37,7 @@ class Options:
     ignore_index: int = -100
     reduction: str = "mean"
     vocab_size: int | None = None
+    vocab_group: ProcessGroup | None = None
     memory_budget: int | None = None
     mode: str = "auto"
     backend: str = "auto"
@@ -51,6 +54,7 @@ class Options:
         for name in ("vocab_size", "memory_budget"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), low=1)
+        checks.process_group("vocab_group", self.vocab_group)
         if self.seed is not None:
             checks.integer("seed", self.seed)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bgkernels.driver import Call, Rows, Tensors, run
+from bgkernels.driver import AllCoefficients, Call, Outcomes, Rows, Tensors, assembled, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
+from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra
-from bgkernels.stats import DIFFERENTIABLE, Final, RowStats, assemble
-from bgkernels.vjp import Coefficients, vjp_coefficients
+from bgkernels.stats import DIFFERENTIABLE, RowStats
+from bgkernels.vjp import vjp_coefficients
 
 Grads = dict[str, Tensor | None]
 ExtraGrads = dict[Extra, tuple[Tensor | None, ...]]
@@ -26,7 +27,21 @@ def differentiable(stats: RowStats) -> list[Tensor]:
     ]
 
 
-def statistics(call: Call, rows: Rows) -> Final:
+def all_stats(outcomes: Outcomes) -> list[RowStats]:
+    """The statistics of every final, in order."""
+    return [final.stats for outcome in outcomes for final in outcome.finals]
+
+
+def views(call: Call, outcomes: Outcomes, stats: Iterable[RowStats] | None = None) -> list[View]:
+    """What is seen of each teacher, by default of the outcomes' own statistics."""
+    it = iter(all_stats(outcomes) if stats is None else stats)
+    return [
+        source.view(tuple(replace(final, stats=next(it)) for final in outcome.finals))
+        for source, outcome in zip(call.sources, outcomes, strict=True)
+    ]
+
+
+def statistics(call: Call, rows: Rows) -> Outcomes:
     """Pass 1."""
     return run(rows, call)[0]
 
@@ -37,26 +52,43 @@ def gradient(
     """Pass 2, the logits multiplied again.
 
     Args:
-        flat: ``Final.flat()`` of pass 1.
-        grads: derivative of the loss by each of ``RowStats.tensors()``, or None.
+        flat: :func:`~bgkernels.driver.flatten` of pass 1.
+        grads: derivative of the loss by each of them, or None.
         needs: which of the student's tensors get a gradient.
     """
-    final = assemble(call.spec, flat)
-    upstream = final.stats.replaced(grads)  # type: ignore[arg-type]
+    upstream = assembled(call, grads)  # type: ignore[arg-type]
 
-    def derivative(chunk: Final, part: slice) -> Coefficients:
-        own = {name: _cut(getattr(upstream, name), part) for name in DIFFERENTIABLE}
-        extra = {e: tuple(_cut(x, part) for x in values) for e, values in upstream.extras.items()}
-        return vjp_coefficients(chunk, own, extra, call.spec)
+    def derivative(chunk: Outcomes, part: slice) -> AllCoefficients:
+        return _coefficients(call, chunk, [_named(s, part) for s in all_stats(upstream)])
 
     first = rows.student[0]
     assert first is not None
     target = torch.empty_like(first) if len(rows.student) == 1 else None
-    return run(rows, call, needs, derivative, given=final, gradient=target)[1]
+    given = assembled(call, flat)
+    return run(rows, call, needs, derivative, given=given, gradient=target)[1]
 
 
-def _cut(x: Tensor | None, part: slice) -> Tensor | None:
-    return None if x is None else x[part]
+def _named(upstream: RowStats, part: slice) -> tuple[Grads, ExtraGrads]:
+    """Derivatives that stand where their statistics would."""
+
+    def cut(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[part]
+
+    own = {name: cut(getattr(upstream, name)) for name in DIFFERENTIABLE}
+    return own, {e: tuple(cut(x) for x in values) for e, values in upstream.extras.items()}
+
+
+def _coefficients(
+    call: Call, outcomes: Outcomes, grads: Iterable[tuple[Grads, ExtraGrads]]
+) -> AllCoefficients:
+    it = iter(grads)
+    return [
+        [
+            vjp_coefficients(final, *next(it), spec)
+            for final, spec in zip(outcome.finals, source.specs(call.spec), strict=True)
+        ]
+        for source, outcome in zip(call.sources, outcomes, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -67,46 +99,55 @@ class Fused:
         call: of the rows.
         objective: the loss of a row.
         scale: ``(rows,)`` or ``()`` factor of each row's loss: token weight over normaliser.
+        trust: the weights of several teachers.
         overwrite: write the gradient of given logits over them.
     """
 
     call: Call
     objective: Objective
     scale: Tensor
+    trust: Trust = None
     overwrite: bool = False
 
 
-def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Final, Tensors]:
+def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Outcomes, Tensors]:
     """Both passes, chunk by chunk: the loss ``()``, the statistics, and the gradients."""
     losses: list[Tensor] = []
     scale = job.scale.expand(len(rows.labels))
 
-    def derivative(final: Final, part: slice) -> Coefficients:
-        loss, own, extra = _differentiate(job.objective, final.stats, scale[part])
+    def derivative(outcomes: Outcomes, part: slice) -> AllCoefficients:
+        loss, grads = _differentiate(job, outcomes, scale[part], part)
         losses.append(loss)
-        return vjp_coefficients(final, own, extra, job.call.spec)
+        return _coefficients(job.call, outcomes, grads)
 
     first, target = rows.student[0], None
     assert first is not None
     if len(rows.student) == 1:
         target = first if job.overwrite else torch.empty_like(first)
-    final, made = run(rows, job.call, needs, derivative, gradient=target)
-    return torch.cat(losses).sum(), final, made
+    outcomes, made = run(rows, job.call, needs, derivative, gradient=target)
+    return torch.cat(losses).sum(), outcomes, made
 
 
 def _differentiate(
-    objective: Objective, stats: RowStats, scale: Tensor
-) -> tuple[Tensor, Grads, ExtraGrads]:
+    job: Fused, outcomes: Outcomes, scale: Tensor, part: slice
+) -> tuple[Tensor, list[tuple[Grads, ExtraGrads]]]:
     """Loss of each row, and the derivative of its sum by each statistic."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in stats.tensors()]
-        own = stats.replaced(leaves)
-        loss = objective.rows(own) * scale
-        inputs = differentiable(own)
+        own = [
+            s.replaced([x.detach().requires_grad_(x.is_floating_point()) for x in s.tensors()])
+            for s in all_stats(outcomes)
+        ]
+        seen = views(job.call, outcomes, own)
+        loss = job.objective.rows(seen, trusted(job.trust, seen, part)) * scale
+        inputs = [x for s in own for x in differentiable(s)]
         grads: Sequence[Tensor | None] = [None] * len(inputs)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss.sum(), inputs, allow_unused=True)
     it = iter(grads)
-    by_name = {name: next(it) for name in DIFFERENTIABLE}
-    by_extra = {extra: tuple(next(it) for _ in values) for extra, values in own.extras.items()}
-    return loss.detach(), by_name, by_extra
+    return loss.detach(), [
+        (
+            {name: next(it) for name in DIFFERENTIABLE},
+            {extra: tuple(next(it) for _ in values) for extra, values in s.extras.items()},
+        )
+        for s in own
+    ]

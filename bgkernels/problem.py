@@ -9,14 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgkernels import backends, checks, ops
+from bgkernels import backends, checks, distributed, ops, teacher_checks
 from bgkernels.autograd import RowStatistics
-from bgkernels.driver import Call, Tensors
+from bgkernels.distributed import Part, Shard
+from bgkernels.driver import Call, Tensors, assembled
+from bgkernels.dtensor import plain, plain_teacher
+from bgkernels.flatten import flat_rows, flat_teacher, kept_label
+from bgkernels.objective import blend
 from bgkernels.options import Options
-from bgkernels.spec import Cap, Extra, RowSpec
+from bgkernels.passes import views
+from bgkernels.sources import Trust, View, trusted
+from bgkernels.spec import Extra, RowSpec
 from bgkernels.state import NONE, SKIP
-from bgkernels.stats import RowStats, assemble
-from bgkernels.teachers import Teacher
+from bgkernels.stats import RowStats
+from bgkernels.teachers import Teacher, TopKTeacher, members
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Problem:
         teacher: the same for the teacher; empty where it is not read.
         labels: ``(rows,)`` codes.
         leading: the input's leading shape, of which ``rows`` is the product.
+        trust: the weights of several teachers.
     """
 
     call: Call
@@ -36,6 +43,7 @@ class Problem:
     teacher: Tensors
     labels: Tensor
     leading: tuple[int, ...]
+    trust: Trust = None
 
     @property
     def wide(self) -> torch.dtype:
@@ -47,22 +55,22 @@ class Problem:
     @property
     def wants_gradient(self) -> bool:
         """Whether autograd will ask for one."""
-        needed = any(x is not None and x.requires_grad for x in self.student)
-        return needed and torch.is_grad_enabled()
+        return any(map(_wants_gradient, self.student))
 
-    def statistics(self) -> RowStats:
-        """Row statistics ``(rows,)``, differentiable, in recompute mode."""
+    def views(self) -> list[View]:
+        """What is seen of each teacher, ``(rows,)``, differentiable, in recompute mode."""
         if torch.compiler.is_compiling():
             config = ops.encode(self.call)
             student, teacher = ops.present(self.student), ops.present(self.teacher)
             flat = ops.row_statistics(self.labels, student, teacher, *config)
-            return assemble(self.call.spec, flat).stats
-        tensors = (*self.teacher, *self.student)
-        flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
-        return assemble(self.call.spec, flat).stats
+        else:
+            tensors = (*self.teacher, *self.student)
+            flat = RowStatistics.apply(self.call, len(self.teacher), self.labels, *tensors)
+        return views(self.call, assembled(self.call, flat))
 
-    def shaped(self, stats: RowStats) -> RowStats:
+    def shaped(self, views: list[View]) -> RowStats:
         """Statistics as the caller sees them: the input's leading shape, fp32."""
+        stats = blend(views, trusted(self.trust, views))
         return stats.replaced([self._shown(x) for x in stats.tensors()])
 
     def _shown(self, x: Tensor) -> Tensor:
@@ -99,6 +107,14 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
+    group = options.vocab_group
+    if group is not None and torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "`vocab_group` cannot be compiled; call the loss outside torch.compile, or under "
+            "torch.compiler.disable"
+        )
+    student = {name: plain(name, x, group) for name, x in student.items()}
+    teacher, target = plain_teacher(teacher, group), plain("target", target)
     first, columns, autocast = _check_student(student)
     leading = tuple(first.shape[:-1])
     from_teacher = isinstance(target, str)
@@ -108,33 +124,64 @@ def pose(
             "pass a teacher, or use routing='hard' and a target tensor"
         )
     if teacher is not None:
-        teacher = checks.teacher(teacher, first, leading, mixed=autocast is not None)
+        teacher = teacher_checks.teacher(teacher, first, leading, mixed=autocast is not None)
     if not (reads.teacher or from_teacher):
         teacher = None
-    compared = min(columns, teacher.vocab) if teacher is not None else 0
-    if options.vocab_size is not None:
-        checks.vocab_size(options.vocab_size, compared if teacher is not None else columns)
-        columns = options.vocab_size
-        compared = columns if teacher is not None else 0
+    part = Part(
+        rows=math.prod(leading),
+        gradients=[_wants_gradient(x) for x in student.values()],
+        seed=_seed(options) if from_teacher and target == "teacher_sample" else 0,
+        columns=[columns, *_held(teacher)],
+    )
+    (shard, *others), seed = distributed.join(part, group, first.device)
+    columns, compared = _columns(options.vocab_size, teacher, shard, others)
     target = checks.target(target, first, leading, columns, options.ignore_index)
+    teacher_checks.comparable(teacher, compared, options.temperature, target, options.ignore_index)
+    if isinstance(teacher, TopKTeacher) and isinstance(target, str):
+        target = kept_label(teacher, target, seed)
+    sources, tensors, trust = flat_teacher(teacher, compared, math.prod(leading))
     spec = RowSpec(
         columns=columns,
         compared=compared,
         temperature=float(options.temperature),
         label_rule=target.removeprefix("teacher_") if isinstance(target, str) else "index",
-        seed=_seed(options) if target == "teacher_sample" else 0,
+        seed=seed,
         student=options.cap,
-        teacher=teacher.cap if teacher is not None else Cap(),
+        teacher=sources[0].cap,
         extras=tuple(reads.extras),
         logit_sum=reads.logit_sum,
         positions=leading[-1] if leading else 1,
     )
-    tensors = teacher.tensors if teacher is not None else ()
-    dtypes = tuple(x.dtype for x in (first, *tensors[:1]) if x is not None)
-    backend = backends.select(options.backend, first.device, dtypes)
-    call = Call(spec, backend, options.memory_budget, options.ignore_index, autocast)
+    read = [x.dtype for x in teacher_checks.logit_tensors(teacher)]
+    backend = backends.select(options.backend, first.device, (first.dtype, *read))
+    call = Call(
+        spec, backend, options.memory_budget, options.ignore_index, autocast, sources, shard
+    )
     labels = _labels(target, leading, spec, options.ignore_index, first.device)
-    return Problem(call, _rows(tuple(student.values())), _rows(tensors), labels, leading)
+    return Problem(call, flat_rows(tuple(student.values())), tensors, labels, leading, trust)
+
+
+def _wants_gradient(x: Tensor | None) -> bool:
+    return x is not None and x.requires_grad and torch.is_grad_enabled()
+
+
+def _held(teacher: Teacher | None) -> list[int]:
+    """Columns of logits that each teacher brings; a top-k teacher brings none."""
+    return [t.vocab for t in members(teacher) if not isinstance(t, TopKTeacher)]
+
+
+def _columns(
+    vocab_size: int | None, teacher: Teacher | None, student: Shard, others: list[Shard]
+) -> tuple[int, int]:
+    """Columns of the cross-entropy, and those on which student and teacher are compared."""
+    known = [t.vocab for t in members(teacher) if isinstance(t, TopKTeacher) and t.vocab]
+    shared = min([student.columns, *known, *(x.columns for x in others)])
+    if vocab_size is not None:
+        checks.vocab_size(vocab_size, shared)
+        shared = vocab_size
+    compared = shared if teacher is not None else 0
+    distributed.check_alike(student, others, compared)
+    return (student.columns if vocab_size is None else vocab_size), compared
 
 
 def _seed(options: Options) -> int:
@@ -160,16 +207,6 @@ def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torc
     checks.linear("student", first, weight, bias, mixed=autocast is not None)
     checks.same_device(first, **dict(others))
     return first, weight.shape[0], autocast
-
-
-def _rows(tensors: Tensors) -> Tensors:
-    """Leading dimensions of the first tensor flattened; its last kept at stride 1."""
-    if not tensors:
-        return ()
-    first, *rest = tensors
-    assert first is not None
-    flat = first.reshape(math.prod(first.shape[:-1]), first.shape[-1])
-    return (flat if flat.stride(-1) == 1 else flat.contiguous(), *rest)
 
 
 def _labels(

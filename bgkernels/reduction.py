@@ -7,12 +7,15 @@ from torch import Tensor
 
 from bgkernels import checks
 from bgkernels.autograd import FusedLoss
+from bgkernels.driver import Outcomes
+from bgkernels.dtensor import plain
 from bgkernels.objective import Objective
 from bgkernels.options import Options
-from bgkernels.passes import Fused
+from bgkernels.passes import Fused, views
 from bgkernels.problem import Problem
+from bgkernels.sources import trusted
 from bgkernels.state import SKIP
-from bgkernels.stats import Final, RowStats
+from bgkernels.stats import RowStats
 
 
 def reduce(
@@ -28,18 +31,17 @@ def reduce(
     weight = _weight(problem, token_weight)
     divisor = _divisor(problem, options.reduction, num_items)
     if _fused(problem, objective, options):
-        job = Fused(problem.call, objective, weight / divisor, overwrite)
-        box: list[Final] = []
+        job = Fused(problem.call, objective, weight / divisor, problem.trust, overwrite)
+        box: list[Outcomes] = []
         loss = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
-        stats = box[0].stats
+        seen = views(problem.call, box[0])
     else:
-        stats = problem.statistics()
-        rows = objective.rows(stats) * weight
+        seen = problem.views()
+        rows = objective.rows(seen, trusted(problem.trust, seen)) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-    return loss.to(problem.wide), problem.shaped(
-        stats.replaced([x.detach() for x in stats.tensors()])
-    )
+    stats = problem.shaped(seen)
+    return loss.to(problem.wide), stats.replaced([x.detach() for x in stats.tensors()])
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
@@ -59,7 +61,7 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
 def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
     if token_weight is None:
         return torch.ones((), dtype=torch.float64, device=problem.labels.device)
-    weight = checks.tensor("token_weight", token_weight)
+    weight = checks.tensor("token_weight", plain("token_weight", token_weight))
     checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
     checks.same_device(problem.labels, token_weight=weight)
     return weight.detach().reshape(-1).double()

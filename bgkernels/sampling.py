@@ -38,6 +38,11 @@ def gumbel(
     """
     c = torch.arange(first_column, first_column + columns, device=device)
     r = torch.arange(first_row, first_row + rows, device=device)
-    bits = philox(c[None, :], r[:, None], key_of(seed))
+    return gumbel_at(c[None, :], r[:, None], seed)
+
+
+def gumbel_at(columns: Tensor, rows: Tensor, seed: int) -> Tensor:
+    """The same at single points of the plane, of broadcast int64 coordinates."""
+    bits = philox(columns, rows, key_of(seed))
     uniform = ((bits >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))

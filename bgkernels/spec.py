@@ -98,3 +98,8 @@ class RowSpec:
     def second_read(self) -> bool:
         """Whether pass 1 reads twice: pairwise statistics need both normalisers first."""
         return bool(self.mixtures) or self.total_variation
+
+    @property
+    def pair_sums(self) -> int:
+        """Numbers a row that the second read adds up."""
+        return 3 * len(self.mixtures) + 2 * self.total_variation

@@ -7,8 +7,9 @@ vector-Jacobian product is pass 2's business (:mod:`bgkernels.vjp`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -138,8 +139,8 @@ class Final:
         return [*self.stats.tensors(), self.rest_s, self.rest_t, self.rest_c, *self.overlap]
 
 
-def assemble(spec: RowSpec, tensors: Sequence[Tensor]) -> Final:
-    """A :class:`Final` from its :meth:`Final.flat` tensors."""
+def assemble(spec: RowSpec, tensors: Iterable[Tensor]) -> Final:
+    """A :class:`Final` from its :meth:`Final.flat` tensors, the first of ``tensors``."""
     it = iter(tensors)
     own = {name: next(it) for name in TENSOR_FIELDS}
     counts: dict[Extra, int] = {t: 3 if t.moments else 1 for t in spec.tilts}
@@ -147,7 +148,8 @@ def assemble(spec: RowSpec, tensors: Sequence[Tensor]) -> Final:
     counts |= {TotalVariation(): 1} if spec.total_variation else {}
     extras = {extra: tuple(next(it) for _ in range(n)) for extra, n in counts.items()}
     stats = RowStats(vocab=spec.compared, positions=spec.positions, extras=extras, **own)
-    return Final(stats, next(it), next(it), next(it), tuple(it))
+    overlaps = len(spec.mixtures) + spec.total_variation
+    return Final(stats, next(it), next(it), next(it), tuple(islice(it, overlaps)))
 
 
 def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:
@@ -209,15 +211,9 @@ def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int =
     for i, tilt in enumerate(spec.tilts):
         extras[tilt] = tuple(torch.where(skip, 0.0, x) for x in _finalize_tilt(all_, i, tilt))
     stats = RowStats(
-        **keep,
-        label=label,
-        valid=~skip,
-        argmax_s=all_["argmax_s"],
-        argmax_t=all_["argmax_t"],
-        vocab=spec.compared,
-        positions=spec.positions,
-        extras=extras,
-    )
+        **keep, label=label, valid=~skip, argmax_s=all_["argmax_s"], argmax_t=all_["argmax_t"],
+        vocab=spec.compared, positions=spec.positions, extras=extras,
+    )  # fmt: skip
     return Final(stats, rest_s, rest_t, rest_c)
 
 

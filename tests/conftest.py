@@ -59,6 +59,10 @@ def _poison(x: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    poison_unwritten_memory(monkeypatch)
+
+
+def poison_unwritten_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poison what the package allocates without writing it, so that it cannot pass for a result."""
 
     def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import accuracy, compare, end_to_end, primitives, publish, run, sweeps
+from benchmarks import accuracy, compare, end_to_end, parallel, primitives, publish, run, sweeps
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
@@ -103,6 +103,11 @@ def test_a_sample_says_what_happened_inside() -> None:
     assert 0 < sum(sample["passes"].values()) < sample["seconds"]
     assert sample["plans"] == [{"chunks": 1, "width": 200, "tiles": 1, "kept": 1}]
     assert sample["gradients"] == 4 * 8 * (12 + 200)
+
+
+def test_a_shared_step_is_timed_beside_what_it_needs() -> None:
+    found = parallel.study(parallel.Work(TINY, rounds=2, budget=1 << 20))
+    assert set(found["seconds"]) == {"products", "collectives", "step"} and found["ratio"] > 0
 
 
 def test_the_peak_is_seen() -> None:

@@ -80,7 +80,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "teacher kind": (
         {"teacher": torch.randn(N, V)},
         TypeError,
-        "`teacher` must be a LinearTeacher or LogitsTeacher; got Tensor; wrap logits",
+        "TopKTeacher or MixtureTeacher; got Tensor; wrap logits",
     ),
     "teacher none": (
         {"teacher": None},

@@ -1,0 +1,109 @@
+"""DTensor arguments become plain tensors; gradients flow back to them as DTensors.
+
+* What belongs to tokens (hidden states, labels, token weights) must be ``Replicate()``.
+* A head's weight and bias keep their shard over the mesh dimension of ``vocab_group``, and are
+  gathered over every other. There their gradient is averaged, as FSDP averages those of its
+  parameters; where the ranks hold the same tokens, the mean of equal gradients is the gradient.
+* Logits are used as they are: sharded over the mesh dimension of ``vocab_group``, or whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import ProcessGroup
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+HEADS = ("linear_weight", "linear_bias", "teacher.weight", "teacher.bias")
+LOGITS = ("logits", "teacher.logits")
+
+T = TypeVar("T")
+
+
+def plain(name: str, x: T, group: ProcessGroup | None = None) -> T:
+    """``x`` itself, or the plain tensor that a DTensor or an unfinished collective stands for.
+
+    Args:
+        name: of the argument.
+        x: anything.
+        group: the ranks that share out the vocabulary.
+
+    Raises:
+        ValueError: a placement that cannot be used, with the remedy.
+    """
+    kind = type(x).__name__
+    if kind == "AsyncCollectiveTensor":
+        return Arrived.apply(x)  # type: ignore
+    return _plain(name, x, group) if kind == "DTensor" else x  # type: ignore
+
+
+def plain_teacher(teacher: T, group: ProcessGroup | None) -> T:
+    """A teacher whose tensors are plain, and those of its teachers."""
+    if not is_dataclass(teacher) or isinstance(teacher, type):
+        return teacher
+    given = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
+    made: dict[str, Any] = {name: plain(f"teacher.{name}", x, group) for name, x in given.items()}
+    if isinstance(given.get("teachers"), Sequence):
+        made["teachers"] = [plain_teacher(x, group) for x in given["teachers"]]
+    changed = {name: x for name, x in made.items() if x is not given[name]}
+    return replace(teacher, **changed) if changed else teacher
+
+
+class Arrived(torch.autograd.Function):
+    """The values that a collective has brought, waited for; kernels read memory as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Tensor:
+        """The plain tensor behind an ``AsyncCollectiveTensor``."""
+        values: Tensor = x.trigger_wait()
+        return values.view_as(values)  # a tensor of its own, for its own history
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient as it is."""
+        return grad
+
+
+def _plain(name: str, x: DTensor, group: ProcessGroup | None) -> Tensor:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    mesh, head = x.device_mesh, name in HEADS
+    wanted: list[Any] = [Replicate()] * mesh.ndim
+    along = None
+    if group is not None and (head or name in LOGITS):
+        along = _dimension(name, x, group)
+        wanted[along] = Shard(0 if head else x.ndim - 1)
+    fits = [p == w for p, w in zip(x.placements, wanted, strict=True)]
+    if not all(fit or (head and i != along) for i, fit in enumerate(fits)):
+        raise ValueError(
+            f"`{name}` is a DTensor with placements {x.placements}; expected {tuple(wanted)}. "
+            + ("Logits sharded over the vocabulary need `vocab_group`" if name in LOGITS else
+               "Redistribute it; where ranks hold different tokens, pass `to_local()` of each")
+        )  # fmt: skip
+    if not head:
+        return x.to_local()
+    copies = mesh.size() // (1 if along is None else mesh.size(along))
+    source = cast("DTensor", x.view_as(x))
+    if source.requires_grad and copies > 1:
+        source.register_hook(lambda grad: grad / copies)
+    sums = [Partial() if w.is_replicate() else w for w in wanted]
+    return source.redistribute(placements=wanted).to_local(grad_placements=sums)
+
+
+def _dimension(name: str, x: DTensor, group: ProcessGroup) -> int:
+    """The dimension of the mesh that has the ranks of the group."""
+    mesh, ranks = x.device_mesh, dist.get_process_group_ranks(group)
+    for i in range(mesh.ndim):
+        if dist.get_process_group_ranks(mesh.get_group(i)) == ranks:
+            return i
+    raise ValueError(
+        f"`{name}` is a DTensor on {mesh}, of which no dimension has the ranks {ranks} of "
+        "`vocab_group`; pass that dimension's `mesh.get_group(...)`"
+    )
