@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bgkernels import gemm
 from bgkernels.backends.base import Backend
-from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
+from bgkernels.comparison import Comparison, Dense, Loan, Outcome, Setting, Tiles
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
 from bgkernels.sources import Source, TopKSource
@@ -108,6 +108,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
+    grad_bytes = 0
     row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * 3 * len(call.sources)
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
     for source in call.sources:
@@ -131,6 +132,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             narrow = weight.dtype.itemsize < 4
             wide += 4 * (narrow and backward and needs.weight)
             sum_bytes = weight.numel() * 4 * (narrow and needs.weight)
+            grad_bytes = hidden_s * weight.dtype.itemsize * needs.weight
         else:
             hidden_t += hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
@@ -145,6 +147,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         weight_bytes=weight_bytes,
         row_bytes=row_bytes,
         weight_sum_bytes=sum_bytes,
+        weight_grad_bytes=grad_bytes,
         grad_products=needs.input + needs.weight,
         statistics=statistics,
         backward=backward,
@@ -247,15 +250,18 @@ def run(
     Returns:
         The statistics of all rows, by teacher, and the gradients of the student's tensors.
     """
+    work = workload(rows, call, needs, statistics=given is None, backward=derivative is not None)
     p = plan(
-        workload(rows, call, needs, statistics=given is None, backward=derivative is not None),
-        call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"]),
+        work, call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"])
     )
     student = make_head(
         rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
     )
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
-    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index)
+    loan = None
+    if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
+        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * work.logit_bytes)
+    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index, loan)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
     done = []
     for part in p.chunks():
