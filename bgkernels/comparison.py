@@ -40,6 +40,28 @@ class Outcome:
         return replace(self, memory=tuple(x[:, :0] for x in self.memory))
 
 
+class Loan:
+    """Slots for tiles in memory that is written later.
+
+    Args:
+        memory: contiguous; its first bytes are used.
+        count: number of slots.
+        size: bytes of a slot, for the tiles of all heads.
+    """
+
+    def __init__(self, memory: Tensor, count: int, size: int) -> None:
+        self.bytes, self.count, self.size = memory.view(-1).view(torch.uint8), count, size
+        self.taken = 0
+
+    def slots(self, size: int, dtype: torch.dtype) -> list[Tensor]:
+        """``size`` elements in each slot that no other head has."""
+        first, last = self.taken, self.taken + size * dtype.itemsize
+        assert last <= self.size
+        self.taken = last
+        starts = range(0, self.count * self.size, self.size)
+        return [self.bytes[at + first : at + last].view(dtype) for at in starts]
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all comparisons of a call share.
@@ -51,6 +73,7 @@ class Setting:
         device: of everything.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         shard: the columns of the vocabulary that this process holds, which the plan covers.
+        loan: where the last kept tiles lie.
     """
 
     backend: Backend
@@ -59,6 +82,7 @@ class Setting:
     device: torch.device
     ignore_index: int
     shard: Shard
+    loan: Loan | None = None
 
 
 class Comparison(Protocol):
@@ -103,7 +127,10 @@ class Tiles:
         self.head = head
         self.columns = [slice(c.start, min(c.stop, columns)) for c in p.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else p.chunk * p.width
-        self.buffer = torch.empty(p.kept * self.size, dtype=head.dtype, device=setting.device)
+        own = (p.kept - p.lent, self.size)
+        self.slots: list[Tensor] = list(torch.empty(own, dtype=head.dtype, device=setting.device))
+        if setting.loan is not None and self.size:
+            self.slots += setting.loan.slots(self.size, head.dtype)
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
@@ -118,7 +145,7 @@ class Tiles:
         if width <= 0:
             return None
         slot = max(0, i - (len(self.columns) - self.plan.kept))
-        buffer = self.buffer[slot * self.size : (slot + 1) * self.size]
+        buffer = self.slots[slot]
         if self.size and self.owner.get(slot) == i:
             return buffer[: self.rows * width].view(self.rows, width)
         self.owner[slot] = i

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bgkernels import gemm
 from bgkernels.backends.base import Backend
-from bgkernels.comparison import Comparison, Dense, Outcome, Setting, Tiles
+from bgkernels.comparison import Comparison, Dense, Loan, Outcome, Setting, Tiles
 from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.mixture import Mixed, MixtureHead
@@ -114,6 +114,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
+    grad_bytes = 0
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
     heads, scratch = [rows.student], set()
     for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
@@ -124,7 +125,8 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         elif isinstance(source, MixtureSource):
             scratch |= set(range(len(heads), len(heads) + len(source.parts)))
             heads += split(source.parts, tensors)
-            logit_bytes, tile_bytes = logit_bytes + 4, tile_bytes + 4
+            wide = 8 if student.dtype == torch.float64 else 4  # of the mixture and of a part
+            logit_bytes, tile_bytes = logit_bytes + wide, tile_bytes + wide
             states += len(source.parts)
         else:
             heads.append(tensors)
@@ -149,6 +151,8 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             sum_bytes = (
                 call.shard.largest(call.shard.columns) * hidden_s * 4 * (narrow and needs.weight)
             )
+            if call.shard.group is None:  # one plan must fit every rank's gradient
+                grad_bytes = hidden_s * weight.dtype.itemsize * needs.weight
         else:
             hidden_t += hidden.shape[1]
         weight_bytes = max(weight_bytes, wide)
@@ -163,6 +167,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         weight_bytes=weight_bytes,
         row_bytes=row_bytes,
         weight_sum_bytes=sum_bytes,
+        weight_grad_bytes=grad_bytes,
         grad_products=needs.input + needs.weight,
         statistics=statistics,
         backward=backward,
@@ -265,16 +270,20 @@ def run(
     Returns:
         The statistics of all rows, by teacher, and the gradients of the student's tensors.
     """
+    work = workload(rows, call, needs, statistics=given is None, backward=derivative is not None)
     p = plan(
-        workload(rows, call, needs, statistics=given is None, backward=derivative is not None),
-        call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"]),
+        work, call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"])
     )
     p = replace(p, columns=call.shard.own(call.spec.columns))
     student = make_head(
         rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
     )
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
-    setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index, call.shard)
+    loan = None
+    if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
+        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * work.logit_bytes)
+    device = rows.labels.device
+    setting = Setting(call.backend, p, wide, device, call.ignore_index, call.shard, loan)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
     done = []
     for part in p.chunks():

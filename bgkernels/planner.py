@@ -6,6 +6,9 @@ multiplied again. So one loop runs from four GEMM-equivalents (student and teach
 where everything fits to six where nothing does, and the planner looks for the cheapest point within
 the budget. With a single chunk every tile of dW is complete at once; with several, dW is summed in
 fp32 beside the gradient.
+
+That gradient is written from its end to its beginning, so until then its beginning is free memory:
+the last tiles, which are read again first, are kept there at no cost.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ class Workload:
         row_bytes: bytes a row of a chunk: widened inputs, input gradient, state.
         weight_sum_bytes: bytes of the fp32 sum of dW that several chunks need beside the gradient
             (0: none needed).
+        weight_grad_bytes: bytes a column of the weight's gradient, where tiles may be kept until it
+            is written (0: they may not).
         grad_products: student products of pass 2 (dX, dW): 0, 1 or 2; 0 with ``backward`` False.
         statistics, backward: which passes run.
         reads: reads of the logits in pass 1: 2 with pairwise statistics.
@@ -76,6 +81,7 @@ class Workload:
     weight_bytes: int
     row_bytes: int
     weight_sum_bytes: int
+    weight_grad_bytes: int
     grad_products: int
     statistics: bool = True
     backward: bool = True
@@ -85,7 +91,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk."""
+    """A tiling.
+
+    ``kept`` tiles, the last ones, stay in memory between the passes of a chunk; ``lent`` of them,
+    the very last, in the gradient of the weight.
+    """
 
     rows: int
     columns: int
@@ -93,6 +103,7 @@ class Plan:
     width: int
     kept: int
     bytes: int
+    lent: int = 0
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -173,10 +184,24 @@ def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
     tiles = math.ceil(work.columns / width)
     fixed, tile = _fixed_bytes(work, chunk, width), chunk * width * work.logit_bytes
     several_passes = work.statistics and (work.backward or work.reads > 1)
-    kept = tiles if tile == 0 else min(tiles if several_passes else 1, (budget - fixed) // tile)
-    if kept < 1 or fixed > budget:
+    lent = _lent(work, tiles, width, tile) if chunk >= work.rows else 0
+    wanted = tiles - lent if several_passes else 1
+    own = wanted if tile == 0 else min(wanted, (budget - fixed) // tile)
+    if own < 1 or fixed > budget:
         return None
-    return Plan(work.rows, work.columns, chunk, width, int(kept), int(fixed + kept * tile))
+    size = int(fixed + own * tile)
+    return Plan(work.rows, work.columns, chunk, width, int(own) + lent, size, lent)
+
+
+def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
+    """How many tiles fit before the place in the gradient where the last of them is written.
+
+    Then each of them lies before its own place: slots of the gradient are filled in the order in
+    which tiles are.
+    """
+    if not (work.statistics and work.backward and tile):
+        return 0
+    return min(tiles - 1, (tiles - 1) * width * work.weight_grad_bytes // tile)
 
 
 def _cost(work: Workload, p: Plan) -> float:

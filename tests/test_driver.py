@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import bgkernels as bg
+from bgkernels import driver
 from bgkernels.backends import BACKENDS
 from bgkernels.planner import COST, Plan, Workload, plan
 from tests.conftest import Tiling
@@ -80,6 +81,39 @@ def test_budgets_from_least_to_ample_agree() -> None:
             torch.testing.assert_close(ours, ref, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "generalized_jsd"])
+@pytest.mark.parametrize(
+    ("dtype", "rows", "least"), [(torch.float32, 8, 20_000), (torch.bfloat16, 40, 310_000)]
+)
+def test_tiles_kept_in_the_gradient_of_the_weight(
+    divergence: str, dtype: torch.dtype, rows: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tight budgets, and memory that the gradient does not need yet."""
+    x, h = (torch.randn(rows, d, dtype=dtype) for d in (64, 16))
+    w, w_t = (torch.randn(1500, d, dtype=dtype) / 4 for d in (64, 16))
+    y, made, choose = torch.randint(1500, (rows,)), [], driver.plan
+
+    def spy(work: Workload, budget: int) -> Plan:
+        made.append(choose(work, budget))
+        return made[-1]
+
+    monkeypatch.setattr(driver, "plan", spy)
+
+    def gradients(budget: int) -> tuple[Tensor, ...]:
+        leaves = (x.requires_grad_(), w.requires_grad_())
+        loss = bg.linear_hybrid_distillation(
+            x, w, bg.LinearTeacher(h, w_t), y, divergence=divergence, memory_budget=budget
+        )
+        return torch.autograd.grad(loss, leaves)
+
+    ample = gradients(1 << 30)
+    for budget in range(least, least + 150_000, 15_000):
+        for ours, ref in zip(gradients(budget), ample, strict=True):
+            error = (ours - ref).abs().max() / ref.abs().max()
+            assert error < 64 * torch.finfo(dtype).eps
+    assert max(p.lent for p in made) >= 2, made
+
+
 sizes = st.integers(1, 300)
 
 
@@ -98,7 +132,8 @@ def test_a_plan_fits_and_covers(
     work = Workload(
         rows=rows, columns=columns, compared=columns, hidden_s=hidden, hidden_t=hidden,
         logit_bytes=logit_bytes, tile_bytes=2, weight_bytes=4, row_bytes=100,
-        weight_sum_bytes=4 * columns * hidden * sums, grad_products=2, backward=backward,
+        weight_sum_bytes=4 * columns * hidden * sums, weight_grad_bytes=2 * hidden * sums,
+        grad_products=2, backward=backward,
     )  # fmt: skip
     try:
         p = plan(work, budget)
@@ -108,7 +143,10 @@ def test_a_plan_fits_and_covers(
         p = plan(work, least)
         budget = least
     assert p.bytes <= budget
-    assert 1 <= p.kept <= len(p.tiles())
+    assert p.lent < p.kept <= len(p.tiles())
+    for slot, i in enumerate(range(len(p.tiles()) - p.lent, len(p.tiles()))):
+        end = (slot + 1) * p.chunk * p.width * logit_bytes
+        assert p.chunk_count == 1 and end <= p.tiles()[i].start * work.weight_grad_bytes
     assert [i for c in p.chunks() for i in range(c.start, c.stop)] == list(range(rows))
     assert [i for c in p.tiles() for i in range(c.start, c.stop)] == list(range(columns))
     widths = [c.stop - c.start for c in p.tiles()]
@@ -299,7 +337,8 @@ def test_peak_memory_stays_in_the_budget(mebibytes: int) -> None:
 def test_plans_of_the_same_work_are_the_same() -> None:
     work = Workload(
         rows=1024, columns=151_936, compared=151_936, hidden_s=896, hidden_t=1536, logit_bytes=8,
-        tile_bytes=0, weight_bytes=8, row_bytes=2000, weight_sum_bytes=0, grad_products=2,
+        tile_bytes=0, weight_bytes=8, row_bytes=2000, weight_sum_bytes=0, weight_grad_bytes=1792,
+        grad_products=2,
     )  # fmt: skip
     first: Plan = plan(work, 1 << 30)
     assert first == plan(work, 1 << 30)
