@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bgkernels.training.commands.analyze import analyze
 from bgkernels.training.commands.demo import demo
 from bgkernels.training.commands.shared import typer
 from bgkernels.training.commands.study import study
@@ -14,5 +15,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, study):
+for command in (demo, study, analyze):
     app.command()(command)

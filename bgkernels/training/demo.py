@@ -77,7 +77,9 @@ def _examine(
     teacher_text = exam.speak(teacher, min(teacher.vocab, materials.student.vocab))
     return {
         method: StudentResult(
-            student.parameters, history, exam.measure(student, teacher, teacher_text)
+            student.parameters,
+            history,
+            exam.read(student, teacher, teacher_text).measures(exam.config.threshold),
         )
         for method, (student, history) in students.items()
     }

@@ -41,6 +41,7 @@ SECTIONS = {
     "Student's continuations": [
         Row("own_text_kl", "KL(teacher‖student)"),
         Row("exposure_bias", "excess of that KL"),
+        Row("excess_error", "the same, relative"),
         Row("own_text_teacher_nll", "teacher's surprise", lower_is_better=False),
     ],
 }
