@@ -17,8 +17,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
 from bgkernels.training.models import CausalLM
-
-IGNORED = -100
+from bgkernels.training.tokens import IGNORED
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Method:
     Args:
         title: for tables.
         routing: makes the policy; a curriculum's ``step`` is set to the progress, in thousandths.
-        divergence: makes the divergence of the soft label.
+        divergence: makes the divergence of the soft label; None: as configured for all.
         target: hard label: ``"data"``, the text's token, or the library's name of another rule.
         temperature: of the divergence: a number, a schedule, or None: as configured for all.
         written_by_student, written_by_teacher: share of the steps whose text is sampled from that
@@ -35,11 +35,15 @@ class Method:
 
     title: str
     routing: Callable[[], bg.routing.Policy] = bg.routing.soft
-    divergence: Callable[[], bg.divergences.Divergence] = bg.divergences.forward_kl
+    divergence: Callable[[], bg.divergences.Divergence] | None = None
     target: str = DATA
     temperature: float | Schedule | None = None
     written_by_student: float = 0.0
     written_by_teacher: float = 0.0
+
+    def divergence_or(self, default: str) -> bg.divergences.Divergence:
+        """The method's own divergence, or the one of this name."""
+        return self.divergence() if self.divergence else bg.divergences.get(default)
 
     def temperature_at(self, progress: float, default: float = 1.0) -> float:
         """The temperature of the divergence at some point of the run."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
+IGNORED = -100
+"""Label of a token that is read and not learnt."""
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase:
@@ -47,6 +49,30 @@ def token_stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Te
     return torch.tensor([token for ids in encoded for token in (*ids, *end)])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and what is to be learnt of them.
+
+    Args:
+        tokens: ``(batch, length + 1)``.
+        labels: ``(batch, length)`` the token after each, ``IGNORED`` where it is not learnt.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    @property
+    def items(self) -> int:
+        """Tokens that are learnt."""
+        return int((self.labels != IGNORED).sum())
+
+    @classmethod
+    def of(cls, tokens: Tensor, learnt: Tensor | None = None) -> Batch:
+        """All of the tokens, or those of the mask ``(batch, length + 1)``, are learnt."""
+        labels = tokens[:, 1:]
+        return cls(tokens, labels if learnt is None else labels.where(learnt[:, 1:], IGNORED))
+
+
 @dataclass
 class Batches:
     """Training batches, each a function of the seed and the step, so that a run can be resumed.
@@ -58,13 +84,14 @@ class Batches:
         sequence_length: tokens of a sequence; a window has one more, the last label.
         batch_size: windows of a batch.
         seed: of the order.
+        learnt: ``(tokens,)`` which of them are learnt; None: all.
 
     Raises:
         CorpusError: the stream is shorter than one batch.
 
     Example:
         >>> batches = Batches(torch.arange(100), sequence_length=4, batch_size=2, seed=0)
-        >>> batches[0].shape
+        >>> batches[0].tokens.shape
         torch.Size([2, 5])
     """
 
@@ -72,6 +99,7 @@ class Batches:
     sequence_length: int
     batch_size: int
     seed: int
+    learnt: Tensor | None = None
     _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,14 +116,17 @@ class Batches:
         """Windows of the stream, which do not overlap but for the label of the last token."""
         return (len(self.stream) - 1) // self.sequence_length
 
-    def __getitem__(self, step: int) -> Tensor:
-        """``(batch_size, sequence_length + 1)`` tokens of a step."""
-        epoch, index = divmod(step, self.windows // self.batch_size)
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of a number, counted over all epochs."""
+        epoch, index = divmod(number, self.windows // self.batch_size)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._order = (epoch, torch.randperm(self.windows, generator=generator))
         chosen = self._order[1][index * self.batch_size :][: self.batch_size]
-        return self.stream[_positions(chosen, self.sequence_length)]
+        positions = _positions(chosen, self.sequence_length)
+        return Batch.of(
+            self.stream[positions], None if self.learnt is None else self.learnt[positions]
+        )
 
 
 def held_out_windows(stream: Tensor, count: int, length: int) -> Tensor:

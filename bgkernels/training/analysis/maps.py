@@ -102,10 +102,7 @@ def read_passage(
     hard, soft = (torch.as_tensor(w).expand_as(stats.nll) for w in policy(stats))
     share = soft / (hard + soft).clamp_min(torch.finfo(stats.nll.dtype).tiny)
     ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
-    values = (x[0].tolist() for x in (ambiguity, share, stats.kl_ts))
+    ambiguous, soft_share, kl = (tuple(x[0].tolist()) for x in (ambiguity, share, stats.kl_ts))
+    costs = tuple(choice_risk(student, teacher, text, **risk).tolist()) if risk else ()
     tokens = tuple(str(tokenizer.decode([token])) for token in text[1:].tolist())
-    return TokenMap(
-        tokens,
-        *(tuple(x) for x in values),
-        risk=tuple(choice_risk(student, teacher, text, **risk).tolist()) if risk else (),
-    )
+    return TokenMap(tokens, ambiguous, soft_share, kl, costs)

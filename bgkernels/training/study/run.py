@@ -28,7 +28,7 @@ class StudyResult:
     Args:
         config: what was asked.
         measured: hidden units → method → measures of each student.
-        seconds: hidden units → method → training time of its students.
+        seconds: hidden units → method → processor time of its students' training.
         findings: every claim at every size.
         identity: the largest absolute difference between EB and the sum that it must equal, in
             nats a text, over all students.
