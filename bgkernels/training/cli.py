@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bgkernels.training.commands.analyze import analyze
-from bgkernels.training.commands.demo import demo
+from bgkernels.training.commands.demo import compare, demo, distill
 from bgkernels.training.commands.shared import typer
 from bgkernels.training.commands.study import study
+from bgkernels.training.commands.train import train
 
 app = typer.Typer(
     name="bgkernels",
@@ -15,5 +16,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, study, analyze):
+for command in (demo, distill, compare, train, study, analyze):
     app.command()(command)

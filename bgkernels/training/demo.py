@@ -46,7 +46,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         materials = prepare(config, corpus)
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
         make_objective(config, method, materials.student, None)
-    facts = _corpus_facts(corpus, materials)
+    facts = corpus_facts(corpus, materials)
     display.say(report.describe(facts))
     if materials.teacher is None:
         teacher, history = train_teacher(config, materials, display)
@@ -85,7 +85,8 @@ def _examine(
     }
 
 
-def _corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
+def corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
+    """Size and origin of a corpus."""
     return CorpusFacts(
         origin=str(corpus.origin),
         digest=corpus.digest,

@@ -182,7 +182,9 @@ def train_student(
 def ready(model: CausalLM, config: TrainConfig) -> Any:
     """The network, set up as the configuration says."""
     if config.gradient_checkpointing:
-        model.network.gradient_checkpointing_enable()
+        network = model.network  # the name changed in transformers 5
+        name = "activation_checkpointing_enable"
+        getattr(network, name, network.gradient_checkpointing_enable)()
     if config.compile:
         model.body.compile()
     return model.network

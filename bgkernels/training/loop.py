@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss
+from bgkernels.training.log import Log, peak_memory
 from bgkernels.training.tokens import Batch, Batches
 
 Curve = list[dict[str, float]]
@@ -134,6 +135,8 @@ class _Run:
         state = task.store.load()
         if state is not None:
             self._restore(state)
+        self.log = Log(task.store.folder / "log.jsonl")
+        self.log.rewind(self.step)
 
     def advance(self) -> None:
         """One step of the optimiser, then validation where it is due."""
@@ -148,12 +151,29 @@ class _Run:
                 curve.append({"step": self.step, **self.task.validate()})
         self.history.losses.append(loss)
         self.history.seconds += time.perf_counter() - started
+        self._note()
 
     def progress(self) -> Progress:
         """Where the run stands."""
         losses, curve = self.history.losses, self.history.curve
         speed = self.tokens / self.seconds if self.tokens else 0.0
         return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
+
+    def _note(self) -> None:
+        """A line in the log."""
+        now = self.progress()
+        fresh = now.validation if now.validation.get("step") == now.step else {}
+        self.log.write(
+            {
+                "step": now.step,
+                "loss": now.loss,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "tokens_per_second": now.tokens_per_second,
+                "seconds": self.history.seconds,
+                "peak_memory": peak_memory(),
+                **fresh,
+            }
+        )
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""

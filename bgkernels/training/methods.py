@@ -25,7 +25,7 @@ class Method:
 
     Args:
         title: for tables.
-        routing: makes the policy; a curriculum's ``step`` is set to the progress, in thousandths.
+        routing: makes the policy; a curriculum's ``step`` is set to the progress, in millionths.
         divergence: makes the divergence of the soft label; None: as configured for all.
         target: hard label: ``"data"``, the text's token, or the library's name of another rule.
         temperature: of the divergence: a number, a schedule, or None: as configured for all.
@@ -69,7 +69,7 @@ def _due(step: int, share: float) -> bool:
     return int((step + 1) * share) > int(step * share)
 
 
-CURRICULUM_SCALE = 1000
+CURRICULUM_SCALE = 1_000_000
 """Steps of a curriculum's schedule, whatever the length of the run."""
 
 

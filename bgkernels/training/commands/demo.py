@@ -1,138 +1,38 @@
-"""``bgkernels demo``."""
+"""``bgkernels demo``, ``compare`` and ``distill``: a teacher, and students by some methods."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from bgkernels.training import report
-from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
-from bgkernels.training.config import PRETRAINED_RATE, DemoConfig
+from bgkernels.training.commands import options as o
+from bgkernels.training.commands.shared import ConfigFile, Console, reported, typer
+from bgkernels.training.config import DemoConfig
 from bgkernels.training.demo import run_demo
+from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Terminal
-
-DEFAULTS = DemoConfig()
-TEXT, MODELS, TRAINING, LOSS = "Text", "Models", "Training", "Loss"
+from bgkernels.training.results import DemoResult
 
 
 def demo(
     config_file: ConfigFile = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for checkpoints, trained models, results.json and results.png.",
-            show_default="runs/demo",
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--fresh",
-            help="Go on from the checkpoints in --output, or discard the students' and distil "
-            "again. A teacher of the same configuration is kept either way.",
-        ),
-    ] = True,
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Seconds instead of minutes: shows the way, learns little."),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, batches and samples.")] = 0,
-    corpus: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of text files (*.txt, *.md, *.py and the like).",
-            show_default="the sources of Python's standard library",
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
-    sequence_length: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Tokens of a sequence.",
-            show_default=str(DEFAULTS.data.sequence_length),
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Sequences of a step.",
-            show_default=str(DEFAULTS.data.batch_size),
-            rich_help_panel=TEXT,
-        ),
-    ] = None,
-    teacher: Annotated[
-        str | None,
-        typer.Option(
-            help="Hugging Face model, by path or name, used as it is.",
-            show_default="a small Llama trained on the text",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(
-            help="Hugging Face model to distil into. Needs the teacher's tokenizer.",
-            show_default="a smaller Llama with random weights",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    teacher_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Steps of the teacher's training; without effect on a named --teacher.",
-            show_default=str(DEFAULTS.teacher_training.steps),
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Steps of each distillation.",
-            show_default=str(DEFAULTS.student_training.steps),
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Highest learning rate of the distillation.",
-            show_default=f"{DEFAULTS.student_training.learning_rate:g}, or "
-            f"{PRETRAINED_RATE:g} for a named --student",
-            rich_help_panel=TRAINING,
-        ),
-    ] = None,
-    divergence: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the soft label: a name in bg.divergences, such as forward_kl, reverse_kl, "
-            "jeffreys, generalized_jsd, total_variation.",
-            show_default="forward_kl",
-            rich_help_panel=LOSS,
-        ),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            help="Softens both distributions in the divergence.",
-            show_default="1.0",
-            rich_help_panel=LOSS,
-        ),
-    ] = None,
-    memory_budget: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="MiB of temporaries that the loss may use.",
-            show_default="the library's",
-            rich_help_panel=LOSS,
-        ),
-    ] = None,
+    output: o.Output = None,
+    resume: o.Resume = True,
+    quick: o.Quick = False,
+    seed: o.Seed = 0,
+    corpus: o.Corpus = None,
+    sequence_length: o.SequenceLength = None,
+    batch_size: o.BatchSize = None,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    teacher_steps: o.TeacherSteps = None,
+    steps: o.Steps = None,
+    learning_rate: o.LearningRate = None,
+    divergence: o.Divergence = None,
+    temperature: o.Temperature = None,
+    memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Train a small teacher, distil it three ways, and see what the routing does.
 
@@ -153,32 +53,100 @@ def demo(
 
     - `bgkernels demo --teacher runs/demo/models/teacher --output runs/other --divergence jeffreys`
     """
-    console = Console(stderr=True)
-    config = DemoConfig.quick() if quick else DemoConfig()
-    if student is not None and learning_rate is None:
-        learning_rate = PRETRAINED_RATE
-    config = replace(
-        config,
-        output=output or config.output,
-        data=changed(
-            config.data, corpus=corpus, sequence_length=sequence_length, batch_size=batch_size
-        ),
-        teacher=teacher,
-        student=student,
-        teacher_training=changed(config.teacher_training, steps=teacher_steps),
-        student_training=changed(config.student_training, steps=steps, learning_rate=learning_rate),
-        loss=changed(
-            config.loss,
-            divergence=divergence,
-            temperature=temperature,
-            memory_budget=memory_budget and memory_budget * 2**20,
-        ),
-        fresh=not resume,
-        seed=seed,
-    )
-    with reported(console):
-        result = run_demo(config, Terminal(console))
+    result = _run(quick, "runs/demo", locals())
     Console().print(report.table(result))
+
+
+def compare(
+    config_file: ConfigFile = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="Methods by name, separated by commas.", show_default="all of them"),
+    ] = ",".join(METHODS),
+    output: o.Output = None,
+    resume: o.Resume = True,
+    quick: o.Quick = False,
+    seed: o.Seed = 0,
+    corpus: o.Corpus = None,
+    sequence_length: o.SequenceLength = None,
+    batch_size: o.BatchSize = None,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    teacher_steps: o.TeacherSteps = None,
+    steps: o.Steps = None,
+    learning_rate: o.LearningRate = None,
+    divergence: o.Divergence = None,
+    temperature: o.Temperature = None,
+    memory_budget: o.MemoryBudget = None,
+) -> None:
+    """Distil one teacher by many methods, and put them into one table.
+
+    All students start from the same weights and see the same batches; they differ in the method
+    alone. Divergences have gradients of very different size, so a row is a method at the common
+    learning rate, not at its best one.
+
+    **Examples**
+
+    - `bgkernels compare --methods hard,soft,static,confidence,entropy`
+
+    - `bgkernels compare --output runs/all` (every method; interrupted, it goes on where it stopped)
+    """
+    result = _run(quick, "runs/compare", locals() | {"methods": tuple(methods.split(","))})
+    Console().print(report.comparison(result))
+
+
+def distill(
+    config_file: ConfigFile = None,
+    method: Annotated[
+        str, typer.Option(help=f"How: {', '.join(METHODS)}.", show_default="entropy")
+    ] = "entropy",
+    output: o.Output = None,
+    resume: o.Resume = True,
+    seed: o.Seed = 0,
+    corpus: o.Corpus = None,
+    sequence_length: o.SequenceLength = None,
+    batch_size: o.BatchSize = None,
+    teacher: o.Teacher = None,
+    student: o.Student = None,
+    teacher_steps: o.TeacherSteps = None,
+    steps: o.Steps = None,
+    learning_rate: o.LearningRate = None,
+    accumulate: o.Accumulate = None,
+    bf16: o.Bf16 = False,
+    gradient_checkpointing: o.GradientCheckpointing = False,
+    compile: o.Compile = False,
+    divergence: o.Divergence = None,
+    temperature: o.Temperature = None,
+    memory_budget: o.MemoryBudget = None,
+) -> None:
+    """Distil a teacher into a student by one method.
+
+    Any two Hugging Face causal language models of one tokenizer will do. The trained student is in
+    `models/` of the output folder, under the method's name, for `from_pretrained`.
+
+    **Examples**
+
+    - `bgkernels distill --teacher runs/demo/models/teacher --method confidence`
+
+    - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
+      --batch-size 2 --accumulate 16 --sequence-length 1024`
+    """
+    result = _run(False, "runs/distill", locals() | {"methods": (method,)})
+    Console().print(report.table(result))
+
+
+def _run(quick: bool, folder: str, given: dict[str, Any]) -> DemoResult:
+    """Run the demo as configured by the options of a command."""
+    console = Console(stderr=True)
+    base = DemoConfig.quick() if quick else DemoConfig()
+    if not quick:
+        base = replace(base, output=Path(folder))
+    config = o.configured(base, given)
+    with reported(console):
+        for method in config.methods:
+            find(method)
+        result = run_demo(config, Terminal(console))
     console.print(
         f"Written to {config.output}: results.json, results.png, models/", highlight=False
     )
+    return result
