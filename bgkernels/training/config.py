@@ -30,7 +30,8 @@ class DataConfig:
     """Text, tokens and batches.
 
     Args:
-        corpus: a folder of text; None: the sources of the interpreter's standard library.
+        corpus: a folder of text, or a data file of records; None: the sources of the interpreter's
+            standard library.
         vocab: size of the byte-level BPE that is trained where no model brings its own tokenizer.
         sequence_length: tokens of a training sequence.
         batch_size: sequences of a batch.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.training.errors import CorpusError, extra
+from bgkernels.training.records import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,11 +43,31 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase
     return wrapped
 
 
-def token_stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """``(tokens,)`` int64: all texts one after the other, each closed by the end-of-text token."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+def token_stream(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
+) -> tuple[Tensor, Tensor]:
+    """All documents packed one after the other, each closed by the end-of-text token.
+
+    Returns:
+        ``(tokens,)`` int64, and ``(tokens,)`` bool: which are learnt. Of a conversation, prompts
+        are not.
+    """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return torch.tensor([token for ids in encoded for token in (*ids, *end)])
+    texts = [x for x in documents if isinstance(x, str)]
+    encoded = iter(
+        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ()
+    )
+    tokens: list[int] = []
+    learnt: list[bool] = []
+    for document in documents:
+        if isinstance(document, str):
+            ids = next(encoded)
+            chosen = [True] * len(ids)
+        else:
+            ids, chosen = document.encode(tokenizer)
+        tokens += [*ids, *end]
+        learnt += [*chosen, *(chosen[-1:] or [True])[: len(end)]]
+    return torch.tensor(tokens), torch.tensor(learnt)
 
 
 @dataclass(frozen=True)

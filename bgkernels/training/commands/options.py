@@ -32,7 +32,8 @@ Seed = Annotated[int, typer.Option(min=0, help="Of weights, batches and samples.
 Corpus = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of text files (*.txt, *.md, *.py and the like).",
+        help="Folder of text files (*.txt, *.md, *.py and the like), or a data file (.jsonl, "
+        ".parquet) of texts, conversations, or prompts and completions.",
         show_default="the sources of Python's standard library",
         rich_help_panel=TEXT,
     ),
