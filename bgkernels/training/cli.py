@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bgkernels.training.commands.analyze import analyze
 from bgkernels.training.commands.demo import compare, demo, distill
+from bgkernels.training.commands.prune import prune
 from bgkernels.training.commands.shared import typer
 from bgkernels.training.commands.study import study
 from bgkernels.training.commands.train import train
@@ -16,5 +17,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, distill, compare, train, study, analyze):
+for command in (demo, distill, compare, train, prune, study, analyze):
     app.command()(command)
