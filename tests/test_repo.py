@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bgkernels"
 CORE = sorted(p for p in PACKAGE.glob("*.py"))
 BACKENDS = sorted((PACKAGE / "backends").glob("*.py"))
-TRAINING = sorted((PACKAGE / "training").glob("*.py"))
+TRAINING = sorted((PACKAGE / "training").rglob("*.py"))
 
 LAYERS = (
     {"spec", "registry", "oracle"},
@@ -129,7 +129,8 @@ def test_no_machine_paths() -> None:
 
 MODULES = [
     "bgkernels" if p.stem == "__init__" else ".".join(p.relative_to(ROOT).with_suffix("").parts)
-    for p in [*CORE, *BACKENDS]
+    for p in [*CORE, *BACKENDS, *TRAINING]
+    if p.stem != "__main__"
 ]
 
 

@@ -235,8 +235,8 @@ def test_failed_write_leaves_the_old_file(tmp_path):
 def test_nan_loss_stops_before_the_update(distilled, folder, monkeypatch):
     call, losses = distill.Objective.__call__, []
 
-    def poisoned(self, tokens):
-        loss = call(self, tokens)
+    def poisoned(self, *arguments):
+        loss = call(self, *arguments)
         losses.append(loss)
         return loss * float("nan") if len(losses) == 13 else loss
 

@@ -109,12 +109,12 @@ def test_standard_library_is_the_default():
 
 def test_batches_visit_every_window_once_an_epoch():
     batches = Batches(torch.arange(101), sequence_length=5, batch_size=4, seed=3)
-    epochs = [torch.cat([batches[s] for s in range(e, e + 5)]) for e in (0, 5)]
+    epochs = [torch.cat([batches[s].tokens for s in range(e, e + 5)]) for e in (0, 5)]
     for epoch in epochs:
         assert sorted(epoch[:, 0].tolist()) == list(range(0, 100, 5))
         assert torch.equal(epoch, epoch[:, :1] + torch.arange(6))
     assert not torch.equal(*epochs)
-    assert torch.equal(batches[2], Batches(torch.arange(101), 5, 4, seed=3)[2])
+    assert torch.equal(batches[2].tokens, Batches(torch.arange(101), 5, 4, seed=3)[2].tokens)
 
 
 def test_tokenizer_is_reproducible_and_lossless(corpus):

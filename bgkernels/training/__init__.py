@@ -10,7 +10,6 @@ training step), :mod:`~bgkernels.training.loop`, :mod:`~bgkernels.training.evalu
 
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import (
-    METHODS,
     DataConfig,
     DemoConfig,
     EvalConfig,
@@ -21,6 +20,7 @@ from bgkernels.training.config import (
 from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import TrainingError
 from bgkernels.training.loop import History, Progress, Task, train
+from bgkernels.training.methods import METHODS, Method
 from bgkernels.training.results import DemoResult
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "EvalConfig",
     "History",
     "LossConfig",
+    "Method",
     "ModelShape",
     "Progress",
     "Task",

@@ -6,9 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-METHODS = {"hard": "hard-only", "soft": "soft-only", "entropy": "entropy-routed"}
-"""The three students: the name of the routing policy, and the title in tables and figures."""
-
 PRETRAINED_RATE = 1e-4
 """Learning rate of a student that has learnt something already; random weights take far more."""
 
@@ -33,7 +30,8 @@ class DataConfig:
     """Text, tokens and batches.
 
     Args:
-        corpus: a folder of text; None: the sources of the interpreter's standard library.
+        corpus: a folder of text, or a data file of records; None: the sources of the interpreter's
+            standard library.
         vocab: size of the byte-level BPE that is trained where no model brings its own tokenizer.
         sequence_length: tokens of a training sequence.
         batch_size: sequences of a batch.
@@ -61,6 +59,10 @@ class TrainConfig:
         weight_decay: of matrices; gains and biases are not decayed.
         clip: largest norm of the gradient.
         validate_every, checkpoint_every: steps between two; both also happen at the end.
+        accumulate: batches of a step, under one normaliser.
+        bf16: run the bodies of the models in bfloat16 (autocast); weights stay as they are.
+        gradient_checkpointing: compute activations again in backward instead of keeping them.
+        compile: ``torch.compile`` the student's body.
     """
 
     steps: int
@@ -71,21 +73,27 @@ class TrainConfig:
     clip: float = 1.0
     validate_every: int = 50
     checkpoint_every: int = 200
+    accumulate: int = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the students share in their loss; the routing policy is what tells them apart.
+    """What the students share in their loss; the method is what tells them apart.
 
     Args:
-        divergence: a name in ``bg.divergences``.
-        temperature: of the divergence.
+        divergence: a name in ``bg.divergences``, for methods that do not bring their own.
+        temperature: of the divergence, likewise.
         memory_budget: bytes of temporaries of the loss; None: the library's default.
+        prompt: share of a sequence that is given where a model writes the rest of it.
     """
 
     divergence: str = "forward_kl"
     temperature: float = 1.0
     memory_budget: int | None = None
+    prompt: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The whole demo: a teacher, three students, and their comparison.
+    """The whole demo: a teacher, a student by each method, and their comparison.
 
     Args:
+        methods: names in :data:`~bgkernels.training.methods.METHODS`.
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
@@ -118,6 +127,7 @@ class DemoConfig:
     """
 
     output: Path = Path("runs/demo")
+    methods: tuple[str, ...] = ("hard", "soft", "entropy")
     data: DataConfig = DataConfig()
     teacher: str | None = None
     student: str | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bgkernels.training.config import DataConfig
 from bgkernels.training.errors import CorpusError
 from bgkernels.training.files import digest
+from bgkernels.training.records import RECORD_SUFFIXES, Document, read_records, texts_of
 
 SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"),
@@ -28,26 +29,26 @@ TEXT_SUFFIXES = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts, one a file, in the order of their paths.
+    """Texts, one a file in the order of their paths, or one a record.
 
     Args:
         train, held_out: the two parts.
-        origin: the folder they came from.
+        origin: the folder or file they came from.
     """
 
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
     origin: Path
 
     @property
     def characters(self) -> int:
         """Length of both parts together."""
-        return sum(map(len, self.train)) + sum(map(len, self.held_out))
+        return sum(map(len, texts_of((*self.train, *self.held_out))))
 
     @property
     def digest(self) -> str:
         """Identifies texts and split; part of the identity of every run on them."""
-        parts = (*self.train, "", *self.held_out)
+        parts = texts_of((*self.train, "", *self.held_out))
         return digest(text.encode("utf-8", "surrogatepass") for text in parts)
 
 
@@ -55,10 +56,11 @@ def load_corpus(config: DataConfig) -> Corpus:
     """Read the corpus and split it by file.
 
     A file is held out where a hash of its path relative to the folder says so, and so stays on its
-    side when others come or go. A corpus of one file is cut: its end is held out.
+    side when others come or go. A corpus of one file is cut: its end is held out. Records of a
+    data file (:mod:`bgkernels.training.records`) are split alike, by a hash of their text.
 
     Raises:
-        CorpusError: the folder does not exist or holds no text.
+        CorpusError: the folder does not exist or holds no text, or a data file cannot be read.
 
     Example:
         >>> corpus = load_corpus(DataConfig(max_bytes=100_000))
@@ -66,9 +68,14 @@ def load_corpus(config: DataConfig) -> Corpus:
         True
     """
     folder = config.corpus or Path(sysconfig.get_path("stdlib"))
+    if folder.is_file() and folder.suffix in RECORD_SUFFIXES:
+        return _split(_numbered(read_records(folder)), config.held_out, folder)
     suffixes = TEXT_SUFFIXES if config.corpus else {".py"}
     if not folder.is_dir():
-        raise CorpusError(f"--corpus must be a folder of text files; {folder} is not a folder")
+        raise CorpusError(
+            f"--corpus must be a folder of text files, or a data file "
+            f"({' '.join(RECORD_SUFFIXES)}); {folder} is not a folder"
+        )
     texts = dict(_read(folder, suffixes, config.max_bytes))
     if not texts:
         raise CorpusError(
@@ -77,14 +84,26 @@ def load_corpus(config: DataConfig) -> Corpus:
         )
     if len(texts) == 1:
         return _cut(next(iter(texts.values())), config.held_out, folder)
+    return _split(texts, config.held_out, folder)
+
+
+def _split(texts: Mapping[str, Document], held_out: float, origin: Path) -> Corpus:
+    """Hold out the share of the documents whose names rank lowest."""
     ranked = sorted(texts, key=_rank)
-    threshold = max(_rank(ranked[0]), config.held_out)  # at least one file is held out,
+    if len(ranked) < 2:
+        raise CorpusError(f"--corpus {origin} holds a single record; one more is to be held out")
+    threshold = max(_rank(ranked[0]), held_out)  # at least one is held out,
     threshold = min(threshold, _rank(ranked[-2]))  # and at least one is not
     return Corpus(
         train=tuple(text for path, text in texts.items() if _rank(path) > threshold),
         held_out=tuple(text for path, text in texts.items() if _rank(path) <= threshold),
-        origin=folder,
+        origin=origin,
     )
+
+
+def _numbered(documents: Sequence[Document]) -> dict[str, Document]:
+    """Documents by their texts; equal ones count once, or they would be on both sides."""
+    return dict(zip(texts_of(documents), documents, strict=True))
 
 
 def _read(folder: Path, suffixes: set[str], limit: int | None) -> Iterator[tuple[str, str]]:

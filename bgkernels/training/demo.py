@@ -1,11 +1,11 @@
-"""The demo: a teacher, three students by three losses, and what tells them apart."""
+"""The demo: a teacher, a student by each method, and what tells them apart."""
 
 from __future__ import annotations
 
 import time
 
 from bgkernels.training import figure, models, report
-from bgkernels.training.config import METHODS, DemoConfig
+from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
 from bgkernels.training.evaluate import score
@@ -44,15 +44,15 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
     with display.working("reading and encoding the corpus"):
         corpus = load_corpus(config.data)
         materials = prepare(config, corpus)
-    for method in METHODS:  # a wrong option is found now, not after the teacher is trained
+    for method in config.methods:  # a wrong option is found now, not after the teacher is trained
         make_objective(config, method, materials.student, None)
-    facts = _corpus_facts(corpus, materials)
+    facts = corpus_facts(corpus, materials)
     display.say(report.describe(facts))
     if materials.teacher is None:
         teacher, history = train_teacher(config, materials, display)
     else:
         teacher, history = materials.teacher, History()
-    students = {m: train_student(config, materials, m, teacher, display) for m in METHODS}
+    students = {m: train_student(config, materials, m, teacher, display) for m in config.methods}
     with display.working("scoring held-out files and the students' own text"):
         result = DemoResult(
             config=config,
@@ -77,13 +77,16 @@ def _examine(
     teacher_text = exam.speak(teacher, min(teacher.vocab, materials.student.vocab))
     return {
         method: StudentResult(
-            student.parameters, history, exam.measure(student, teacher, teacher_text)
+            student.parameters,
+            history,
+            exam.read(student, teacher, teacher_text).measures(exam.config.threshold),
         )
         for method, (student, history) in students.items()
     }
 
 
-def _corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
+def corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
+    """Size and origin of a corpus."""
     return CorpusFacts(
         origin=str(corpus.origin),
         digest=corpus.digest,

@@ -1,20 +1,24 @@
-"""The two kinds of run of a demo: one teacher, and a student by each method."""
+"""The loss of a training step by a method's name, and the two kinds of run of a demo."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.training.checkpoint import CheckpointStore
-from bgkernels.training.config import METHODS, DemoConfig
+from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
+from bgkernels.training.evaluate import continue_text
 from bgkernels.training.files import digest
 from bgkernels.training.loop import History, Task, train
 from bgkernels.training.materials import Materials
+from bgkernels.training.methods import DATA, Method, advance, find
 from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
+from bgkernels.training.tokens import IGNORED, Batch
 
 
 @dataclass(frozen=True)
@@ -23,47 +27,104 @@ class Objective:
 
     Args:
         student: the model that learns.
-        teacher: whom it imitates; None where only hard labels count.
-        loss: the loss module.
+        teacher: whom it imitates; None where only the text counts.
+        method: what tells this way to distil from others.
+        config: what all ways share.
+        steps: of the whole run, for schedules.
     """
 
     student: CausalLM
     teacher: CausalLM | None
-    loss: bg.LinearHybridDistillationLoss
+    method: Method
+    config: DemoConfig
+    steps: int
+    policy: bg.routing.Policy = field(init=False)
+    divergence: bg.divergences.Divergence = field(init=False)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Scalar loss of ``(batch, length + 1)`` tokens."""
-        inputs, target = tokens[:, :-1], tokens[:, 1:]
-        loss: Tensor = self.loss(
-            self.student.hidden(inputs),
-            self.student.head.weight,
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "policy", self.method.routing())
+            divergence = self.method.divergence_or(self.config.loss.divergence)
+            object.__setattr__(self, "divergence", divergence)
+            bg.LinearHybridDistillationLoss(**self._options(0))
+        except (TypeError, ValueError) as error:
+            raise OptionError(str(error)) from error
+
+    def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
+        """The batch, or where the method says so, its beginnings continued by a model.
+
+        Args:
+            batch: from the text.
+            number: of the batch; with the run's seed, the seed of what is sampled.
+            step: of the optimiser.
+        """
+        by_student = self.method.on_policy(step)
+        writer = self.student if by_student else self.teacher
+        if writer is None or not (by_student or self.method.taught(step)):
+            return batch
+        length = batch.tokens.shape[1]
+        given = max(1, int(self.config.loss.prompt * (length - 1)))
+        vocab = min(x.vocab for x in (self.student, self.teacher) if x)
+        seed = self.config.seed * 1_000_003 + number
+        tokens = continue_text(writer, batch.tokens[:, :given], length - given, vocab, seed)
+        labels = tokens[:, 1:].clone()
+        labels[:, : given - 1] = IGNORED
+        return Batch(tokens, labels)
+
+    def __call__(self, batch: Batch, step: int = 0, items: int | None = None) -> Tensor:
+        """Scalar loss.
+
+        Args:
+            batch: sequences and labels.
+            step: of the optimiser.
+            items: tokens learnt in the whole step, where it has several batches.
+        """
+        inputs, head = batch.tokens[:, :-1], self.student.head
+        advance(self.policy, step / self.steps)
+        hidden = self.student.hidden(inputs)
+        bias = None if head.bias is None else head.bias.to(hidden.dtype)
+        target = self.method.target
+        loss = bg.linear_hybrid_distillation(
+            hidden,
+            head.weight.to(hidden.dtype),  # another one under autocast
             self.teacher.as_teacher(inputs) if self.teacher else None,
-            target,
-            self.student.head.bias,
+            batch.labels if target == DATA else target,
+            linear_bias=bias,
+            num_items=items,
+            token_weight=None if target == DATA else (batch.labels != IGNORED).to(hidden.dtype),
+            **self._options(step),
         )
+        assert isinstance(loss, Tensor)
         return loss
+
+    def _options(self, step: int) -> dict[str, Any]:
+        loss = self.config.loss
+        return {
+            "routing": self.policy,
+            "divergence": self.divergence,
+            "temperature": self.method.temperature_at(step / self.steps, loss.temperature),
+            "memory_budget": loss.memory_budget,
+            "logit_scale": self.student.logit_scale,
+            "logit_softcap": self.student.logit_softcap,
+        }
 
 
 def make_objective(
     config: DemoConfig, method: str, student: CausalLM, teacher: CausalLM | None
 ) -> Objective:
-    """The loss of a method; with hard labels only, the teacher is not run.
+    """The loss of a method; where only the text counts, the teacher is not run.
 
     Raises:
-        OptionError: an option of the loss is unknown or out of range, by name.
+        OptionError: an option of the loss or the method is unknown or out of range, by name.
     """
-    try:
-        loss = bg.LinearHybridDistillationLoss(
-            routing=method,
-            divergence=config.loss.divergence,
-            temperature=config.loss.temperature,
-            memory_budget=config.loss.memory_budget,
-            logit_scale=student.logit_scale,
-            logit_softcap=student.logit_softcap,
-        )
-    except (TypeError, ValueError) as error:
-        raise OptionError(str(error)) from error
-    return Objective(student, None if method == "hard" else teacher, loss)
+    found = find(method)
+    objective = Objective(student, teacher, found, config, config.student_training.steps)
+    reads = objective.policy.uses_teacher or found.target != DATA or found.written_by_teacher
+    return (
+        objective
+        if reads
+        else Objective(student, None, found, config, config.student_training.steps)
+    )
 
 
 def train_teacher(
@@ -79,7 +140,7 @@ def train_teacher(
     name = "teacher-" + digest([repr(sorted(identity.items())).encode()])
     task = Task(
         name="teacher",
-        model=teacher.network,
+        model=ready(teacher, config.teacher_training),
         objective=make_objective(config, "hard", teacher, None),
         batches=materials.batches,
         validate=lambda: materials.exam.curve(teacher, None),
@@ -92,18 +153,23 @@ def train_teacher(
 
 
 def train_student(
-    config: DemoConfig, materials: Materials, method: str, teacher: CausalLM, display: Display
+    config: DemoConfig,
+    materials: Materials,
+    method: str,
+    teacher: CausalLM | None,
+    display: Display,
 ) -> tuple[CausalLM, History]:
-    """A copy of the initial student, distilled by one method."""
+    """A copy of the initial student, trained by one method."""
     student = materials.student.clone()
     identity = materials.identity | asdict(config.student_training) | asdict(config.loss)
-    identity |= {"method": method, "teacher": teacher.digest, "initial weights": student.digest}
+    identity |= {"method": method, "initial weights": student.digest}
+    identity |= {"teacher": teacher.digest if teacher else None}
     store = CheckpointStore(config.output / f"student-{method}", identity)
     if config.fresh:
         store.clear()
     task = Task(
-        name=METHODS[method],
-        model=student.network,
+        name=find(method).title,
+        model=ready(student, config.student_training),
         objective=make_objective(config, method, student, teacher),
         batches=materials.batches,
         validate=lambda: materials.exam.curve(student, teacher),
@@ -111,6 +177,17 @@ def train_student(
         store=store,
     )
     return student, _run(task, display)
+
+
+def ready(model: CausalLM, config: TrainConfig) -> Any:
+    """The network, set up as the configuration says."""
+    if config.gradient_checkpointing:
+        network = model.network  # the name changed in transformers 5
+        name = "activation_checkpointing_enable"
+        getattr(network, name, network.gradient_checkpointing_enable)()
+    if config.compile:
+        model.body.compile()
+    return model.network
 
 
 def _run(task: Task, display: Display) -> History:

@@ -8,8 +8,8 @@ texts can be compared on one footing: the file's own continuation, the student's
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
 from bgkernels.training.models import CausalLM
-
-IGNORED = -100
+from bgkernels.training.tokens import IGNORED
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,12 @@ class Estimate:
         """The difference of two means over the same prompts, whose common part cancels."""
         return Estimate(self.mean - other.mean, self.share, self.influence - other.influence)
 
+    def excess_over(self, other: Estimate) -> Estimate:
+        """The relative excess ``self / other - 1``, by the delta method."""
+        ratio = self.mean / other.mean if other.mean else math.nan
+        influence = (self.influence - ratio * other.influence) / (other.mean or math.nan)
+        return Estimate(ratio - 1, self.share, influence)
+
     def plain(self) -> dict[str, float | None]:
         """Values for JSON, where a mean over no token is null."""
         values = {"mean": self.mean, "error": self.error, "share": self.share}
@@ -70,6 +75,10 @@ class Tokens:
     ambiguity: Tensor
     valid: Tensor
 
+    def until(self, length: int) -> Tokens:
+        """Only the first ``length`` scored tokens of each sequence."""
+        return replace(self, valid=self.valid & (self.valid.cumsum(-1) <= length))
+
     def estimates(self, values: Tensor, threshold: float) -> dict[str, Estimate]:
         """Means over all tokens, bridges and gardens."""
         bridge = self.ambiguity < threshold
@@ -88,8 +97,11 @@ def _mean(values: Tensor, chosen: Tensor, total: int) -> Estimate:
     return Estimate(float(mean), float(count) / total, residual * correction)
 
 
-Measures = Mapping[str, Mapping[str, Estimate]]
-"""Name of a measure → part of the tokens → estimate."""
+Parts = Mapping[str, Estimate]
+"""Part of the tokens (``all``, ``bridge``, ``garden``) → estimate."""
+
+Measures = Mapping[str, Parts]
+"""Name of a measure → its parts."""
 
 
 @torch.no_grad()
@@ -181,30 +193,65 @@ class Examination:
         point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
         return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
 
-    def measure(self, student: CausalLM, teacher: CausalLM, teacher_text: Tensor) -> Measures:
-        """Every measure of a student.
+    def read(self, student: CausalLM, teacher: CausalLM, teacher_text: Tensor) -> Readings:
+        """Score the three texts that follow the prompts.
 
         Args:
             student, teacher: the pair.
             teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
+        """
+        own_text = self.speak(student, min(student.vocab, teacher.vocab))
+        texts = (self.windows, teacher_text, own_text)
+        return Readings(*(score(student, teacher, text, self.start) for text in texts))
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Scores of a pair on three continuations of the same prompts.
+
+    Args:
+        file: what the file says.
+        taught: what the teacher says.
+        own: what the student says.
+    """
+
+    file: Tokens
+    taught: Tokens
+    own: Tokens
+
+    def measures(self, threshold: float) -> Measures:
+        """Every measure of a student, by part of the tokens.
+
+        Args:
+            threshold: of ``H / log V``, between bridges and gardens.
 
         Returns:
             On the files: ``cross_entropy``, ``kl``. On the teacher's text: ``teacher_text_kl``. On
-            the student's own: ``own_text_kl``, ``own_text_teacher_nll``; and ``exposure_bias``, by
-            how much the divergence on its own text exceeds that on the teacher's.
+            the student's own: ``own_text_kl``, ``own_text_teacher_nll``; ``exposure_bias``, by how
+            much the divergence on its own text exceeds that on the teacher's; and
+            ``excess_error``, the same as a share of it: ExAccErr (Arora et al. 2022) over the
+            whole continuation.
         """
-        own_text = self.speak(student, min(student.vocab, teacher.vocab))
-        file, taught, own = (
-            score(student, teacher, text, self.start)
-            for text in (self.windows, teacher_text, own_text)
-        )
-        limit = self.config.threshold
-        own_kl, taught_kl = own.estimates(own.kl, limit), taught.estimates(taught.kl, limit)
+        file, taught, own = self.file, self.taught, self.own
+        own_kl = own.estimates(own.kl, threshold)
+        taught_kl = taught.estimates(taught.kl, threshold)
         return {
-            "cross_entropy": file.estimates(file.nll, limit),
-            "kl": file.estimates(file.kl, limit),
+            "cross_entropy": file.estimates(file.nll, threshold),
+            "kl": file.estimates(file.kl, threshold),
             "teacher_text_kl": taught_kl,
             "own_text_kl": own_kl,
-            "own_text_teacher_nll": own.estimates(own.teacher_nll, limit),
+            "own_text_teacher_nll": own.estimates(own.teacher_nll, threshold),
             "exposure_bias": {part: own_kl[part] - taught_kl[part] for part in own_kl},
+            "excess_error": {part: own_kl[part].excess_over(taught_kl[part]) for part in own_kl},
         }
+
+    def until(self, length: int) -> Readings:
+        """Only the first ``length`` tokens of each continuation."""
+        return Readings(*(x.until(length) for x in (self.file, self.taught, self.own)))
+
+    def accumulation(self, lengths: Sequence[int], threshold: float) -> dict[int, Parts]:
+        """ExAccErr up to each length.
+
+        The curve is flat where errors do not feed on errors, and rises where they do.
+        """
+        return {n: self.until(n).measures(threshold)["excess_error"] for n in lengths}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bgkernels.training.config import METHODS
 from bgkernels.training.errors import extra
 from bgkernels.training.files import write_atomically
+from bgkernels.training.methods import METHODS
 from bgkernels.training.passage import paint
 from bgkernels.training.results import DemoResult
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = {"hard": "#d55e00", "soft": "#0072b2", "entropy": "#009e73"}
-"""One a method; apart for every kind of colour vision."""
+"""Of the demo's methods; apart for every kind of colour vision."""
 
 STYLE: Any = {
     "axes.spines.top": False,
@@ -65,7 +65,16 @@ def _title(result: DemoResult) -> str:
     """Who learnt from whom."""
     student = next(iter(result.students.values()))
     sizes = (f"{x / 1e6:.2f} M" for x in (result.teacher.parameters, student.parameters))
-    return "A teacher of {} parameters, and three students of {}".format(*sizes)
+    teacher, small = sizes
+    return f"A teacher of {teacher} parameters, and {len(result.students)} students of {small}"
+
+
+def _color(method: str) -> Any:
+    """The method's colour, or one by its place in the list of all."""
+    from matplotlib import colormaps
+
+    others = colormaps["tab20"](range(20))
+    return COLORS.get(method, tuple(others[list(METHODS).index(method) % 20]))
 
 
 def _curves(axes: Axes, result: DemoResult, name: str) -> None:
@@ -74,7 +83,7 @@ def _curves(axes: Axes, result: DemoResult, name: str) -> None:
     for method, student in result.students.items():
         curve = student.history.curve
         steps, values = [p["step"] for p in curve], [p[name] for p in curve]
-        axes.plot(steps, values, ".-", color=COLORS[method], label=METHODS[method], lw=1.8)
+        axes.plot(steps, values, ".-", color=_color(method), label=METHODS[method].title, lw=1.8)
         tops.append(values[len(values) // 5])
     axes.set_ylim(0 if name == "kl" else None, max(tops))
     axes.set_xlabel("step")
@@ -92,11 +101,11 @@ def _bars(axes: Axes, result: DemoResult, measures: dict[str, str]) -> None:
     for i, (method, student) in enumerate(result.students.items()):
         estimates = [student.measures[name][where] for _, name, where in groups]
         axes.bar(
-            [x + (i - 1) * width for x in range(len(groups))],
+            [x + (i - (len(result.students) - 1) / 2) * width for x in range(len(groups))],
             [e.mean for e in estimates],
             width * 0.92,
             yerr=[e.error for e in estimates],
-            color=COLORS[method],
+            color=_color(method),
             error_kw={"elinewidth": 1, "ecolor": "#333333"},
         )
     axes.set_xticks(range(len(groups)), [label for label, *_ in groups])

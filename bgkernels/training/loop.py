@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss
-from bgkernels.training.tokens import Batches
+from bgkernels.training.log import Log, peak_memory
+from bgkernels.training.tokens import Batch, Batches
 
 Curve = list[dict[str, float]]
 
@@ -41,6 +43,16 @@ class Progress:
     validation: dict[str, float]
 
 
+class Objective(Protocol):
+    """What is minimised; see :class:`bgkernels.training.distill.Objective`."""
+
+    def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
+        """The batch that is learnt from in place of this one, often itself."""
+
+    def __call__(self, batch: Batch, step: int, items: int) -> Tensor:
+        """Scalar loss, a sum over the batch divided by ``items``."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is trained, on what, and how; the loop decides nothing.
@@ -48,7 +60,7 @@ class Task:
     Args:
         name: for messages.
         model: its parameters are trained in place.
-        objective: ``(batch, length + 1)`` tokens to a scalar loss.
+        objective: a batch to a scalar loss.
         batches: tokens of each step.
         validate: measures of the model as it is; called without gradients.
         config: steps, rates, intervals.
@@ -57,7 +69,7 @@ class Task:
 
     name: str
     model: nn.Module
-    objective: Callable[[Tensor], Tensor]
+    objective: Objective
     batches: Batches
     validate: Callable[[], dict[str, float]]
     config: TrainConfig
@@ -123,14 +135,14 @@ class _Run:
         state = task.store.load()
         if state is not None:
             self._restore(state)
+        self.log = Log(task.store.folder / "log.jsonl")
+        self.log.rewind(self.step)
 
     def advance(self) -> None:
         """One step of the optimiser, then validation where it is due."""
         started = time.perf_counter()
-        batch = self.task.batches[self.step]
-        loss = self._optimise(batch)
+        loss = self._optimise(self._batches())
         self.step += 1
-        self.tokens += batch.shape[0] * (batch.shape[1] - 1)
         self.seconds += time.perf_counter() - started
         config, curve = self.task.config, self.history.curve
         if self.step % config.validate_every == 0 or self.step == config.steps:
@@ -139,12 +151,29 @@ class _Run:
                 curve.append({"step": self.step, **self.task.validate()})
         self.history.losses.append(loss)
         self.history.seconds += time.perf_counter() - started
+        self._note()
 
     def progress(self) -> Progress:
         """Where the run stands."""
         losses, curve = self.history.losses, self.history.curve
         speed = self.tokens / self.seconds if self.tokens else 0.0
         return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
+
+    def _note(self) -> None:
+        """A line in the log."""
+        now = self.progress()
+        fresh = now.validation if now.validation.get("step") == now.step else {}
+        self.log.write(
+            {
+                "step": now.step,
+                "loss": now.loss,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "tokens_per_second": now.tokens_per_second,
+                "seconds": self.history.seconds,
+                "peak_memory": peak_memory(),
+                **fresh,
+            }
+        )
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""
@@ -164,14 +193,25 @@ class _Run:
         self.step = state["step"]
         self.history = History(**state["history"])
 
-    def _optimise(self, batch: Tensor) -> float:
+    def _batches(self) -> list[Batch]:
+        """The batches of this step, written by a model where the method wants it."""
+        task, count = self.task, self.task.config.accumulate
+        task.model.eval()
+        numbers = range(self.step * count, (self.step + 1) * count)
+        batches = [task.objective.rewrite(task.batches[n], n, self.step) for n in numbers]
+        self.tokens += sum(batch.labels.numel() for batch in batches)
+        return batches
+
+    def _optimise(self, batches: list[Batch]) -> float:
         """Gradient, clipping and update; nothing is updated where one of them is not finite."""
-        config = self.task.config
+        config, items, value = self.task.config, sum(batch.items for batch in batches), 0.0
         self.task.model.train()
-        loss = self.task.objective(batch)
-        loss.backward()
+        for batch in batches:
+            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=config.bf16):
+                loss = self.task.objective(batch, self.step, max(1, items))
+            loss.backward()
+            value += loss.item()
         norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
-        value = loss.item()
         if not math.isfinite(value) or not torch.isfinite(norm):
             raise NonFiniteLoss(self._not_finite(value, float(norm)))
         for group in self.optimizer.param_groups:

@@ -15,6 +15,7 @@ from bgkernels.training.models import (
     load_pretrained,
     small_llama,
 )
+from bgkernels.training.records import texts_of
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
 
 if TYPE_CHECKING:
@@ -52,22 +53,23 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         ModelError: a named model cannot be used, or the two do not share a tokenizer.
     """
     data = config.data
-    teacher, student, tokenizer = _named_models(config, corpus.train[0])
+    teacher, student, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
-        tokenizer = train_tokenizer(corpus.train, data.vocab)
+        tokenizer = train_tokenizer(texts_of(corpus.train), data.vocab)
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
         student = small_llama(config.student_shape, vocab, length, config.seed + 1)
-    train, held_out = (token_stream(tokenizer, part) for part in (corpus.train, corpus.held_out))
+    train, learnt = token_stream(tokenizer, corpus.train)
+    held_out, _ = token_stream(tokenizer, corpus.held_out)
     windows = held_out_windows(held_out, config.evaluation.windows, data.sequence_length)
     return Materials(
         tokenizer,
-        Batches(train, data.sequence_length, data.batch_size, config.seed),
+        Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
         Examination(windows, config.evaluation, config.seed),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
-            "tokens": digest([train.numpy().tobytes()]),
+            "tokens": digest([train.numpy().tobytes(), learnt.numpy().tobytes()]),
             "sequence length": data.sequence_length,
             "batch size": data.batch_size,
             "seed": config.seed,

@@ -77,11 +77,10 @@ class CausalLM:
     @torch.no_grad()
     def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:
         """This model as the teacher of ``(batch, length)`` tokens."""
-        head = self.head
-        bias = None if head.bias is None else head.bias.detach()
-        return bg.LinearTeacher(
-            self.hidden(tokens), head.weight.detach(), bias, self.logit_scale, self.logit_softcap
-        )
+        hidden, head = self.hidden(tokens), self.head
+        bias = None if head.bias is None else head.bias.detach().to(hidden.dtype)
+        weight = head.weight.detach().to(hidden.dtype)  # another one under autocast
+        return bg.LinearTeacher(hidden, weight, bias, self.logit_scale, self.logit_softcap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Real logits of a few hidden states: one position a sequence, to sample from."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +27,31 @@ def paint(axes: Axes, passage: Passage, threshold: float) -> None:
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import TwoSlopeNorm
+
+    scale = ScalarMappable(TwoSlopeNorm(threshold, 0, 1), pale("PRGn"))
+    write_tokens(axes, passage.tokens, scale.to_rgba(np.array(passage.ambiguity)))
+    axes.set_title(
+        "A held-out passage: where the teacher sees bridges (purple) and gardens (green)"
+    )
+    figure = axes.get_figure()
+    assert figure is not None
+    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=60, shrink=0.6, pad=0.02)
+    bar.set_label("teacher's entropy / log V")
+    bar.set_ticks([0, threshold, 1], labels=["0", f"{threshold:g}", "1"])
+
+
+def write_tokens(axes: Axes, tokens: Sequence[str], colors: Any) -> None:
+    """Write tokens on a grid of characters, each on its colour.
+
+    Args:
+        axes: where to write.
+        tokens: as text.
+        colors: one a token.
+    """
     from matplotlib.patches import Rectangle
 
-    scale = ScalarMappable(TwoSlopeNorm(threshold, 0, 1), _pale("PRGn"))
     line = column = 0
-    colors = scale.to_rgba(np.array(passage.ambiguity))
-    for token, color in zip(passage.tokens, colors, strict=True):
+    for token, color in zip(tokens, colors, strict=True):
         for character in token.expandtabs(4):
             if column == COLUMNS:
                 line, column = line + 1, 0
@@ -49,17 +69,9 @@ def paint(axes: Axes, passage: Passage, threshold: float) -> None:
     axes.set(xlim=(0, COLUMNS), ylim=(LINES, 0), xticks=[], yticks=[])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    axes.set_title(
-        "A held-out passage: where the teacher sees bridges (purple) and gardens (green)"
-    )
-    figure = axes.get_figure()
-    assert figure is not None
-    bar = figure.colorbar(scale, ax=axes, location="bottom", aspect=60, shrink=0.6, pad=0.02)
-    bar.set_label("teacher's entropy / log V")
-    bar.set_ticks([0, threshold, 1], labels=["0", f"{threshold:g}", "1"])
 
 
-def _pale(name: str) -> Colormap:
+def pale(name: str) -> Colormap:
     """A colour map on which black text can be read everywhere."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap

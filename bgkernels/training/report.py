@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bgkernels.training.config import METHODS
 from bgkernels.training.errors import extra
 from bgkernels.training.evaluate import Estimate
+from bgkernels.training.methods import METHODS
 from bgkernels.training.results import CorpusFacts, DemoResult
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ SECTIONS = {
     "Student's continuations": [
         Row("own_text_kl", "KL(teacher‖student)"),
         Row("exposure_bias", "excess of that KL"),
+        Row("excess_error", "the same, relative"),
         Row("own_text_teacher_nll", "teacher's surprise", lower_is_better=False),
     ],
 }
@@ -65,13 +66,13 @@ def table(result: DemoResult) -> Table:
         from rich.table import Table
     students = result.students.values()
     grid = Table(
-        title="Three students of one teacher, in nats per token",
+        title="Students of one teacher, in nats per token",
         caption=caption(result),
         caption_justify="left",
     )
     grid.add_column("")
     for method in result.students:
-        grid.add_column(METHODS[method], justify="right")
+        grid.add_column(METHODS[method].title, justify="right")
     for section, rows in SECTIONS.items():
         shares = [student.measures[rows[0].name]["bridge"].share for student in students]
         grid.add_row(f"[bold cyan]{section}[/]")
@@ -86,6 +87,39 @@ def table(result: DemoResult) -> Table:
         grid.add_row("  bridges : gardens", *(f"{x:.1%} : {1 - x:.1%}" for x in shares))
         grid.add_section()
     grid.add_row("Training time", *(f"{student.history.seconds:.0f} s" for student in students))
+    return grid
+
+
+COMPARED = (
+    ("cross_entropy", "all", "cross-entropy"),
+    ("kl", "all", "KL"),
+    ("kl", "bridge", "KL, bridges"),
+    ("kl", "garden", "KL, gardens"),
+    ("own_text_kl", "all", "KL, own text"),
+    ("exposure_bias", "all", "exposure bias"),
+)
+"""Measure, part and title of the columns of :func:`comparison`."""
+
+
+def comparison(result: DemoResult) -> Table:
+    """A row for each method: the table of ``bgkernels compare``. The lowest of a column is bold."""
+    with extra():
+        from rich.table import Table
+    grid = Table(
+        title="Students of one teacher by method, in nats per token",
+        caption=caption(result),
+        caption_justify="left",
+    )
+    for title in ("method", *(title for *_, title in COMPARED), "time"):
+        grid.add_column(title, justify="left" if title == "method" else "right")
+    found = {
+        m: [s.measures[n][part] for n, part, _ in COMPARED] for m, s in result.students.items()
+    }
+    best = [min(x.mean for x in column) for column in zip(*found.values(), strict=True)]
+    for method, row in found.items():
+        cells = [_mark(_figure(x), x.mean == low) for x, low in zip(row, best, strict=True)]
+        seconds = result.students[method].history.seconds
+        grid.add_row(METHODS[method].title, *cells, f"{seconds:.0f} s")
     return grid
 
 

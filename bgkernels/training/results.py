@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bgkernels.training.config import METHODS, DemoConfig, plain
+from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.evaluate import Measures
 from bgkernels.training.loop import History
+from bgkernels.training.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class DemoResult:
             "bridge_share": self.bridge_share,
             "students": {
                 method: {
-                    "title": METHODS[method],
+                    "title": METHODS[method].title,
                     "parameters": student.parameters,
                     "history": asdict(student.history),
                     "measures": {

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from bgkernels.training.errors import CorpusError, extra
+from bgkernels.training.records import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 END_OF_TEXT = "<|endoftext|>"
+IGNORED = -100
+"""Label of a token that is read and not learnt."""
 
 
 def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase:
@@ -40,11 +43,55 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase
     return wrapped
 
 
-def token_stream(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    """``(tokens,)`` int64: all texts one after the other, each closed by the end-of-text token."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+def token_stream(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
+) -> tuple[Tensor, Tensor]:
+    """All documents packed one after the other, each closed by the end-of-text token.
+
+    Returns:
+        ``(tokens,)`` int64, and ``(tokens,)`` bool: which are learnt. Of a conversation, prompts
+        are not.
+    """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    return torch.tensor([token for ids in encoded for token in (*ids, *end)])
+    texts = [x for x in documents if isinstance(x, str)]
+    encoded = iter(
+        tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else ()
+    )
+    tokens: list[int] = []
+    learnt: list[bool] = []
+    for document in documents:
+        if isinstance(document, str):
+            ids = next(encoded)
+            chosen = [True] * len(ids)
+        else:
+            ids, chosen = document.encode(tokenizer)
+        tokens += [*ids, *end]
+        learnt += [*chosen, *(chosen[-1:] or [True])[: len(end)]]
+    return torch.tensor(tokens), torch.tensor(learnt)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences and what is to be learnt of them.
+
+    Args:
+        tokens: ``(batch, length + 1)``.
+        labels: ``(batch, length)`` the token after each, ``IGNORED`` where it is not learnt.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    @property
+    def items(self) -> int:
+        """Tokens that are learnt."""
+        return int((self.labels != IGNORED).sum())
+
+    @classmethod
+    def of(cls, tokens: Tensor, learnt: Tensor | None = None) -> Batch:
+        """All of the tokens, or those of the mask ``(batch, length + 1)``, are learnt."""
+        labels = tokens[:, 1:]
+        return cls(tokens, labels if learnt is None else labels.where(learnt[:, 1:], IGNORED))
 
 
 @dataclass
@@ -58,13 +105,14 @@ class Batches:
         sequence_length: tokens of a sequence; a window has one more, the last label.
         batch_size: windows of a batch.
         seed: of the order.
+        learnt: ``(tokens,)`` which of them are learnt; None: all.
 
     Raises:
         CorpusError: the stream is shorter than one batch.
 
     Example:
         >>> batches = Batches(torch.arange(100), sequence_length=4, batch_size=2, seed=0)
-        >>> batches[0].shape
+        >>> batches[0].tokens.shape
         torch.Size([2, 5])
     """
 
@@ -72,6 +120,7 @@ class Batches:
     sequence_length: int
     batch_size: int
     seed: int
+    learnt: Tensor | None = None
     _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,14 +137,17 @@ class Batches:
         """Windows of the stream, which do not overlap but for the label of the last token."""
         return (len(self.stream) - 1) // self.sequence_length
 
-    def __getitem__(self, step: int) -> Tensor:
-        """``(batch_size, sequence_length + 1)`` tokens of a step."""
-        epoch, index = divmod(step, self.windows // self.batch_size)
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of a number, counted over all epochs."""
+        epoch, index = divmod(number, self.windows // self.batch_size)
         if self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._order = (epoch, torch.randperm(self.windows, generator=generator))
         chosen = self._order[1][index * self.batch_size :][: self.batch_size]
-        return self.stream[_positions(chosen, self.sequence_length)]
+        positions = _positions(chosen, self.sequence_length)
+        return Batch.of(
+            self.stream[positions], None if self.learnt is None else self.learnt[positions]
+        )
 
 
 def held_out_windows(stream: Tensor, count: int, length: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""The picture of an analysis: how errors accumulate, and the maps of one passage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bgkernels.training.analysis.maps import LAYERS
+from bgkernels.training.analysis.run import Analysis
+from bgkernels.training.errors import extra
+from bgkernels.training.figure import STYLE
+from bgkernels.training.files import write_atomically
+from bgkernels.training.passage import pale, write_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {"all": "#333333", "bridge": "#762a83", "garden": "#1b7837"}
+
+
+def draw(analysis: Analysis, path: Path) -> None:
+    """Write the picture as a PNG; needs no display."""
+    with extra():
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+    passage = analysis.passages[0]
+    layers = passage.layers()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.4 + 3.2 * len(layers)), layout="constrained")
+        FigureCanvasAgg(figure)
+        top, *rest = figure.subplots(1 + len(layers), 1)
+        _accumulation(top, analysis)
+        for axes, (name, values) in zip(rest, layers.items(), strict=True):
+            largest = max(map(abs, values), default=0.0) or 1.0
+            norm = Normalize(-largest if LAYERS[name].diverging else 0, largest)
+            scale = ScalarMappable(norm, pale("PRGn"))
+            write_tokens(axes, passage.tokens, scale.to_rgba(np.array(values)))
+            axes.set_title(f"{LAYERS[name].title}: {LAYERS[name].text}")
+            figure.colorbar(scale, ax=axes, location="right", aspect=18, pad=0.01)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+
+
+def _accumulation(axes: Axes, analysis: Analysis) -> None:
+    """ExAccErr against the length of the continuation, with standard errors."""
+    for part, colour in COLOURS.items():
+        points = [(n, parts[part]) for n, parts in analysis.accumulation.items()]
+        axes.errorbar(
+            [n for n, _ in points],
+            [100 * x.mean for _, x in points],
+            yerr=[100 * x.error for _, x in points],
+            fmt="o-",
+            color=colour,
+            label=part if part == "all" else f"{part}s",
+            ms=4,
+            elinewidth=0.8,
+        )
+    axes.axhline(0, color="#333333", lw=0.8)
+    axes.set(xlabel="tokens of the continuation", ylabel="ExAccErr, %")
+    axes.set_title("Errors that feed on errors: excess KL on the student's own text")
+    axes.legend()

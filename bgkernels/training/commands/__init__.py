@@ -1,0 +1,1 @@
+"""The commands of ``bgkernels``, one a module; :mod:`bgkernels.training.cli` registers them."""

@@ -1,0 +1,94 @@
+"""``bgkernels analyze``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from bgkernels.training.analysis import AnalysisConfig, figure, page, report, run_analysis
+from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
+from bgkernels.training.config import DemoConfig
+from bgkernels.training.files import write_atomically, write_json
+from bgkernels.training.progress import Terminal
+
+TEXT, MAPS = "Text", "Maps"
+DEFAULTS = DemoConfig()
+
+
+def analyze(
+    teacher: Annotated[str, typer.Option(help="Hugging Face model, by path or name.")],
+    student: Annotated[str, typer.Option(help="The same, of the same tokenizer.")],
+    config_file: ConfigFile = None,
+    output: Annotated[
+        Path, typer.Option(help="Folder of analysis.json, analysis.html and analysis.png.")
+    ] = Path("runs/analysis"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the sampled texts.")] = 0,
+    corpus: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of text files, of which some are held out.",
+            show_default="the sources of Python's standard library",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int, typer.Option(min=8, help="Tokens of a held-out window.", rich_help_panel=TEXT)
+    ] = DEFAULTS.data.sequence_length,
+    windows: Annotated[
+        int, typer.Option(min=2, help="Held-out windows to score.", rich_help_panel=TEXT)
+    ] = DEFAULTS.evaluation.windows,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Entropy / log V between bridges and gardens.", rich_help_panel=TEXT
+        ),
+    ] = DEFAULTS.evaluation.threshold,
+    routing: Annotated[
+        str,
+        typer.Option(help="Policy whose soft weight is mapped, by name.", rich_help_panel=MAPS),
+    ] = "entropy",
+    passages: Annotated[int, typer.Option(min=1, help="Windows to map.", rich_help_panel=MAPS)] = 2,
+    rollouts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Draws a token for its risk; 0: no map of risk.", rich_help_panel=MAPS
+        ),
+    ] = 4,
+    horizon: Annotated[
+        int, typer.Option(min=1, help="Tokens over which a risk is felt.", rich_help_panel=MAPS)
+    ] = 8,
+) -> None:
+    """See where a student errs, whether its errors feed on errors, and what each token risks.
+
+    Held-out text, continuations by the teacher and continuations by the student are scored by both
+    models. **Exposure bias** is how much further apart they are on the student's text; **ExAccErr**
+    is the same as a share, and its growth with length shows errors that feed on errors.
+
+    A page and a picture then show passages token by token: the teacher's entropy (bridges and
+    gardens), the weight that a routing policy gives to the soft label, the divergence, and the
+    *risk*, an estimate of what the student's choice of that token costs in the next few.
+
+    **Example**, after `bgkernels demo`
+
+    - `bgkernels analyze --teacher runs/demo/models/teacher --student runs/demo/models/soft`
+    """
+    console = Console(stderr=True)
+    pair = replace(
+        DEFAULTS,
+        teacher=teacher,
+        student=student,
+        data=changed(DEFAULTS.data, corpus=corpus, sequence_length=sequence_length),
+        evaluation=replace(DEFAULTS.evaluation, windows=windows, threshold=threshold),
+        seed=seed,
+    )
+    with reported(console):
+        analysis = run_analysis(
+            AnalysisConfig(pair, routing, passages, horizon, rollouts), Terminal(console)
+        )
+        write_json(output / "analysis.json", analysis.plain())
+        html = page.render(analysis.passages, f"{student} against {teacher}")
+        write_atomically(output / "analysis.html", lambda file: file.write(html.encode()))
+        figure.draw(analysis, output / "analysis.png")
+    Console().print(report.table(analysis))
+    console.print(f"Written to {output}: analysis.json, .html and .png", highlight=False)

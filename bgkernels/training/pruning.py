@@ -1,0 +1,244 @@
+"""Structured pruning: a smaller model of the teacher's kind, made of its most useful parts.
+
+Parts are scored by what they do on data, without gradients:
+
+* a layer by its *block influence*, ``1 - cos(input, output)`` of the residual stream (Men et al.
+  2024, ShortGPT);
+* a head and a neuron of the feed-forward net by the mean size of what it adds to the stream: the
+  norm of its activations times that of its columns of the output projection (in the manner of
+  Wanda, Sun et al. 2024, and Minitron, Muralidharan et al. 2024).
+
+Query heads that share a key-value head are kept or dropped together. The result is a plain
+``transformers`` model of the same class, to be distilled into: the way of Llama 3.2.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bgkernels.training.errors import ModelError, OptionError
+from bgkernels.training.models import CausalLM, read_head
+
+ATTENTION_IN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION_OUT = "self_attn.o_proj"
+WIDE = ("mlp.gate_proj", "mlp.up_proj")
+NARROW = "mlp.down_proj"
+NEEDED = (*ATTENTION_IN, ATTENTION_OUT, *WIDE, NARROW)
+"""The projections of a block; gated feed-forward nets and separate queries, keys and values."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much is left.
+
+    Args:
+        layers: blocks.
+        heads: key-value heads of a block; each keeps its query heads.
+        width: neurons of a block's feed-forward net.
+    """
+
+    layers: int
+    heads: int
+    width: int
+
+    @classmethod
+    def of(cls, model: CausalLM) -> Shape:
+        """The shape of a model."""
+        config = model.network.config.get_text_config()
+        return cls(config.num_hidden_layers, config.num_key_value_heads, config.intermediate_size)
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of the parts of a model, larger for what matters more.
+
+    Args:
+        layers: ``(layers,)``.
+        heads: ``(layers, key-value heads)``.
+        neurons: ``(layers, width)``.
+    """
+
+    layers: Tensor
+    heads: Tensor
+    neurons: Tensor
+
+
+def _blocks(model: CausalLM) -> list[Any]:
+    """The model's blocks.
+
+    Raises:
+        ModelError: they are not made of the projections that are pruned here.
+    """
+    blocks = list(getattr(model.body, "layers", []))
+    for block in blocks[:1]:
+        missing = [name for name in NEEDED if not _has(block, name)]
+        if not missing:
+            return blocks
+    raise ModelError(
+        "--model cannot be pruned: its blocks lack "
+        + (", ".join(missing) if blocks else "a list `layers`")
+        + "; Llama, Mistral, Qwen 2 and 3 and their like can be"
+    )
+
+
+def _has(block: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(block.get_submodule(name), nn.Linear)
+    except AttributeError:
+        return False
+
+
+@torch.no_grad()
+def measure(model: CausalLM, windows: Tensor) -> Importance:
+    """Score the parts of a model on some text.
+
+    Args:
+        model: not changed.
+        windows: ``(sequences, length)`` tokens.
+
+    Raises:
+        ModelError: its blocks are of another kind.
+    """
+    blocks, shape = _blocks(model), Shape.of(model)
+    size = {"heads": blocks[0].self_attn.o_proj.in_features, "neurons": shape.width}
+    square = {name: torch.zeros(len(blocks), n, dtype=torch.float64) for name, n in size.items()}
+    influence = torch.zeros(len(blocks), dtype=torch.float64)
+
+    def add_squares(name: str, i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            square[name][i] += inputs[0].double().square().flatten(0, -2).sum(0)
+
+        return hook
+
+    def add_influence(i: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            after = output[0] if isinstance(output, tuple) else output
+            alike = nn.functional.cosine_similarity(inputs[0].double(), after.double(), dim=-1)
+            influence[i] += (1 - alike).sum()
+
+        return hook
+
+    handles = []
+    for i, block in enumerate(blocks):
+        handles.append(block.register_forward_hook(add_influence(i)))
+        for name, module in (("heads", block.self_attn.o_proj), ("neurons", block.mlp.down_proj)):
+            handles.append(module.register_forward_pre_hook(add_squares(name, i)))
+    try:
+        for part in windows.split(16):
+            model.hidden(part)
+    finally:
+        for handle in handles:
+            handle.remove()
+    added = {
+        name: square[name] * torch.stack([_columns(b, name) for b in blocks]) for name in square
+    }
+    return Importance(
+        influence / windows.numel(),
+        added["heads"].unflatten(1, (shape.heads, -1)).sum(-1).sqrt(),
+        added["neurons"].sqrt(),
+    )
+
+
+def _columns(block: Any, name: str) -> Tensor:
+    """Squared norms of the columns of an output projection."""
+    module = block.self_attn.o_proj if name == "heads" else block.mlp.down_proj
+    squares: Tensor = module.weight.double().square().sum(0)
+    return squares
+
+
+@torch.no_grad()
+def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
+    """A model of the most important parts; the given one is not changed.
+
+    Args:
+        model: to choose from.
+        importance: of its parts.
+        shape: of the result.
+
+    Raises:
+        OptionError: the shape is larger than the model's, or empty.
+        ModelError: its blocks are of another kind.
+    """
+    blocks, whole = _blocks(model), Shape.of(model)
+    for name, wanted, there in zip(
+        ("layers", "heads", "width"), _all(shape), _all(whole), strict=True
+    ):
+        if not 1 <= wanted <= there:
+            raise OptionError(f"--{name} must be between 1 and the model's {there}; got {wanted}")
+    kept = _best(importance.layers, shape.layers)
+    network = type(model.network)(_config(model, kept, shape))
+    network.to(next(model.network.parameters()).dtype)
+    state = _outside(model)
+    for i, j in enumerate(kept.tolist()):
+        block = blocks[j].state_dict()
+        heads = _best(importance.heads[j], shape.heads)
+        neurons = _best(importance.neurons[j], shape.width)
+        state |= {f"{i}.{k}": v for k, v in _slice(block, heads, neurons, whole.heads).items()}
+    prefix = next(n for n, m in network.named_modules() if m is network.base_model.layers)
+    outside = {k: v for k, v in state.items() if not k[0].isdigit()}
+    inside = {f"{prefix}.{k}": v for k, v in state.items() if k[0].isdigit()}
+    network.load_state_dict(outside | inside)
+    return read_head(network, "--model")
+
+
+def _all(shape: Shape) -> tuple[int, int, int]:
+    return shape.layers, shape.heads, shape.width
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Indices of the largest scores, in their own order."""
+    return scores.topk(count).indices.sort().values
+
+
+def _config(model: CausalLM, kept: Tensor, shape: Shape) -> Any:
+    """The model's configuration in its new shape; lists with an entry a layer keep theirs."""
+    config = copy.deepcopy(model.network.config)
+    inner = config.get_text_config()
+    per_group = inner.num_attention_heads // inner.num_key_value_heads
+    size = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    if isinstance(getattr(inner, "layer_types", None), list):
+        inner.layer_types = [inner.layer_types[i] for i in kept.tolist()]
+    inner.head_dim = size
+    inner.num_hidden_layers = shape.layers
+    inner.num_key_value_heads = shape.heads
+    inner.num_attention_heads = shape.heads * per_group
+    inner.intermediate_size = shape.width
+    return config
+
+
+def _outside(model: CausalLM) -> dict[str, Tensor]:
+    """Everything but the blocks."""
+    layers: Any = model.body.layers
+    prefix = next(n for n, m in model.network.named_modules() if m is layers) + "."
+    state = model.network.state_dict()
+    return {k: v.clone() for k, v in state.items() if not k.startswith(prefix)}
+
+
+def _slice(
+    block: dict[str, Tensor], heads: Tensor, neurons: Tensor, groups: int
+) -> dict[str, Tensor]:
+    """A block's tensors with only these groups of heads, and these neurons."""
+
+    def pick(x: Tensor, dim: int) -> Tensor:
+        grouped = x.reshape(*x.shape[:dim], groups, -1, *x.shape[dim + 1 :])
+        return grouped.index_select(dim, heads).flatten(dim, dim + 1)
+
+    out = {}
+    for name, x in block.items():
+        owner, _, kind = name.rpartition(".")
+        if owner in ATTENTION_IN:
+            x = pick(x, 0)
+        elif owner == ATTENTION_OUT and kind == "weight":
+            x = pick(x, 1)
+        elif owner in WIDE:
+            x = x[neurons]
+        elif owner == NARROW and kind == "weight":
+            x = x[:, neurons]
+        out[name] = x.clone()
+    return out

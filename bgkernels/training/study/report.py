@@ -1,0 +1,96 @@
+"""The tables at the end of the study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bgkernels.training.errors import extra
+from bgkernels.training.study.claims import HYBRID
+from bgkernels.training.study.lesson import STUDIED
+from bgkernels.training.study.measures import MEASURES, Interval
+from bgkernels.training.study.run import StudyResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = ("taught_loss", "own_loss", "bias", "error_bridge", "error_garden", "broken")
+COLOURS = {"holds": "green", "fails": "red", "open": "yellow"}
+
+
+def table(result: StudyResult) -> Table:
+    """Every method at every size: means over the seeds, and half the width of the interval.
+
+    The lowest value of each size is bold.
+    """
+    with extra():
+        from rich.table import Table
+    grid = Table(title=_title(result), caption=_caption(result), caption_justify="left")
+    grid.add_column("")
+    for name in SHOWN:
+        grid.add_column(MEASURES[name], justify="right")
+    grid.add_column("time", justify="right")
+    for hidden, methods in result.measured.items():
+        grid.add_row(f"[bold cyan]{hidden} hidden units[/]")
+        found = {m: {n: Interval.of(v[n]) for n in SHOWN} for m, v in methods.items()}
+        for method, values in found.items():
+            best = {n: min(x[n].mean for x in found.values()) for n in SHOWN}
+            cells = [_cell(values[n], values[n].mean == best[n]) for n in SHOWN]
+            seconds = f"{result.seconds[hidden][method]:.0f} s"
+            grid.add_row(f"  {STUDIED[method].title}", *cells, seconds)
+        grid.add_section()
+    return grid
+
+
+def _title(result: StudyResult) -> str:
+    return f"Students of one teacher, {result.config.seeds} seeds by each method"
+
+
+def _caption(result: StudyResult) -> str:
+    return (
+        "L_T: loss KL(teacher‖student) on the teacher's texts; L_θ: on the student's own; "
+        "EB = L_θ − L_T, exposure bias; nats a token. |κ|-weighted error: |π_θ − π_T| weighed by "
+        "what each token costs later, nats a text. P(broken): of the student's own text. ± half "
+        "the 95 % bootstrap interval over seeds. All of it is computed, none sampled."
+    )
+
+
+def _cell(value: Interval, best: bool) -> str:
+    text = f"{value.mean:.3f} [dim]±{(value.high - value.low) / 2:.3f}[/]"
+    return f"[bold]{text}[/]" if best else text
+
+
+def findings(result: StudyResult) -> Table:
+    """Each claim at each size: paired difference, share of seeds, verdict."""
+    with extra():
+        from rich.table import Table
+    grid = Table(
+        title="What is claimed, and what was found",
+        caption=f"The hybrid is the {STUDIED[HYBRID].title} one. Differences are paired by seed, "
+        "positive where the claim holds; it holds or fails where the 95 % interval leaves out 0.",
+        caption_justify="left",
+    )
+    grid.add_column("claim")
+    for hidden in result.measured:
+        grid.add_column(f"{hidden} units", justify="right")
+        grid.add_column("seeds", justify="right")
+        grid.add_column("")
+    claims = dict.fromkeys(f.claim for f in result.findings)
+    for claim in claims:
+        row = []
+        for f in (f for f in result.findings if f.claim == claim):
+            d = f.difference
+            wins = f"{round(f.wins * result.config.seeds)}/{result.config.seeds}"
+            row += [f"{d.mean:+.4f} [dim]({d.low:+.4f} to {d.high:+.4f})[/]", wins]
+            row += [f"[{COLOURS[f.verdict]}]{f.verdict}[/]"]
+        grid.add_row(claim.text, *row)
+    return grid
+
+
+def summary(result: StudyResult) -> str:
+    """The identity, and what on-policy training costs here."""
+    return (
+        f"EB = Σ d_θ Σ (π_θ − π_T) κ to {result.identity:.1e} nats a text. On-policy students took "
+        f"{result.on_policy_cost:.1f} × the training time of soft-only ones (measured here; a "
+        "language model pays more, as it reads the text again for each token that it writes). "
+        f"The study took {result.duration:.0f} s."
+    )
