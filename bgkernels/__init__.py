@@ -11,6 +11,7 @@ from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLo
 from bgkernels.spec import Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
 from bgkernels.teachers import LinearTeacher, LogitsTeacher
+from bgkernels.truncation import SoftLabels, capture
 
 __version__ = "0.1.0"
 
@@ -21,8 +22,10 @@ __all__ = [
     "LogitsTeacher",
     "Mixture",
     "RowStats",
+    "SoftLabels",
     "Tilt",
     "TotalVariation",
+    "capture",
     "divergences",
     "hybrid_distillation",
     "linear_hybrid_distillation",

@@ -34,7 +34,7 @@ LAYERS = (
     {"passes"},
     {"autograd", "ops"},
     {"problem"},
-    {"reduction"},
+    {"reduction", "truncation"},
     {"functional"},
     {"modules", "config"},
     {"__init__"},
