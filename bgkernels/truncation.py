@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from bgkernels import checks
+from bgkernels.backends.base import Tile
 from bgkernels.backends.eager import real_logits
-from bgkernels.driver import Chunk, Rows, make_head, workload
-from bgkernels.heads import Needs
+from bgkernels.driver import Rows, make_head, workload
+from bgkernels.heads import LinearHead, Needs
 from bgkernels.options import Options
 from bgkernels.planner import DEFAULT_BUDGET, plan
 from bgkernels.problem import Problem, Reads, pose
@@ -147,26 +148,30 @@ class _TopK:
 
 def _walk(problem: Problem, k: int, first_row: int, tilt: Tilt) -> list[tuple[Tensor, ...]]:
     """The fields of :class:`SoftLabels` for each chunk of rows."""
-    call, spec = problem.call, problem.call.spec
+    call = problem.call
+    spec = replace(call.spec, teacher=call.spec.student)
     rows = Rows(problem.student, (), problem.labels)
     device = rows.labels.device
     p = plan(
         workload(rows, call, Needs(), statistics=True, backward=False),
         call.budget or DEFAULT_BUDGET.get(device.type, DEFAULT_BUDGET["cpu"]),
     )
-    chunk = Chunk(rows, call, p, make_head(rows.student, call), None)
+    head = make_head(rows.student, call)
+    wide = torch.float64 if head.dtype == torch.float64 else torch.float32
+    size = p.chunk * p.width if isinstance(head, LinearHead) else 0
+    buffer = torch.empty(size, dtype=head.dtype, device=device)
     parts = []
     for part in p.chunks():
-        chunk.start(part)
-        n = len(chunk.labels)
-        state = empty(n, len(spec.tilts), dtype=chunk.wide, device=device)
-        best = _TopK.empty(n, k, spec.teacher, state.floats)
-        for i in range(len(chunk.tiles)):
-            tile = chunk.tile(i)
-            both = replace(tile, teacher=tile.student, first_row=first_row + tile.first_row)
-            call.backend.absorb_(state, both, chunk.labels, spec)
-            best = best.merge(tile.student, tile.first_column)
-        stats = finalize(state, chunk.labels, spec).stats
+        labels = rows.labels[part]
+        head.start(part)
+        state = empty(len(labels), len(spec.tilts), dtype=wide, device=device)
+        best = _TopK.empty(len(labels), k, spec.teacher, state.floats)
+        for columns in p.tiles():
+            raw = head.logits(columns, buffer)
+            tile = Tile(raw, raw, first_row + part.start, columns.start)
+            call.backend.absorb_(state, tile, labels, spec)
+            best = best.merge(raw, columns.start)
+        stats = finalize(state, labels, spec).stats
         logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)
         logprobs = logits / spec.temperature - stats.lse_t[:, None]
         indices = torch.where(logprobs == NEG_INF, NONE, best.indices)

@@ -1,4 +1,4 @@
-"""The command line: ``bgkernels demo``."""
+"""The command line: ``bgkernels demo`` and ``bgkernels generate-labels``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ try:
         from rich.console import Console
         from rich.logging import RichHandler
         from rich.markup import escape
+
+        from bgkernels.labels.command import generate_labels
 except TrainingError as error:
     sys.exit(f"error: {error}")
 
@@ -37,6 +39,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+app.command()(generate_labels)
 
 DEFAULTS = DemoConfig()
 TEXT, MODELS, TRAINING, LOSS = "Text", "Models", "Training", "Loss"
