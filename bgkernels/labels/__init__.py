@@ -1,8 +1,8 @@
 """Soft labels on disk: run a teacher once, train from its labels many times.
 
-In the order of their use: :mod:`~bgkernels.labels.generation` (or a reader of what a server
-returned), :mod:`~bgkernels.labels.shard` and :mod:`~bgkernels.labels.store` (the files),
-:mod:`~bgkernels.labels.dataset`.
+In the order of their use: :mod:`~bgkernels.labels.generation`, or :mod:`~bgkernels.labels.servers`
+for what an inference server returned; :mod:`~bgkernels.labels.shard` and
+:mod:`~bgkernels.labels.store` (the files); :mod:`~bgkernels.labels.dataset`.
 """
 
 from bgkernels import SoftLabels, capture
@@ -10,6 +10,7 @@ from bgkernels.labels.dataset import LabelBatch, LabelDataset, collate
 from bgkernels.labels.documents import Documents, read_documents
 from bgkernels.labels.errors import CorruptLabels, LabelError
 from bgkernels.labels.generation import CaptureConfig, generate
+from bgkernels.labels.servers import read_sglang, read_vllm, save_documents
 from bgkernels.labels.shard import Document
 from bgkernels.labels.store import Info
 from bgkernels.labels.tokenizer import fingerprint
@@ -29,4 +30,7 @@ __all__ = [
     "fingerprint",
     "generate",
     "read_documents",
+    "read_sglang",
+    "read_vllm",
+    "save_documents",
 ]
