@@ -172,12 +172,7 @@ C, M = ("choices", 0), ("meta_info",)
     ("kind", "keys", "value", "message"),
     [
         ("completion", (*C, "prompt_token_ids"), ..., "ask for return_token_ids=true"),
-        (
-            "completion",
-            (*C, "prompt_token_ids"),
-            [5],
-            "1 prompt tokens have 2 rows of prompt_logprobs",
-        ),
+        ("completion", (*C, "prompt_token_ids"), [5], "1 prompt tokens have 2 prompt_logprobs"),
         ("completion", (*C, "logprobs", "tokens"), ["token_id:4"], "not a whole one.*zip"),
         ("completion", (*C, "prompt_logprobs", 1, "7", "logprob"), 0.5, "token 7 has the log-prob"),
         ("completion", (*C, "prompt_logprobs", 1, "7", "logprob"), None, "log-probability None"),

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bgkernels as bg
 from bgkernels import oracle
@@ -82,6 +83,27 @@ def test_bf16_and_leading_columns(backend):
     assert labels.indices.max() < 30
     found = lp.log_softmax(-1).gather(-1, labels.indices)
     assert (labels.logprobs - found).abs().max() < 8 * torch.finfo(torch.bfloat16).eps
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor, in elements, that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+def test_no_tensor_of_tokens_by_vocabulary(backend):
+    rows, vocab = 256, 4096
+    teacher = bg.LinearTeacher(torch.randn(rows, 4), torch.randn(vocab, 4))
+    with Largest() as largest:
+        bg.capture(teacher, 16, memory_budget=2**19, backend=backend)
+    assert vocab * 4 <= largest.elements <= 2**19 / 4 == rows * vocab / 8
 
 
 def test_shapes():

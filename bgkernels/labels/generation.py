@@ -35,6 +35,9 @@ class CaptureConfig:
         batch_size: documents of a forward pass.
         documents_per_shard: documents of a file, which is gathered in memory.
         memory_budget: bytes of temporaries of the capture; None: the library's default.
+
+    Raises:
+        LabelError: a number is less than 1.
     """
 
     k: int = 64
@@ -45,6 +48,11 @@ class CaptureConfig:
     batch_size: int = 8
     documents_per_shard: int = 256
     memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("k", "batch_size", "documents_per_shard"):
+            if getattr(self, name) < 1:
+                raise LabelError(f"{name} must be at least 1; got {getattr(self, name)}")
 
 
 def describe(
@@ -58,8 +66,10 @@ def describe(
     vocab = config.vocab_size or model.vocab
     if not 0 < vocab <= model.vocab:
         raise LabelError(f"vocab_size must lie in [1, {model.vocab}], the teacher's; got {vocab}")
-    if not 0 < config.k <= vocab:
+    if config.k > vocab:
         raise LabelError(f"k must lie in [1, {vocab}], the teacher's columns; got {config.k}")
+    if not len(documents):
+        raise LabelError("there are no documents to label; name data that holds some")
     return Info(
         model=str(getattr(model.network, "name_or_path", "")),
         weights=model.digest,

@@ -128,10 +128,8 @@ def _read(path: Path, server: str, parse: Parse) -> Iterator[Document]:
 def _document(tokens: list[int], rows: list[Row]) -> Document:
     """Labels at position i are of token i + 1; there are none after the last token."""
     if len(tokens) != len(rows):
-        raise LabelError(
-            f"there are {len(tokens)} tokens and {len(rows)} rows of log-probabilities"
-        )
-    shifted = [_entries(row or {}) for row in [*rows[1:], *[None] * bool(rows)]]
+        raise LabelError(f"{len(tokens)} tokens have {len(rows)} rows of log-probabilities")
+    shifted = [_entries(row or {}) for row in [*rows[1:], None][: len(rows)]]
     k = max(map(len, shifted), default=0)
     indices = torch.full((len(tokens), k), -1)
     logprobs = torch.full((len(tokens), k), -math.inf)
@@ -168,9 +166,7 @@ def _vllm(response: dict[str, Any]) -> Iterator[tuple[list[int], list[Row]]]:
                 for row in given
             ]
         if len(rows) != len(prompt):
-            raise LabelError(
-                f"{len(prompt)} prompt tokens have {len(rows)} rows of prompt_logprobs"
-            )
+            raise LabelError(f"{len(prompt)} prompt tokens have {len(rows)} prompt_logprobs")
         drawn = list(_generated(choice.get("logprobs") or {}))
         if not given and not drawn:
             raise LabelError("there are no log-probabilities; ask for prompt_logprobs or logprobs")
