@@ -137,22 +137,32 @@ def test_ragged_rows_and_missing_statistics():
     assert batch.indices[0].eq(-1).all() and batch.mask.tolist() == [[True, False], [True, True]]
 
 
-def test_batches_are_a_teacher_s_tensors(whole, monkeypatch):
+def test_batches_are_a_teacher_s_tensors(teacher, tmp_path, monkeypatch):
     given = {}
     fake = lambda *args, **kwargs: given.update(kwargs, args=args) or "teacher"  # noqa: E731
     monkeypatch.setattr(bg, "TopKTeacher", fake, raising=False)
-    dataset = LabelDataset(whole)
-    loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collate)
+    generate(teacher, DOCUMENTS, tmp_path, replace(CONFIG, temperature=1.0))
+    dataset = LabelDataset(tmp_path)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=dataset.collate)
     batch = next(iter(loader)).to("cpu")
     assert batch.tokens.shape == batch.target.shape == batch.entropy.shape == (4, 8)
     assert batch.indices.shape == batch.logprobs.shape == (4, 8, 7)
     assert batch.target[0].tolist() == [*DOCUMENTS[0][1:], *[-100] * 4]
     assert batch.sample[0, 5:].eq(-100).all() and batch.sample[0, :5].ge(0).all()
-    assert batch.teacher(tail="drop") == "teacher" and given["tail"] == "drop"
-    assert given["args"] == (batch.indices, batch.logprobs) and given["entropy"] is batch.entropy
+    assert batch.teacher(tail="drop") == "teacher"
+    assert given.pop("args") == (batch.indices, batch.logprobs)
+    assert given.pop("entropy") is batch.entropy and given.pop("power_sum") is batch.power_sum
+    assert given == {"tail": "drop", "gamma": 0.3, "vocab": VOCAB}
+    assert collate([dataset[0]]).teacher() == "teacher"
     assert len(pickle.loads(pickle.dumps(dataset))[2].tokens) == LENGTHS[2]
     with pytest.raises(IndexError, match="10 documents"):
         dataset[10]
+
+
+def test_tempered_labels_are_not_taken_for_others(whole):
+    dataset = LabelDataset(whole)
+    with pytest.raises(LabelError, match=r"captured at temperature 2\.0.*capture at 1"):
+        dataset.collate([dataset[0]]).teacher()
 
 
 # ---- killed and resumed

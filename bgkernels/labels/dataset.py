@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import bgkernels as bg
 from bgkernels.labels import store
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.shard import Document, decode
+from bgkernels.labels.store import Info
 from bgkernels.labels.tokenizer import fingerprint
 from bgkernels.training.errors import extra
 
@@ -38,9 +39,13 @@ class LabelDataset(Dataset[Document]):
         LabelError: the labels are of another tokenizer, or of more columns.
 
     Example:
+        >>> dataset = LabelDataset("runs/labels")  # doctest: +SKIP
         >>> loader = torch.utils.data.DataLoader(
-        ...     LabelDataset("labels"), batch_size=4, shuffle=True, collate_fn=collate
+        ...     dataset, batch_size=4, shuffle=True, collate_fn=dataset.collate
         ... )  # doctest: +SKIP
+        >>> for batch in loader:  # doctest: +SKIP
+        ...     hidden = student.model(batch.tokens).last_hidden_state
+        ...     loss_fn(hidden, student.lm_head.weight, batch.teacher(), batch.target).backward()
     """
 
     def __init__(
@@ -86,6 +91,10 @@ class LabelDataset(Dataset[Document]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # maps belong to a process
 
+    def collate(self, documents: Sequence[Document]) -> LabelBatch:
+        """A batch of documents, for ``DataLoader(collate_fn=dataset.collate)``."""
+        return collate(documents, self.info)
+
     def verify(self) -> None:
         """Compare the checksums of all shards."""
         for shard in self.shards:
@@ -113,6 +122,7 @@ class LabelBatch:
         indices, logprobs: ``(batch, length, k)``, as in :class:`~bgkernels.SoftLabels`.
         sample: ``(batch, length)`` a token drawn from the teacher, ``-100`` after the end; or None.
         entropy, power_sum: ``(batch, length)`` of the whole distribution; or None.
+        info: what the labels are of; None: log-probabilities at temperature 1, of any vocabulary.
     """
 
     tokens: Tensor
@@ -123,37 +133,50 @@ class LabelBatch:
     sample: Tensor | None = None
     entropy: Tensor | None = None
     power_sum: Tensor | None = None
+    info: Info | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelBatch:
         """The same batch on another device."""
-        moved = {
-            name: None if x is None else x.to(device, non_blocking=non_blocking)
-            for name, x in vars(self).items()
-        }
-        return LabelBatch(**cast(dict[str, Tensor], moved))
+        return self._with(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> LabelBatch:
         """The same batch in page-locked memory; called by a ``DataLoader``."""
-        pinned = {name: None if x is None else x.pin_memory() for name, x in vars(self).items()}
-        return LabelBatch(**cast(dict[str, Tensor], pinned))
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, function: Callable[[Tensor], Tensor]) -> LabelBatch:
+        tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+        changes: dict[str, Any] = {name: function(x) for name, x in tensors.items()}
+        return replace(self, **changes)
 
     def teacher(self, tail: str = "bucket") -> Any:
         """The labels as the ``teacher`` of a loss.
 
         Args:
             tail: what becomes of the probability that was not kept; see ``bg.TopKTeacher``.
+
+        Raises:
+            LabelError: the labels were captured at another temperature than 1.
         """
-        return cast(Any, bg).TopKTeacher(
-            self.indices,
-            self.logprobs,
-            tail=tail,
-            entropy=self.entropy,
-            power_sum=self.power_sum,
-        )
+        given: dict[str, Any] = {"entropy": self.entropy, "power_sum": self.power_sum}
+        if self.info is not None:
+            if self.info.temperature != 1:
+                raise LabelError(
+                    f"these labels were captured at temperature {self.info.temperature}, and a "
+                    "TopKTeacher is given at temperature 1; capture at 1, and give the "
+                    "temperature to the loss"
+                )
+            given["vocab"] = self.info.vocab
+            if self.info.gamma is not None:
+                given["gamma"] = self.info.gamma
+        return cast(Any, bg).TopKTeacher(self.indices, self.logprobs, tail=tail, **given)
 
 
-def collate(documents: Sequence[Document]) -> LabelBatch:
-    """A batch of documents, for ``DataLoader(collate_fn=collate)``.
+def collate(documents: Sequence[Document], info: Info | None = None) -> LabelBatch:
+    """A batch of documents, each padded to the longest.
+
+    Args:
+        documents: such as items of a :class:`LabelDataset`.
+        info: what their labels are of.
 
     Example:
         >>> labels = bg.SoftLabels(torch.tensor([[2], [1]]), torch.tensor([[-0.5], [-0.1]]))
@@ -185,4 +208,5 @@ def collate(documents: Sequence[Document]) -> LabelBatch:
         sample=pad([x.sample for x in labels], IGNORE),
         entropy=pad([x.entropy for x in labels], 0.0),
         power_sum=pad([x.power_sum for x in labels], 0.0),
+        info=info,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -51,36 +51,50 @@ def prefetch_teacher(
         >>> teacher = torch.nn.Linear(3, 4)
         >>> for batch, hidden in prefetch_teacher(torch.ones(5, 2, 3), teacher):
         ...     assert hidden.shape == (2, 4)
+
+        A teacher on a second device, with a copy of its head beside the student:
+
+        >>> head = model.head.weight.to("cuda:0")  # doctest: +SKIP
+        >>> def forward(batch):
+        ...     return bg.LinearTeacher(model.hidden(batch.to("cuda:1")), head)
+        >>> for batch, teacher in prefetch_teacher(
+        ...     loader, forward, device="cuda:1", to="cuda:0"
+        ... ):  # doctest: +SKIP
+        ...     loss_fn(student(batch), weight, teacher, labels).backward()
     """
     if depth < 1:
         raise ValueError(f"`depth` must be at least 1; got {depth}")
-    return _consume(batches, _Lane(forward, torch.device(device), to), depth)
+    return _consume(batches, _Lane(forward, device, to), depth)
 
 
 class _Lane:
     """Where the teacher runs. Its outputs are complete when they are handed over."""
 
-    def __init__(self, forward: Callable[[Any], Any], device: torch.device, to: Device | None):
+    def __init__(self, forward: Callable[[Any], Any], device: Device, to: Device | None) -> None:
         self.forward, self.to = forward, to
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if self.stream is not None:  # weights may still be on their way
-            self.stream.wait_stream(torch.cuda.current_stream(device))
+        devices = [torch.device(d) for d in (to, device) if d is not None]
+        self.streams = [torch.cuda.Stream(d) for d in devices if d.type == "cuda"]
+        for stream in self.streams:  # weights may still be on their way
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
 
-    def enter(self) -> AbstractContextManager[object]:
-        """Make the stream current in this thread."""
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+    def enter(self) -> ExitStack:
+        """Make the streams current in this thread, that of the teacher's device last."""
+        stack = ExitStack()
+        for stream in self.streams:
+            stack.enter_context(torch.cuda.stream(stream))
+        return stack
 
     def __call__(self, batch: Any) -> Any:
         output = self.forward(batch)
         if self.to is not None:
             output = _map(lambda x: x.to(self.to), output)
-        if self.stream is not None:
-            self.stream.synchronize()
+        for stream in reversed(self.streams):
+            stream.synchronize()
         return output
 
     def hand_over(self, output: Any) -> None:
         """Keep the memory of an output until the consumer's stream has used it."""
-        if self.stream is not None:
+        if self.streams:
             _map(_used_here, output)
 
 
