@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import threading
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import bgkernels as bg
-from bgkernels.training import prefetch_teacher
+from bgkernels.training import ahead, prefetch_teacher
 
 WAIT = 30.0  # seconds; only a failing test waits so long
 
@@ -133,6 +134,10 @@ def test_the_loss_is_that_of_a_teacher_in_line():
         with torch.no_grad():
             expected = loss(batch, w, forward(batch), labels)
         assert torch.equal(loss(batch, w, teacher, labels), expected)
+
+
+def test_example():
+    assert doctest.testmod(ahead).failed == 0
 
 
 def test_depth_is_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pyarrow
 import pyarrow.parquet
@@ -14,6 +15,7 @@ from bgkernels.labels import CaptureConfig, Documents, LabelDataset, LabelError,
 from bgkernels.labels.documents import read_documents
 from bgkernels.training import ModelShape, models
 from bgkernels.training.cli import app
+from bgkernels.training.errors import MissingExtra
 from bgkernels.training.tokens import train_tokenizer
 
 TEXTS = ["the teacher knows what may follow", "and the student learns it", "", "the end"]
@@ -126,6 +128,12 @@ def test_null_rows_are_empty_documents():
 def test_data_without_tokens(tmp_path, row, message):
     with pytest.raises(LabelError, match=message):
         read_documents(write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
+def test_without_arrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'bgkernels\[labels\]'"):
+        read_documents(tmp_path)
 
 
 def test_data_that_cannot_be_read(tmp_path):

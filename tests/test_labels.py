@@ -19,6 +19,7 @@ import bgkernels as bg
 from bgkernels.labels import (
     CaptureConfig,
     CorruptLabels,
+    Document,
     LabelDataset,
     LabelError,
     collate,
@@ -134,6 +135,8 @@ def test_ragged_rows_and_missing_statistics():
     batch = collate([decode(read, 1), decode(read, 0)])
     assert batch.indices.shape == (2, 2, 3) and batch.entropy is None
     assert batch.target.tolist() == [[-100, -100], [2, -100]]
+    unlabelled = bg.SoftLabels(indices.roll(1, 0)[:2], logprobs.roll(1, 0)[:2])
+    assert collate([Document(torch.tensor([1, 2]), unlabelled)]).target.tolist() == [[-100, -100]]
     assert batch.indices[0].eq(-1).all() and batch.mask.tolist() == [[True, False], [True, True]]
 
 

@@ -118,7 +118,7 @@ class LabelBatch:
     Attributes:
         tokens: ``(batch, length)`` int64; 0 after a document's end.
         mask: ``(batch, length)`` bool: inside a document. A causal model needs no other mask.
-        target: ``(batch, length)`` the next token; ``-100`` at and after a document's last.
+        target: ``(batch, length)`` the next token; ``-100`` where there is none, or no soft label.
         indices, logprobs: ``(batch, length, k)``, as in :class:`~bgkernels.SoftLabels`.
         sample: ``(batch, length)`` a token drawn from the teacher, ``-100`` after the end; or None.
         entropy, power_sum: ``(batch, length)`` of the whole distribution; or None.
@@ -198,12 +198,14 @@ def collate(documents: Sequence[Document], info: Info | None = None) -> LabelBat
 
     labels = [document.labels for document in documents]
     tokens = [document.tokens for document in documents]
+    indices = entries([x.indices for x in labels], -1)
     target = [torch.cat([x[1:], x.new_full((min(1, len(x)),), IGNORE)]) for x in tokens]
+    following = pad_sequence(target, batch_first=True, padding_value=IGNORE)
     return LabelBatch(
         tokens=pad_sequence(tokens, batch_first=True),
         mask=pad_sequence([torch.ones_like(x, dtype=torch.bool) for x in tokens], batch_first=True),
-        target=pad_sequence(target, batch_first=True, padding_value=IGNORE),
-        indices=entries([x.indices for x in labels], -1),
+        target=following.masked_fill((indices < 0).all(-1), IGNORE),
+        indices=indices,
         logprobs=entries([x.logprobs for x in labels], float("-inf")),
         sample=pad([x.sample for x in labels], IGNORE),
         entropy=pad([x.entropy for x in labels], 0.0),

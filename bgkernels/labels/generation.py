@@ -97,7 +97,8 @@ def generate(
     """Write the labels of all documents, in shards; those that are done are kept.
 
     Under ``torchrun`` (``RANK`` and ``WORLD_SIZE`` in the environment) every rank makes its share
-    of the shards in the same folder. Killed anywhere and run again, the files are the same.
+    of the shards in the same folder. Killed anywhere and run again, the files are the same. Where
+    machines have no common folder, gather their files in one, and run once more there.
 
     Args:
         model: the teacher, from :func:`bgkernels.training.models.load_pretrained`.
