@@ -59,7 +59,7 @@ class LabelDataset(Dataset[Document]):
         self.folder = Path(folder)
         self.info, self.shards = store.read_manifest(self.folder)
         self._verify = verify
-        self._open: dict[int, Any] = {}
+        self._maps: dict[int, dict[str, Tensor]] = {}
         if tokenizer is not None and fingerprint(tokenizer) != self.info.tokenizer:
             known = self.info.tokenizer or "not known"
             raise LabelError(
@@ -80,16 +80,10 @@ class LabelDataset(Dataset[Document]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"there are {len(self)} documents; got index {index}")
         shard, document = divmod(index % len(self), self.info.documents_per_shard)
-        file = self._shard(shard)
-        names = set(file.keys())
-
-        def read(name: str, start: int, stop: int) -> Tensor | None:
-            return file.get_slice(name)[start:stop] if name in names else None
-
-        return decode(read, document)
+        return decode(self._arrays(shard), document)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # maps belong to a process
+        return {**self.__dict__, "_maps": {}}  # maps belong to a process
 
     def collate(self, documents: Sequence[Document]) -> LabelBatch:
         """A batch of documents, for ``DataLoader(collate_fn=dataset.collate)``."""
@@ -100,15 +94,17 @@ class LabelDataset(Dataset[Document]):
         for shard in self.shards:
             store.verify(self.folder, shard)
 
-    def _shard(self, number: int) -> Any:
-        if number not in self._open:
+    def _arrays(self, number: int) -> dict[str, Tensor]:
+        """The arrays of a shard; they are mapped, not read."""
+        if number not in self._maps:
             with extra():
                 from safetensors import safe_open
             shard = self.shards[number]
             if self._verify:
                 store.verify(self.folder, shard)
-            self._open[number] = safe_open(self.folder / shard.file, "pt")
-        return self._open[number]
+            with safe_open(self.folder / shard.file, "pt") as file:
+                self._maps[number] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return self._maps[number]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ leaves the tail its mass, never negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,9 +34,6 @@ from bgkernels.labels.errors import LabelError
 
 OPTIONAL = {"sample": torch.int32, "entropy": torch.float32, "power_sum": torch.float32}
 """Arrays of one number a token, which not every source of labels knows."""
-
-Read = Callable[[str, int, int], Tensor | None]
-"""``read(name, start, stop)``: a part of an array of a shard, or None where there is none."""
 
 _INT32 = 2**31 - 1
 
@@ -128,26 +125,25 @@ def encode(tokens: Tensor, labels: SoftLabels, vocab: int) -> dict[str, Tensor]:
     return arrays | {name: x.to(OPTIONAL[name]) for name, x in parts.items()}
 
 
-def decode(read: Read, document: int) -> Document:
-    """A document of a shard."""
-    start, stop = _pair(read("starts", document, document + 2))
-    tokens, rows = _some(read("tokens", start, stop)), _some(read("rows", start, stop + 1)).long()
-    first, last = int(rows[0]), int(rows[-1])
-    columns, nll = _some(read("columns", first, last)).long(), _some(read("nll", first, last))
-    high = read("high", first, last)
-    if high is not None:
-        columns |= high.long() << 16
+def decode(arrays: Mapping[str, Tensor], document: int) -> Document:
+    """A document of a shard; only its part of the arrays is read."""
+    start, stop = arrays["starts"][document : document + 2].tolist()
+    rows = arrays["rows"][start : stop + 1].long()
+    tokens, entries = slice(start, stop), slice(int(rows[0]), int(rows[-1]))
+    columns = arrays["columns"][entries].long()
+    if "high" in arrays:
+        columns |= arrays["high"][entries].long() << 16
     counts = rows.diff()
-    widest = int(counts.max()) if len(counts) else 0
-    present = torch.arange(widest) < counts[:, None]
+    present = torch.arange(int(counts.max()) if len(counts) else 0) < counts[:, None]
     indices = torch.full(present.shape, -1).masked_scatter(present, columns)
-    logprobs = torch.full(present.shape, float("-inf")).masked_scatter(present, -nll.float())
-    kept = _some(read("kept", start, stop))
-    shift = (kept - logprobs.logsumexp(1)).nan_to_num(0.0)  # an empty row has nothing to shift
-    parts = {name: read(name, start, stop) for name in OPTIONAL}
-    if parts["sample"] is not None:
+    logprobs = torch.full(present.shape, float("-inf"))
+    logprobs = logprobs.masked_scatter(present, -arrays["nll"][entries].float())
+    shift = arrays["kept"][tokens] - logprobs.logsumexp(1)
+    logprobs += shift.nan_to_num(0.0)[:, None]  # an empty row has nothing to shift
+    parts = {name: arrays[name][tokens].clone() for name in OPTIONAL if name in arrays}
+    if "sample" in parts:
         parts["sample"] = parts["sample"].long()
-    return Document(tokens.long(), SoftLabels(indices, logprobs + shift[:, None], **parts))
+    return Document(arrays["tokens"][tokens].long(), SoftLabels(indices, logprobs, **parts))
 
 
 def _check(what: str, values: Tensor, *conditions: Tensor) -> None:
@@ -169,13 +165,3 @@ def _offsets(counts: Tensor) -> Tensor:
             f"a shard holds at most {_INT32} entries, not {total}; make shards smaller"
         )
     return torch.cat([counts.new_zeros(1), counts]).cumsum(0).int()
-
-
-def _pair(x: Tensor | None) -> tuple[int, int]:
-    start, stop = _some(x).tolist()
-    return start, stop
-
-
-def _some(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x
