@@ -6,6 +6,7 @@ sum and sample are those of the whole row, taken before all but the ``k`` best c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +20,9 @@ from bgkernels.heads import LinearHead, Needs
 from bgkernels.options import Options
 from bgkernels.planner import DEFAULT_BUDGET, plan
 from bgkernels.problem import Problem, Reads, pose
-from bgkernels.spec import Cap, Tilt
+from bgkernels.spec import Cap, RowSpec, Tilt
 from bgkernels.state import NEG_INF, NONE, empty
-from bgkernels.stats import finalize
+from bgkernels.stats import RowStats, finalize
 from bgkernels.teachers import LinearTeacher, LogitsTeacher
 
 
@@ -98,10 +99,11 @@ def capture(
     columns = problem.call.spec.columns
     if k > columns:
         raise ValueError(f"`k` must be at most the vocabulary, {columns} columns; got {k}")
-    joined = (torch.cat(parts) for parts in zip(*_walk(problem, k, first_row, tilt), strict=True))
-    shaped = (x.reshape((*problem.leading, *x.shape[1:])) for x in joined)
-    indices, sample, logprobs, entropy, power_sum = shaped
-    return SoftLabels(indices, logprobs, sample, entropy, power_sum)
+    parts = [chunk.tensors() for chunk in _walk(problem, k, first_row)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return SoftLabels(
+        **{name: x.reshape((*problem.leading, *x.shape[1:])) for name, x in joined.items()}
+    )
 
 
 def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) -> Problem:
@@ -146,36 +148,40 @@ class _TopK:
         return _TopK(best.values, indices.gather(1, best.indices), self.largest)
 
 
-def _walk(problem: Problem, k: int, first_row: int, tilt: Tilt) -> list[tuple[Tensor, ...]]:
-    """The fields of :class:`SoftLabels` for each chunk of rows."""
-    call = problem.call
+def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
+    """The labels of each chunk of rows."""
+    call, device = problem.call, problem.labels.device
     spec = replace(call.spec, teacher=call.spec.student)
     rows = Rows(problem.student, (), problem.labels)
-    device = rows.labels.device
     p = plan(
         workload(rows, call, Needs(), statistics=True, backward=False),
         call.budget or DEFAULT_BUDGET.get(device.type, DEFAULT_BUDGET["cpu"]),
     )
     head = make_head(rows.student, call)
-    wide = torch.float64 if head.dtype == torch.float64 else torch.float32
     size = p.chunk * p.width if isinstance(head, LinearHead) else 0
     buffer = torch.empty(size, dtype=head.dtype, device=device)
-    parts = []
     for part in p.chunks():
-        labels = rows.labels[part]
+        labels = problem.labels[part]
         head.start(part)
-        state = empty(len(labels), len(spec.tilts), dtype=wide, device=device)
+        state = empty(len(labels), len(spec.tilts), dtype=problem.wide, device=device)
         best = _TopK.empty(len(labels), k, spec.teacher, state.floats)
         for columns in p.tiles():
             raw = head.logits(columns, buffer)
             tile = Tile(raw, raw, first_row + part.start, columns.start)
             call.backend.absorb_(state, tile, labels, spec)
             best = best.merge(raw, columns.start)
-        stats = finalize(state, labels, spec).stats
-        logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)
-        logprobs = logits / spec.temperature - stats.lse_t[:, None]
-        indices = torch.where(logprobs == NEG_INF, NONE, best.indices)
-        power_sum = stats.power_sum(tilt.a, tilt.b)
-        numbers = (x.to(problem.wide) for x in (logprobs, stats.entropy_t, power_sum))
-        parts.append((indices, stats.label, *numbers))
-    return parts
+        yield _close(best, finalize(state, labels, spec).stats, spec)
+
+
+def _close(best: _TopK, stats: RowStats, spec: RowSpec) -> SoftLabels:
+    """The labels of rows that have seen every column."""
+    wide, (tilt,) = best.values.dtype, spec.tilts
+    logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)
+    logprobs = logits / spec.temperature - stats.lse_t[:, None]
+    return SoftLabels(
+        indices=torch.where(logprobs == NEG_INF, NONE, best.indices),
+        logprobs=logprobs.to(wide),
+        sample=stats.label,
+        entropy=stats.entropy_t.to(wide),
+        power_sum=stats.power_sum(tilt.a, tilt.b).to(wide),
+    )

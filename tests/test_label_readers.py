@@ -136,6 +136,8 @@ def test_from_a_server_to_batches(tmp_path):
     assert batch.target.tolist() == [[9, 4, 30, -100]] * 2
     assert batch.indices[0].tolist() == documents[0].labels.indices.tolist()
     assert batch.power_sum is None
+    with pytest.raises(LabelError, match=r"something else: data is .*documents is 3 there and 2"):
+        save_documents(documents[:2], folder, model="teacher", vocab=31, documents_per_shard=2)
     with pytest.raises(LabelError, match="token is 30, which cannot be"):
         save_documents(documents, tmp_path / "other", model="teacher", vocab=30)
 

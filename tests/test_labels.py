@@ -331,6 +331,8 @@ def test_another_tokenizer_or_vocabulary(whole):
 def test_other_labels_are_not_mixed_in(teacher, copy):
     with pytest.raises(LabelError, match=r"something else: k is 7 there and 6 here"):
         generate(teacher, DOCUMENTS, copy, replace(CONFIG, k=6), tokenizer=Tokenizer())
+    with pytest.raises(LabelError, match="something else: data is"):
+        generate(teacher, [[1], *DOCUMENTS[1:]], copy, CONFIG, tokenizer=Tokenizer())
     other = make_teacher()
     other.network.lm_head.weight.data.mul_(2)
     with pytest.raises(LabelError, match="weights is"):

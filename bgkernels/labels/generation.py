@@ -61,7 +61,7 @@ def describe(
     """What the labels will be of.
 
     Raises:
-        LabelError: the configuration does not fit the model.
+        LabelError: the configuration or a document does not fit the model.
     """
     vocab = config.vocab_size or model.vocab
     if not 0 < vocab <= model.vocab:
@@ -74,7 +74,7 @@ def describe(
         model=str(getattr(model.network, "name_or_path", "")),
         weights=model.digest,
         tokenizer="" if tokenizer is None else fingerprint(tokenizer),
-        data=str(getattr(documents, "fingerprint", "")),
+        data=_fingerprint(documents, vocab),
         vocab=vocab,
         k=config.k,
         temperature=config.temperature,
@@ -165,6 +165,15 @@ def _label(
         )
         yield texts, labels
         row += sum(map(len, texts))
+
+
+def _fingerprint(documents: Sequence[Any], vocab: int) -> str:
+    """Identifies the texts: their own fingerprint, or a digest of all tokens."""
+    for name in ("fingerprint", "_fingerprint"):  # the second is that of a datasets.Dataset
+        if known := getattr(documents, name, None):
+            return str(known)
+    tokens = (_tokens(documents[i], i, vocab) for i in range(len(documents)))
+    return digest(x.numpy().tobytes() for x in tokens)
 
 
 def _tokens(document: Any, number: int, vocab: int) -> Tensor:

@@ -21,6 +21,7 @@ from bgkernels.labels.errors import LabelError
 from bgkernels.labels.shard import Document, ShardBuilder
 from bgkernels.labels.store import Info
 from bgkernels.labels.tokenizer import fingerprint
+from bgkernels.training.files import digest
 
 Row = dict[int, float] | None
 """Log-probabilities by token, or None where the server gave none."""
@@ -89,6 +90,7 @@ def save_documents(
     info = Info(
         model=model,
         tokenizer="" if tokenizer is None else fingerprint(tokenizer),
+        data=digest(x.numpy().tobytes() for document in documents for x in _tensors(document)),
         vocab=vocab,
         k=max((document.labels.indices.shape[1] for document in documents), default=0),
         temperature=temperature,
@@ -102,6 +104,10 @@ def save_documents(
                 builder.add([documents[i].tokens], documents[i].labels)
             store.write_shard(folder, number, builder.tensors(), info)
     store.finish(folder, info)
+
+
+def _tensors(document: Document) -> tuple[torch.Tensor, ...]:
+    return document.tokens, document.labels.indices, document.labels.logprobs
 
 
 Parse = Callable[[Any], Iterable[tuple[list[int], list[Row]]]]

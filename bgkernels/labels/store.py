@@ -35,7 +35,7 @@ class Info:
         weights: digest of its weights; empty where unknown.
         tokenizer: fingerprint of its tokenizer (:func:`~bgkernels.labels.fingerprint`); empty where
             unknown.
-        data: fingerprint of the texts; empty where unknown.
+        data: fingerprint of the texts.
         vocab: columns of the teacher.
         k: kept entries of a token; rows may have fewer, or one more where a server added its own.
         temperature: of log-probabilities, entropy and power sum.
