@@ -111,15 +111,17 @@ def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) 
     if not isinstance(teacher, (LinearTeacher, LogitsTeacher)):
         kind = type(teacher).__name__
         raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {kind}")
-    first = checks.tensor("teacher's first tensor", teacher.tensors[0])
-    mixed = torch.is_autocast_enabled(first.device.type)
-    checks.teacher(teacher, first, tuple(first.shape[:-1]), mixed=mixed)
+    tensors = [None if x is None else checks.tensor("teacher", x) for x in teacher.tensors]
     names: tuple[str, ...] = ("logits",)
     if isinstance(teacher, LinearTeacher):
+        hidden, weight, bias = tensors
+        assert hidden is not None and weight is not None
+        mixed = torch.is_autocast_enabled(hidden.device.type)
+        checks.linear("teacher", hidden, weight, bias, mixed=mixed)
         names = ("input", "linear_weight", "linear_bias")
         scale, softcap = teacher.logit_scale, teacher.logit_softcap
         options = replace(options, logit_scale=scale, logit_softcap=softcap)
-    own = dict(zip(names, teacher.tensors, strict=True))
+    own = dict(zip(names, tensors, strict=True))
     return pose(own, teacher, "teacher_sample", options, Reads((tilt,)))
 
 

@@ -132,6 +132,16 @@ def test_a_nan_is_not_hidden(backend):
         ({"gamma": 0.0}, ValueError, "`gamma` must be finite"),
         ({"temperature": 0.0}, ValueError, "`temperature`"),
         ({"first_row": -1}, ValueError, "`first_row`"),
+        (
+            {"teacher": bg.LinearTeacher(torch.zeros(3, 4), torch.zeros(9, 5))},
+            ValueError,
+            r"teacher: the weight must be \(vocab, hidden\) = \(9, 4\)",
+        ),
+        (
+            {"teacher": bg.LogitsTeacher(torch.zeros(3, 9, requires_grad=True))},
+            ValueError,
+            "`teacher.logits` requires grad",
+        ),
         ({"teacher": torch.zeros(3, 4)}, TypeError, "`teacher` must be a LinearTeacher"),
     ],
     ids=str,
