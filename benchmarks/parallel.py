@@ -22,10 +22,11 @@ from torch.multiprocessing import start_processes
 
 import bgkernels as bg
 from benchmarks import machine
-from benchmarks.cases import TARGET, Case, Problem
+from benchmarks.cases import Case, Problem
 from benchmarks.limits import MIB, Products, best_tiling
 from benchmarks.measure import PAUSE, spread
 from benchmarks.run import RESULTS
+from benchmarks.suites import TARGET
 from bgkernels.state import empty
 
 

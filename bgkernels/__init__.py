@@ -11,6 +11,7 @@ from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLo
 from bgkernels.spec import Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
 from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
+from bgkernels.truncation import SoftLabels, capture
 
 __version__ = "0.1.0"
 
@@ -22,9 +23,11 @@ __all__ = [
     "Mixture",
     "MixtureTeacher",
     "RowStats",
+    "SoftLabels",
     "Tilt",
     "TopKTeacher",
     "TotalVariation",
+    "capture",
     "distributed",
     "divergences",
     "hybrid_distillation",

@@ -8,6 +8,7 @@ training step), :mod:`~bgkernels.training.loop`, :mod:`~bgkernels.training.evalu
 :mod:`~bgkernels.training.demo` (all together).
 """
 
+from bgkernels.training.ahead import prefetch_teacher
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import (
     DataConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "Task",
     "TrainConfig",
     "TrainingError",
+    "prefetch_teacher",
     "run_demo",
     "train",
 ]

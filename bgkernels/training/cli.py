@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bgkernels.labels.command import generate_labels
 from bgkernels.training.commands.analyze import analyze
 from bgkernels.training.commands.demo import compare, demo, distill
 from bgkernels.training.commands.prune import prune
@@ -17,5 +18,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, distill, compare, train, prune, study, analyze):
+for command in (demo, distill, compare, train, prune, generate_labels, study, analyze):
     app.command()(command)

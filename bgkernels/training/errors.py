@@ -32,7 +32,7 @@ class NonFiniteLoss(TrainingError):
 
 
 class MissingExtra(TrainingError, ImportError):
-    """A package of the extra ``training`` is not installed."""
+    """A package of an extra, such as ``training``, is not installed."""
 
 
 class Interrupted(TrainingError):
@@ -49,8 +49,11 @@ class Interrupted(TrainingError):
 
 
 @contextmanager
-def extra() -> Iterator[None]:
+def extra(name: str = "training") -> Iterator[None]:
     """Turn a failed import inside the block into a message that says what to install.
+
+    Args:
+        name: of the extra that has the package.
 
     Example:
         >>> with extra():
@@ -61,5 +64,5 @@ def extra() -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"this needs the package {error.name!r}, which is not installed; "
-            "run: pip install 'bgkernels[training]'"
+            f"run: pip install 'bgkernels[{name}]'"
         ) from error

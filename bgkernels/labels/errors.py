@@ -1,0 +1,13 @@
+"""What can go wrong with cached labels."""
+
+from __future__ import annotations
+
+from bgkernels.training.errors import TrainingError
+
+
+class LabelError(TrainingError):
+    """Labels cannot be made, written or read; the message names the cause and the remedy."""
+
+
+class CorruptLabels(LabelError):
+    """A file of labels is missing, or is not what was written."""
