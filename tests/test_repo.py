@@ -21,6 +21,7 @@ PACKAGE = ROOT / "bgkernels"
 CORE = sorted(p for p in PACKAGE.glob("*.py"))
 BACKENDS = sorted((PACKAGE / "backends").glob("*.py"))
 TRAINING = sorted((PACKAGE / "training").glob("*.py"))
+INTEGRATIONS = sorted((PACKAGE / "integrations").glob("*.py"))
 
 LAYERS = (
     {"spec", "registry", "oracle"},
@@ -85,9 +86,12 @@ def test_the_oracle_shares_nothing() -> None:
     assert names - set(sys.stdlib_module_names) == {"torch"}
 
 
-def test_training_uses_the_public_api() -> None:
+def test_training_and_integrations_use_the_public_api() -> None:
+    for path in INTEGRATIONS:
+        assert own(path) <= {"integrations", "__init__"}, f"{path.name} imports {own(path)}"
     for path in TRAINING:
-        assert own(path) <= {"training", "__init__"}, f"{path.name} imports {own(path)}"
+        allowed = {"training", "integrations", "__init__"}
+        assert own(path) <= allowed, f"{path.name} imports {own(path)}"
 
 
 def test_csrc_sees_neither_torch_nor_python() -> None:
@@ -149,6 +153,7 @@ def test_everything_public_is_documented() -> None:
 
 def test_import_needs_torch_and_numpy_alone() -> None:
     blocked = ("triton", "transformers", "tokenizers", "matplotlib", "rich", "typer")
+    blocked += ("accelerate", "peft", "trl", "lightning", "datasets")
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import bgkernels"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
