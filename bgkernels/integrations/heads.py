@@ -40,10 +40,10 @@ class Head:
         cap = self.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
-    def detached(self) -> Head:
-        """The head of a teacher: whole tensors without gradient."""
-        bias = None if self.bias is None else _whole(self.bias)
-        return Head(_whole(self.weight), bias, self.logit_scale, self.logit_softcap)
+    def detached(self, dtype: torch.dtype) -> Head:
+        """The head of a teacher: whole tensors without gradient, gathered ones in ``dtype``."""
+        bias = None if self.bias is None else _whole(self.bias, dtype)
+        return Head(_whole(self.weight, dtype), bias, self.logit_scale, self.logit_softcap)
 
 
 def causal_lm(model: Any) -> Any:
@@ -166,7 +166,7 @@ def verify(model: Any) -> None:
         )
 
 
-def _whole(x: Tensor) -> Tensor:
-    full_tensor = getattr(x, "full_tensor", None)  # of a DTensor
-    whole: Tensor = x if full_tensor is None else full_tensor()
+def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:
+    full_tensor = getattr(x, "full_tensor", None)  # of a DTensor, whose shards may be wider
+    whole: Tensor = x if full_tensor is None else full_tensor().to(dtype)
     return whole.detach()
