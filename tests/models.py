@@ -71,6 +71,30 @@ def batch(rows: int = 3, length: int = 9) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+def tokenizer() -> Any:
+    """Words ``w3`` … ``w63`` to their numbers; a chat is its messages, each ended by ``<eos>``."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(3, VOCAB))]
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
+        chat_template="{% for m in messages %}{{ m.content }} <eos> {% endfor %}",
+    )
+
+
+def sentence(words: int, seed: int) -> str:
+    """That many random words."""
+    generator = torch.Generator().manual_seed(seed)
+    return " ".join(f"w{int(i)}" for i in torch.randint(3, VOCAB, (words,), generator=generator))
+
+
 def dense(student: Any, teacher: Any, data: dict[str, Tensor], temperature: float) -> Tensor:
     """Summed ``(1-w)·CE + w·T²·KL``, ``w = H_t / log V``: full logits, nothing of the package."""
     inputs = {k: v for k, v in data.items() if k != "labels"}

@@ -68,9 +68,8 @@ class ModelTeacher:
         """Hidden states at ``rows``, and the head."""
         self.model.eval()
         hidden = heads.through(self.model, heads.hidden_states, **inputs)
-        head = heads.read(
-            self.model
-        ).detached()  # after the forward, which may free what it gathers
+        # Read after the forward, which may free what it gathers.
+        head = heads.read(self.model).detached(hidden.dtype)
         return bg.LinearTeacher(
             select(hidden, rows).to(head.weight.device),
             head.weight, head.bias, head.logit_scale, head.logit_softcap,
