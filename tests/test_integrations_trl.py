@@ -9,8 +9,9 @@ import pytest
 import torch
 
 pytest.importorskip("trl", reason="needs the extra `integrations`: trl")
-datasets = pytest.importorskip("datasets", reason="needs the extra `integrations`: datasets")
+pytest.importorskip("datasets", reason="needs the extra `integrations`: datasets")
 
+from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -29,7 +30,7 @@ def gkd(folder: Path, loss: dict[str, Any] | None = None, **changes: Any) -> Hyb
         question = {"role": "user", "content": sentence(2 + i % 3, i)}
         return [question, {"role": "assistant", "content": sentence(3 + i % 4, 100 + i)}]
 
-    data = datasets.Dataset.from_list([{"messages": chat(i)} for i in range(8)])
+    data = Dataset.from_list([{"messages": chat(i)} for i in range(8)])
     args = GKDConfig(str(folder), **COMMON | {"max_new_tokens": 4, "max_length": 24} | changes)
     return HybridGKDTrainer(
         tiny(),
@@ -42,7 +43,7 @@ def gkd(folder: Path, loss: dict[str, Any] | None = None, **changes: Any) -> Hyb
 
 
 def on_policy(folder: Path, loss: dict[str, Any] | None = None, **changes: Any) -> Any:
-    data = datasets.Dataset.from_list([{"prompt": sentence(2 + i % 3, i)} for i in range(8)])
+    data = Dataset.from_list([{"prompt": sentence(2 + i % 3, i)} for i in range(8)])
     args = DistillationConfig(str(folder), **COMMON | {"max_completion_length": 5} | changes)
     return HybridOnPolicyTrainer(
         tiny(),

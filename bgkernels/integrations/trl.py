@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from trl import DistillationTrainer
 from trl.experimental.gkd import GKDTrainer
+from trl.trainer.distillation_trainer import DistillationTrainer
 
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import IGNORE
@@ -93,7 +93,7 @@ class HybridOnPolicyTrainer(HybridLoss, DistillationTrainer):
         completions = inputs["completion_ids"]
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
         prompts = torch.full_like(inputs["prompt_ids"], IGNORE)
-        if self.model.training and inputs.get("num_items_in_batch") is not None:
+        if model.training and inputs.get("num_items_in_batch") is not None:
             total = inputs["num_items_in_batch"].clamp(min=1)
             num_items_in_batch = total / self.accelerator.num_processes
         loss = model(
