@@ -37,7 +37,7 @@ LAYERS = (
     {"problem"},
     {"reduction"},
     {"functional"},
-    {"modules", "config"},
+    {"modules", "config", "numpy"},
     {"__init__"},
 )
 """Lower layers first: a module imports from lower layers, or beside itself."""
