@@ -99,6 +99,7 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
+    checks.no_transform()
     first, columns, autocast = _check_student(student)
     leading = tuple(first.shape[:-1])
     from_teacher = isinstance(target, str)
