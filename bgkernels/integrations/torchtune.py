@@ -20,7 +20,7 @@ class HybridWithChunkedOutputLoss(nn.Module):
     """The hybrid distillation loss, called as torchtune's chunked losses are.
 
     Args:
-        num_output_chunks: number of chunks along the sequence.
+        num_output_chunks: for the recipe, which cuts the logits; how it cuts is up to it.
         ignore_index: label of tokens that take no part.
         **options: of :class:`bgkernels.HybridDistillationLoss`; the reduction is the mean.
 
@@ -45,16 +45,19 @@ class HybridWithChunkedOutputLoss(nn.Module):
         """The mean over all tokens that have a label.
 
         Args:
-            student_logits, teacher_logits: ``num_output_chunks`` tensors ``(batch, length/n, V)``.
+            student_logits, teacher_logits: chunks ``(batch, some length, V)``.
             labels: ``(batch, length)``, aligned with the logits.
         """
-        valid = (labels != self.ignore_index).sum().clamp(min=1)
-        chunks = labels.chunk(self.num_output_chunks, dim=1)
-        if not len(student_logits) == len(teacher_logits) == len(chunks):
+        lengths = [
+            [chunk.shape[1] for chunk in chunks] for chunks in (student_logits, teacher_logits)
+        ]
+        if lengths[0] != lengths[1] or sum(lengths[0]) != labels.shape[1]:
             raise ValueError(
-                f"`student_logits` and `teacher_logits` must have {len(chunks)} chunks, as the "
-                f"labels do; got {len(student_logits)} and {len(teacher_logits)}"
+                "`student_logits` and `teacher_logits` must be cut alike, into chunks of the "
+                f"labels' length {labels.shape[1]} in all; got {lengths[0]} and {lengths[1]}"
             )
+        valid = (labels != self.ignore_index).sum().clamp(min=1)
+        chunks = labels.split(lengths[0], dim=1)
         parts = [
             self.loss(s, bg.LogitsTeacher(t.detach()), y, num_items=valid)
             for s, t, y in zip(student_logits, teacher_logits, chunks, strict=True)
