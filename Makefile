@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 STAMP := .venv/.installed
-EXTRAS := training,labels,triton,test,bench,peers,dev
+EXTRAS := training,labels,integrations,triton,test,bench,peers,dev
 CPP := $(shell find csrc -name '*.[chi]*')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 

@@ -26,6 +26,16 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
     return value
 
 
+def no_transform() -> None:
+    """Outside of ``torch.func``, whose transforms do not see into the kernels."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "torch.func transforms (grad, vmap, jvp, ...) are not supported; take the gradient "
+            "with loss.backward() or torch.autograd.grad, and put further dimensions in front: "
+            "leading dimensions are free"
+        )
+
+
 def shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
     """``value`` has the shape ``expected``; ``meaning`` spells it out."""
     if tuple(value.shape) != expected:

@@ -107,6 +107,7 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
+    checks.no_transform()
     group = options.vocab_group
     if group is not None and torch.compiler.is_compiling():
         raise NotImplementedError(

@@ -22,6 +22,7 @@ CORE = sorted(p for p in PACKAGE.glob("*.py"))
 BACKENDS = sorted((PACKAGE / "backends").glob("*.py"))
 TRAINING = sorted((PACKAGE / "training").rglob("*.py"))
 LABELS = sorted((PACKAGE / "labels").glob("*.py"))
+INTEGRATIONS = sorted((PACKAGE / "integrations").glob("*.py"))
 
 LAYERS = (
     {"spec", "registry", "oracle"},
@@ -38,7 +39,7 @@ LAYERS = (
     {"problem"},
     {"reduction", "truncation"},
     {"functional"},
-    {"modules", "config"},
+    {"modules", "config", "numpy"},
     {"__init__"},
 )
 """Lower layers first: a module imports from lower layers, or beside itself."""
@@ -87,7 +88,9 @@ def test_the_oracle_shares_nothing() -> None:
     assert names - set(sys.stdlib_module_names) == {"torch"}
 
 
-def test_training_uses_the_public_api() -> None:
+def test_training_and_integrations_use_the_public_api() -> None:
+    for path in INTEGRATIONS:
+        assert own(path) <= {"integrations", "__init__"}, f"{path.name} imports {own(path)}"
     for path in TRAINING:
         allowed = {"training", "__init__"} | ({"labels"} if path.stem == "cli" else set())
         assert own(path) <= allowed, f"{path.name} imports {own(path)}"

@@ -1,0 +1,94 @@
+"""Where a trainer's soft labels come from: a model, a path, or any callable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+import bgkernels as bg
+from bgkernels.integrations import heads
+
+Teacher = bg.LinearTeacher | bg.LogitsTeacher
+
+
+class TeacherSource(Protocol):
+    """Makes the teacher of a batch.
+
+    A source that reads columns of the batch which no model knows (stored labels) lists their names
+    in an attribute ``columns``.
+    """
+
+    def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> Teacher:
+        """The teacher of the positions ``rows`` of the flattened batch; of all of them for None.
+
+        Args:
+            inputs: the batch as the student's forward gets it, without labels.
+            rows: ``(n,)`` int64 positions in ``batch·length``, or None for ``(batch, length)``.
+        """
+
+
+class ModelTeacher:
+    """A causal language model as teacher: evaluated without gradient, its logits never whole.
+
+    Args:
+        model: a ``transformers`` model, wrapped by FSDP or not, or a path to load one from.
+
+    Raises:
+        HeadError: see :func:`bgkernels.integrations.heads.read`.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = dict(hidden_size=8, intermediate_size=8, num_attention_heads=2, vocab_size=32)
+        >>> teacher = ModelTeacher(LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **size)))
+        >>> teacher({"input_ids": torch.arange(6)[None]}, torch.tensor([2, 3])).hidden.shape
+        torch.Size([2, 8])
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def __init__(self, model: Any) -> None:
+        if isinstance(model, str):
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        heads.verify(model)
+        self.model = model
+
+    def to(self, device: torch.device) -> None:
+        """Move the model, unless it is sharded or placed already."""
+        placed = hasattr(self.model, "hf_device_map")
+        if not placed and not any(hasattr(p, "device_mesh") for p in self.model.parameters()):
+            self.model.to(device)
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> bg.LinearTeacher:
+        """Hidden states at ``rows``, and the head."""
+        self.model.eval()
+        hidden = heads.through(self.model, heads.hidden_states, **inputs)
+        # Read after the forward, which may free what it gathers.
+        head = heads.read(self.model).detached(hidden.dtype)
+        return bg.LinearTeacher(
+            select(hidden, rows).to(head.weight.device),
+            head.weight, head.bias, head.logit_scale, head.logit_softcap,
+        )  # fmt: skip
+
+
+def select(x: Tensor, rows: Tensor | None) -> Tensor:
+    """``(n, ...)`` entries of ``(batch, length, ...)``; all of it, in its shape, for None."""
+    return x if rows is None else x.flatten(0, 1)[rows]
+
+
+def source(teacher: Any) -> TeacherSource:
+    """What ``teacher`` (a model, a path, a source) gives labels by."""
+    if isinstance(teacher, str) or hasattr(teacher, "parameters"):
+        return ModelTeacher(teacher)
+    if not callable(teacher):
+        raise TypeError(
+            "`teacher` must be a causal language model, a path, or a callable "
+            f"(inputs, rows) -> bg.LinearTeacher; got {type(teacher).__name__}"
+        )
+    made: TeacherSource = teacher
+    return made

@@ -1,0 +1,144 @@
+"""The loss in the ``Trainer`` of ``transformers``.
+
+For a ``Trainer`` that is a subclass already, :func:`bgkernels.integrations.causal_lm.attach` is
+enough: call it on the model first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from bgkernels.integrations import measures
+from bgkernels.integrations.causal_lm import IGNORE, Attachment, attach
+from bgkernels.integrations.teachers import ModelTeacher
+
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object
+
+
+class LossRows:
+    """A collator that also tells where the labels are, while they are still on the CPU.
+
+    The positions go with the batch as ``loss_rows``, so that choosing the rows of the loss does not
+    wait for the device.
+
+    Args:
+        collator: makes a batch with ``labels``, or with ``shift_labels`` aligned with the inputs.
+
+    Example:
+        >>> collate = LossRows(lambda items: {"labels": torch.tensor(items)})
+        >>> collate([[-100, 5, 6], [-100, -100, 7]])["loss_rows"]
+        tensor([0, 1, 4])
+    """
+
+    def __init__(self, collator: Callable[[Any], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, items: Any) -> Any:
+        """The collator's batch and ``loss_rows``, ``(n,)`` int64."""
+        batch = self.collator(items)
+        if isinstance(batch.get("shift_labels"), Tensor):
+            used = batch["shift_labels"] != IGNORE
+        elif isinstance(batch.get("labels"), Tensor):
+            used = torch.nn.functional.pad(batch["labels"][..., 1:] != IGNORE, (0, 1))
+        else:
+            return batch
+        return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
+
+
+class HybridLoss(Base):
+    """What a trainer needs beside the loss itself: a mixin in front of a ``Trainer``.
+
+    The parts of the loss are logged with it, by the names of
+    :class:`~bgkernels.integrations.measures.Measures`; a curriculum follows the trainer's step.
+    """
+
+    attachment: Attachment
+
+    def distil(self, teacher: Any, options: Mapping[str, Any]) -> None:
+        """Attach the loss to the trainer's model, and put the teacher beside it."""
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` acts on logits, and there are none; "
+                "pass label_smoothing= to the loss"
+            )
+        model = self.accelerator.unwrap_model(self.model)
+        self.attachment = attach(model, teacher, **options)
+        self.model_accepts_loss_kwargs = True
+        if isinstance(self.attachment.teacher, ModelTeacher):
+            self.attachment.teacher.to(self.accelerator.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step of the trainer; a curriculum is told which."""
+        if hasattr(self.attachment.policy, "step"):
+            self.attachment.policy.step = self.state.global_step
+        loss: Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, and with a loss its parts, averaged over the tokens of all processes."""
+        for name, training in (("loss", True), ("eval_loss", False)):
+            sums = self.attachment.measures[training].pop() if name in logs else None
+            if sums is not None:
+                found = measures.means(self.accelerator.reduce(sums, "sum"))
+                logs |= {name.removesuffix("loss") + key: value for key, value in found.items()}
+        super().log(logs, *args, **kwargs)
+
+
+class HybridDistillationTrainer(HybridLoss, Trainer):
+    """A ``Trainer`` whose loss is the hybrid distillation loss.
+
+    Everything else is the ``Trainer``'s: arguments, gradient accumulation, mixed precision,
+    gradient checkpointing, DDP and FSDP, PEFT models, evaluation, checkpoints. The dataset needs
+    ``labels``, as for any causal language model; positions with -100 cost no head product. The
+    teacher is neither trained nor saved.
+
+    Args:
+        model: the student.
+        args: ``TrainingArguments``.
+        teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+        loss: options of the loss, and ``target``, by name.
+        **kwargs: the ``Trainer``'s other arguments.
+
+    Raises:
+        HeadError: see :func:`bgkernels.integrations.heads.read`.
+        TypeError, ValueError: an option that is unknown or out of range, by name.
+
+    Example:
+        >>> trainer = HybridDistillationTrainer(
+        ...     student, args, teacher=teacher, train_dataset=data,
+        ...     loss={"routing": "entropy", "temperature": 2.0},
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: Any = None,
+        *,
+        teacher: Any,
+        loss: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, **kwargs)
+        self.distil(teacher, loss or {})
+        data = (self.train_dataset, self.eval_dataset)
+        config: Any = self.args.accelerator_config
+        whole_batches = not config.split_batches  # accelerate may cut those of an IterableDataset
+        if whole_batches and not any(isinstance(d, IterableDataset) for d in data):
+            self.data_collator = LossRows(self.data_collator)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Keep the columns that the teacher reads."""
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        wanted = getattr(self.attachment.teacher, "columns", ())
+        columns += [name for name in wanted if name not in columns]
