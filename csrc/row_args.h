@@ -8,11 +8,20 @@ namespace bgk {
 
 enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
 enum LabelRule : int32_t { kIndex = 0, kArgmax = 1, kSample = 2 };
-enum Status : int32_t { kOk = 0, kUnknownDType = 1, kUnknownRule = 2, kTooManyTilts = 3 };
+// kCudaFailed is added to a cudaError_t.
+enum Status : int32_t {
+  kOk = 0,
+  kUnknownDType = 1,
+  kUnknownRule = 2,
+  kTooManyTilts = 3,
+  kTooManyMixtures = 4,
+  kCudaFailed = 1000
+};
 
 // Label codes: not known before the pass, and a row that takes no part.
 constexpr int64_t kNone = -1, kSkip = -2;
 constexpr int kFloatColumns = 14, kTiltColumns = 4, kCoefficients = 13, kMaxTilts = 8;
+constexpr int kMaxMixtures = 8;  // on GPUs
 
 struct Tilt {
   double a, b;
@@ -32,7 +41,6 @@ struct Spec {
   int32_t tilt_count, mixture_count;
   bool total_variation;
 
-  int32_t pair_count() const { return 3 * mixture_count + 2 * int32_t(total_variation); }
 };
 
 // A block of raw head outputs; real logits are cap·tanh(scale·x / cap), or scale·x where cap is 0.

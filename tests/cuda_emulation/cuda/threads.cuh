@@ -1,0 +1,218 @@
+// Stands in for csrc/cuda/threads.cuh: blocks run one after another on the host, and the threads of
+// a block are fibers of one thread that change places where they would wait for each other. So the
+// kernels' arithmetic, indices and order of synchronisation can be tested where there is no GPU.
+#pragma once
+
+#include <math.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <vector>
+
+#include "row_args.h"
+
+#define BGK_DEVICE inline
+#define __global__
+#define __device__
+#define __shared__ static  // of the one block that runs
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+namespace bgk::cuda {
+
+// Few warps, so that each takes several steps of a short row.
+constexpr int kWarpSize = 32, kWarps = 2, kThreads = kWarps * kWarpSize;
+typedef uintptr_t Stream;
+
+// Fibers that wait for each other.
+struct Barrier {
+  int size = 0, arrived = 0;
+  unsigned generation = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  jmp_buf here;
+  std::vector<char> stack = std::vector<char>(256 * 1024);
+  bool started = false, finished = false;
+};
+
+struct Machine {
+  Fiber fibers[kThreads];
+  Barrier all, warps[kWarps];
+  alignas(16) char dynamic[64 * 1024];
+  uint64_t slots[kThreads];  // what lanes show each other
+  dim3 block, blocks;
+  ucontext_t scheduler_context;
+  jmp_buf scheduler;
+  int current = 0;
+  bool backwards = false;  // the order in which fibers run: another one shows missing barriers
+  void (*body)() = nullptr;
+  int error = 0;  // what the device answers
+};
+
+inline Machine& machine() {
+  static Machine one;
+  return one;
+}
+
+inline int thread() { return machine().current; }
+inline int lane() { return thread() % kWarpSize; }
+inline int warp() { return thread() / kWarpSize; }
+inline dim3 block() { return machine().block; }
+inline dim3 blocks() { return machine().blocks; }
+
+inline void pause() {
+  Machine& m = machine();
+  if (_setjmp(m.fibers[m.current].here) == 0) _longjmp(m.scheduler, 1);
+}
+
+inline void release(Barrier& b) { b.arrived = 0, ++b.generation; }
+
+inline void wait(Barrier& b) {
+  const unsigned generation = b.generation;
+  if (++b.arrived == b.size) return release(b);
+  while (b.generation == generation) pause();
+}
+
+inline void sync_block() { wait(machine().all); }
+inline void sync_warp() { wait(machine().warps[warp()]); }
+
+template <class T>
+inline T of_lane(T x, int from) {
+  static_assert(sizeof(T) <= sizeof(uint64_t), "a word");
+  Machine& m = machine();
+  memcpy(&m.slots[thread()], &x, sizeof(T));
+  sync_warp();
+  memcpy(&x, &m.slots[warp() * kWarpSize + (from & (kWarpSize - 1))], sizeof(T));
+  sync_warp();
+  return x;
+}
+
+template <class T>
+inline T exchanged(T x, int lanes_apart) {
+  return of_lane(x, lane() ^ lanes_apart);
+}
+
+inline bool any_lane(bool x) {
+  int found = x;
+  for (int apart = kWarpSize / 2; apart; apart /= 2) found |= exchanged(found, apart);
+  return found;
+}
+
+inline char* dynamic_shared() { return machine().dynamic; }
+
+// As the device's: subnormal results are flushed.
+inline float fast_exp(float x) {
+  const float y = exp2f(x * 1.44269504f);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
+inline uint32_t high_product(uint32_t a, uint32_t b) { return (uint32_t)((uint64_t)a * b >> 32); }
+
+template <int kWords>
+inline void load_words(const void* from, uint32_t* to) {
+  if ((uintptr_t)from % (4 * kWords)) __builtin_trap();  // as the device would
+  memcpy(to, from, 4 * kWords);
+}
+
+template <int kWords>
+inline void store_words(void* to, const uint32_t* from) {
+  if ((uintptr_t)to % (4 * kWords)) __builtin_trap();
+  memcpy(to, from, 4 * kWords);
+}
+
+template <class To, class From>
+inline To bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To y;
+  memcpy(&y, &x, sizeof(y));
+  return y;
+}
+
+inline float as_float(uint32_t bits) { return bit_cast<float>(bits); }
+inline uint32_t as_bits(float x) { return bit_cast<uint32_t>(x); }
+inline float from_f16(uint16_t bits) { return (float)bit_cast<_Float16>(bits); }
+inline uint16_t to_f16(float x) { return bit_cast<uint16_t>((_Float16)x); }
+inline uint16_t to_bf16(float x) {
+  const uint32_t bits = as_bits(x);
+  return x != x ? 0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline int use(int) { return machine().error ? kCudaFailed + machine().error : kOk; }
+inline const char* error_text(int) { return "an emulated error"; }
+
+template <class Args>
+int try_load(void (*)(Args)) {
+  return kOk;
+}
+
+// Runs `body` in every thread of a block.
+inline void run_block() {
+  Machine& m = machine();
+  m.all = {kThreads};
+  for (Barrier& w : m.warps) w = {kWarpSize};
+  for (Fiber& f : m.fibers) f.started = f.finished = false;
+  volatile int left = kThreads;
+  while (left > 0) {
+    for (volatile int k = 0; k < kThreads; k = k + 1) {
+      const int i = m.backwards ? kThreads - 1 - k : (int)k;
+      Fiber& f = m.fibers[i];
+      if (f.finished) continue;
+      m.current = i;
+      if (_setjmp(m.scheduler) == 0) {
+        if (f.started) _longjmp(f.here, 1);
+        f.started = true;
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
+        f.context.uc_link = nullptr;
+        makecontext(&f.context, m.body, 0);
+        setcontext(&f.context);
+      }
+      Fiber& after = m.fibers[m.current];
+      if (!after.finished) continue;
+      left = left - 1;
+      // Threads that have returned are waited for no longer.
+      for (Barrier* b : {&m.all, &m.warps[m.current / kWarpSize]})
+        if (--b->size > 0 && b->arrived == b->size) release(*b);
+    }
+  }
+}
+
+template <class Args>
+struct Call {
+  static inline void (*kernel)(Args);
+  static inline const Args* args;
+  static void body() {
+    kernel(*args);
+    Machine& m = machine();
+    m.fibers[m.current].finished = true;
+    _longjmp(m.scheduler, 1);
+  }
+};
+
+template <class Args>
+int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args) {
+  Machine& m = machine();
+  if (shared_bytes > sizeof(m.dynamic)) return kCudaFailed + 1;
+  Call<Args>::kernel = kernel, Call<Args>::args = &args;
+  m.body = Call<Args>::body, m.blocks = grid;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        m.block = dim3(x, y, z);
+        memset(m.dynamic, 0xff, sizeof(m.dynamic));  // NaN
+        run_block();
+      }
+  return kOk;
+}
+
+}  // namespace bgk::cuda
