@@ -31,8 +31,8 @@ int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floa
 
 int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride,
                  Address lse_s, Address lse_t, int splits, const Place& place) {
-  const PairArgs args = {spec.get(),           tile, (float*)sums, sums_stride, (const double*)lse_s,
-                         (const double*)lse_t, 0};
+  const PairArgs args = {
+      spec.get(), tile, (float*)sums, sums_stride, (const double*)lse_s, (const double*)lse_t, 0};
   const Status status = check_cuda(args.spec, tile);
   return status ? status : cuda::absorb_pairs(args, splits, where_of(place));
 }

@@ -40,7 +40,6 @@ struct Spec {
   const float* omegas;  // (mixture_count), may be null
   int32_t tilt_count, mixture_count;
   bool total_variation;
-
 };
 
 // A block of raw head outputs; real logits are cap·tanh(scale·x / cap), or scale·x where cap is 0.

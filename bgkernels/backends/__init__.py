@@ -13,7 +13,7 @@ _IN_ORDER: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), EagerBackend
 BACKENDS = {b.name: b for b in _IN_ORDER}
 """In the order that ``"auto"`` tries them on a CPU."""
 AUTO = {"cuda": ("triton", "native", "eager")}
-"""That order on other devices: the native CUDA kernels come second until a GPU has measured both."""
+"""That order elsewhere: native CUDA kernels come second until a GPU has measured both."""
 
 
 def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Backend:

@@ -21,6 +21,7 @@ from bgkernels.spec import RowSpec
 from bgkernels.state import RowState
 from bgkernels.stats import Coefficients
 
+
 class NativeBackend:
     """See :class:`bgkernels.backends.base.Backend`.
 

@@ -31,6 +31,7 @@ class Call:
                 f"the native backend takes at most {_C.MAX_TILTS} tilts in one objective, got "
                 f"{len(spec.tilts)}: use backend='eager'"
             )
+        self.mixtures = len(spec.mixtures)
         self.student = _rows(tile.student)
         self.teacher = None if tile.teacher is None else _rows(tile.teacher)
         self.spec = _C.Spec(

@@ -36,12 +36,19 @@ class Cuda:
 
     def absorb(self, call: Call, floats: Tensor, ints: Tensor, labels: Tensor) -> int:
         """Pass 1."""
+        if call.mixtures > self.module.MAX_MIXTURES:
+            raise NotImplementedError(
+                f"the native backend takes at most {self.module.MAX_MIXTURES} mixtures in one "
+                f"objective on a GPU, got {call.mixtures}: use backend='eager'"
+            )
         splits = self._splits(call.student)
         made = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in (floats, ints)]
         parts = (splits, *(x.data_ptr() for x in made))
         addresses = (*strided(floats), *strided(ints), labels.data_ptr(), parts)
         with self._current():
-            return self._checked(self.module.absorb(call.spec, call.tile, *addresses, self._place()))
+            return self._checked(
+                self.module.absorb(call.spec, call.tile, *addresses, self._place())
+            )
 
     def absorb_pairs(self, call: Call, sums: Tensor, lse_s: Tensor, lse_t: Tensor) -> int:
         """Pass 1, second read."""
@@ -52,7 +59,7 @@ class Cuda:
         addresses = (out.data_ptr(), out.stride(1), lse_s.data_ptr(), lse_t.data_ptr(), splits)
         with self._current():
             status = self.module.absorb_pairs(call.spec, call.tile, *addresses, self._place())
-        if splits > 1:
+        if splits > 1 and not status:
             sums += out.sum(0)
         return self._checked(status)
 
@@ -61,9 +68,8 @@ class Cuda:
         addresses = (*(x.data_ptr() for x in given), self._splits(out))
         made = logits(out, Cap())
         with self._current():
-            return self._checked(
-                self.module.vjp(call.spec, call.tile, made, *addresses, self._place())
-            )
+            status = self.module.vjp(call.spec, call.tile, made, *addresses, self._place())
+        return self._checked(status)
 
     def _splits(self, x: Tensor) -> int:
         rows, columns = x.shape
@@ -82,7 +88,9 @@ class Cuda:
 
     def _checked(self, status: int) -> int:
         if status >= CUDA_FAILED:
-            raise RuntimeError(f"CUDA refused a kernel on {self.device}: {self.module.error(status)}")
+            raise RuntimeError(
+                f"CUDA refused a kernel on {self.device}: {self.module.error(status)}"
+            )
         return status
 
 

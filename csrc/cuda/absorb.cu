@@ -1,5 +1,4 @@
 #include "cuda/absorb.cuh"
-
 #include "cuda/launch.h"
 
 namespace bgk::cuda {
@@ -43,7 +42,8 @@ int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
   const Kernel kernel = size == kHalves    ? pick<Half>(spec, tilts)
                         : size == kSingles ? pick<Single>(spec, tilts)
                                            : absorb_kernel<Mixed, kAny, true>;
-  const size_t bytes = tilts == kAny ? spec.tilt_count * kTiltColumns * kThreads * sizeof(float) : 0;
+  const size_t bytes =
+      tilts == kAny ? spec.tilt_count * kTiltColumns * kThreads * sizeof(float) : 0;
   Launched<AbsorbArgs> launched(args);
   if (splits.count > 1) {
     launched.args.floats = splits.floats, launched.args.floats_stride = rows;

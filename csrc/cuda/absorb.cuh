@@ -48,9 +48,9 @@ struct Lane {
   const Spec& spec;
   const RowPair<Format>& rows;
   int64_t row;
-  int given;    // column of the label if it is known, else -1
-  float* own;   // shared memory of this lane's tilts: m, d, k, q, kThreads apart; m and the
-                // exponents are counted from those at both maxima
+  int given;   // column of the label if it is known, else -1
+  float* own;  // shared memory of this lane's tilts: m, d, k, q, kThreads apart; m and the
+               // exponents are counted from those at both maxima
   float z_top = kNegInf, v_top = kNegInf, m_c = kNegInf;  // maxima of real logits
   int argmax_s = -1, argmax_t = -1;
   Held held = {kNegInf, kNegInf, kNegInf, -1};
@@ -65,9 +65,10 @@ struct Lane {
         row(row),
         given(given),
         own((float*)dynamic_shared() + thread()) {
-    if (kTilts != kAny) return;
-    for (int i = 0; i < spec.tilt_count; ++i)
-      tilt(i, 0) = kNegInf, tilt(i, 1) = tilt(i, 2) = tilt(i, 3) = 0.0f;
+    if constexpr (kTilts == kAny) {
+      for (int i = 0; i < spec.tilt_count; ++i)
+        tilt(i, 0) = kNegInf, tilt(i, 1) = tilt(i, 2) = tilt(i, 3) = 0.0f;
+    }
   }
 
   BGK_DEVICE float by() const { return spec.inverse_temperature; }
@@ -190,9 +191,9 @@ struct Lane {
         if (tilt(i, 1) == 0.0f) continue;
         TiltState<float> x = {tilt(i, 0), tilt(i, 1), tilt(i, 2), tilt(i, 3)};
         move_moments(x, by_s - by_t);
-        tilt(i, 0) = x.m + tilt_exponent((float)spec.tilts[i].a, (float)spec.tilts[i].b,
-                                         z_top == kNegInf ? 0.0f : by_s,
-                                         v_top == kNegInf ? 0.0f : by_t);
+        tilt(i, 0) =
+            x.m + tilt_exponent((float)spec.tilts[i].a, (float)spec.tilts[i].b,
+                                z_top == kNegInf ? 0.0f : by_s, v_top == kNegInf ? 0.0f : by_t);
         tilt(i, 2) = x.k, tilt(i, 3) = x.q;
       }
     }
@@ -298,7 +299,8 @@ BGK_DEVICE void absorb_range(Lane<Format, kTilts, kChoose>& lane, const Range& r
 BGK_DEVICE void merge_warps(RowState<float>* states, const Spec& spec) {
   for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
     const int apart = half ? half : kWarps;
-    if (lane() < half || lane() == 0) merge<ScalarMath>(states[lane()], states[lane() + apart], spec);
+    if (lane() < half || lane() == 0)
+      merge<ScalarMath>(states[lane()], states[lane() + apart], spec);
     sync_warp();
     if (half == 0) return;
   }

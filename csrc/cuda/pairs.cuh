@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kThreads, 3)
   if (thread() >= (mixture ? 3 : 2)) return;
   float total = 0.0f;
   for (int w = 0; w < kWarps; ++w) total += parts[w][thread()];
-  float* to = args.sums + row +
-              (split * pair_count(spec) + 3 * extra + thread()) * args.sums_stride;
+  float* to =
+      args.sums + row + (split * pair_count(spec) + 3 * extra + thread()) * args.sums_stride;
   *to = blocks().y == 1 ? *to + total : total;
 }
 

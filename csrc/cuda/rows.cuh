@@ -114,9 +114,7 @@ struct Source {
   }
 
   // Real logits.
-  BGK_DEVICE float at(int column) const {
-    return capped(widened(Mixed::load(row, column, dtype)));
-  }
+  BGK_DEVICE float at(int column) const { return capped(widened(Mixed::load(row, column, dtype))); }
   BGK_DEVICE void real(const Batch<Format>& from, float* to) const {
     if (Format::kWords == 4 && dtype == kBF16) {  // the dtype is looked at once, not 8 times
 #pragma unroll
@@ -166,7 +164,8 @@ struct Share {
   BGK_DEVICE explicit Share(const Tile& tile) {
     const int width = (int)tile.student.columns;
     const int compared = tile.teacher.data ? (int)tile.teacher.columns : 0;
-    const int splits = blocks().y, each = ((width + splits - 1) / splits + kStep - 1) / kStep * kStep;
+    const int splits = blocks().y,
+              each = ((width + splits - 1) / splits + kStep - 1) / kStep * kStep;
     const int64_t from = (int64_t)block().y * each;
     start = from < width ? (int)from : width;
     stop = from + each < width ? (int)(from + each) : width;
@@ -179,8 +178,7 @@ template <class Format>
 struct RowPair {
   Source<Format> s, t;
 
-  BGK_DEVICE RowPair(const Tile& tile, int64_t row)
-      : s(tile.student, row), t(tile.teacher, row) {}
+  BGK_DEVICE RowPair(const Tile& tile, int64_t row) : s(tile.student, row), t(tile.teacher, row) {}
 
   // `also`: whether something else allows vectors from a column on.
   template <class Also>

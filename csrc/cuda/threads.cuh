@@ -1,5 +1,5 @@
-// All that the kernels ask of the hardware. tests/cuda_emulation/ has a header of the same name that
-// runs the same kernels on a CPU.
+// All that the kernels ask of the hardware. tests/cuda_emulation/ has a header of the same name
+// that runs the same kernels on a CPU.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -94,8 +94,8 @@ int try_load(void (*kernel)(Args)) {
 template <class Args>
 int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream stream, Args args) {
   void* pointers[] = {&args};
-  return as_status(cudaLaunchKernel((const void*)kernel, grid, dim3(kThreads), pointers,
-                                    shared_bytes, stream));
+  return as_status(
+      cudaLaunchKernel((const void*)kernel, grid, dim3(kThreads), pointers, shared_bytes, stream));
 }
 
 }  // namespace bgk::cuda

@@ -1,6 +1,5 @@
-#include "cuda/vjp.cuh"
-
 #include "cuda/launch.h"
+#include "cuda/vjp.cuh"
 
 namespace bgk::cuda {
 

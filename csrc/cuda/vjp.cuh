@@ -145,8 +145,7 @@ struct Sink {
       for (int k = 0; k < kCount; k += 4) store_words<4>(row + 4 * (column + k), words + k);
     } else {
 #pragma unroll
-      for (int k = 0; k < kCount; k += 2)
-        words[k / 2] = narrowed(g[k]) | narrowed(g[k + 1]) << 16;
+      for (int k = 0; k < kCount; k += 2) words[k / 2] = narrowed(g[k]) | narrowed(g[k + 1]) << 16;
       store_words<kCount / 2>(row + 2 * column, words);
     }
   }
@@ -227,8 +226,8 @@ __global__ void __launch_bounds__(kThreads, kExtras ? 2 : 3)
   sync_block();
   for (int compared = 1; compared >= 0; --compared) {  // a loop, so that the code is there once
     const Range range = rows.range(
-        compared ? share.start : share.pair_stop, compared ? share.pair_stop : share.stop,
-        compared, [&](int column) { return out.aligned(column, Format::kVector); });
+        compared ? share.start : share.pair_stop, compared ? share.pair_stop : share.stop, compared,
+        [&](int column) { return out.aligned(column, Format::kVector); });
     if (!skip) {
       vjp_range<Format, kExtras>(args, spec, rows, row, range, compared, &shared);
       continue;

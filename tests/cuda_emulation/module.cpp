@@ -1,4 +1,5 @@
-// The CUDA backend on the host, as a module beside bgkernels._C, whose Spec, Logits and Tile it takes.
+// The CUDA backend on the host, as a module beside bgkernels._C, whose Spec, Logits and Tile it
+// takes.
 #include "bind_cuda.cpp"
 #include "cuda/absorb.cu"
 #include "cuda/vjp.cu"

@@ -140,8 +140,23 @@ inline To bit_cast(From x) {
 
 inline float as_float(uint32_t bits) { return bit_cast<float>(bits); }
 inline uint32_t as_bits(float x) { return bit_cast<uint32_t>(x); }
-inline float from_f16(uint16_t bits) { return (float)bit_cast<_Float16>(bits); }
-inline uint16_t to_f16(float x) { return bit_cast<uint16_t>((_Float16)x); }
+inline float from_f16(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
+  const float size = exponent == 31  ? (mantissa ? NAN : INFINITY)
+                     : exponent == 0 ? ldexpf((float)mantissa, -24)
+                                     : ldexpf((float)(mantissa + 1024), exponent - 25);
+  return bits >> 15 ? -size : size;
+}
+inline uint16_t to_f16(float x) {
+  const uint16_t sign = signbit(x) ? 0x8000 : 0;
+  if (x != x) return 0x7e00;
+  if (fabsf(x) >= 65520.0f) return sign | 0x7c00;
+  if (x == 0.0f) return sign;
+  const int exponent = ilogbf(x) < -14 ? -14 : ilogbf(x);
+  const int steps =
+      (int)nearbyintf(ldexpf(fabsf(x), 10 - exponent));  // a carry raises the exponent
+  return (uint16_t)(sign | (((exponent + 14) << 10) + steps));
+}
 inline uint16_t to_bf16(float x) {
   const uint32_t bits = as_bits(x);
   return x != x ? 0x7fff : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
