@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
-from bgkernels.spec import Extra
+from bgkernels.spec import ClosedForm, Extra
 from bgkernels.stats import RowStats
 
 
@@ -39,6 +39,14 @@ class Objective:
         """The extra statistics to compute, each once."""
         wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """The same loss as a formula that backends know, if it is one."""
+        weights, kls = self.policy.closed, self.divergence.kls
+        if weights is None or kls is None or self.policy.hard_term or self.policy.batchwide:
+            return None
+        return ClosedForm(*kls, weights, self.label_smoothing, self.z_loss)
 
     def rows(self, stats: RowStats) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored."""

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bgkernels.backends.base import Composed, Composer, Tile
 from bgkernels.driver import Call, Rows, Tensors, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
 from bgkernels.spec import Extra
+from bgkernels.state import empty
 from bgkernels.stats import (
     DIFFERENTIABLE,
     Coefficients,
     Final,
     RowStats,
     assemble,
+    finalize,
     vjp_coefficients,
 )
 
@@ -96,8 +99,30 @@ def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Final, Tensors]
     assert first is not None
     if len(rows.student) == 1:
         target = first if job.overwrite else torch.empty_like(first)
+        if composed := _composed(job, rows, scale, target):
+            return composed
     final, made = run(rows, job.call, needs, derivative, gradient=target)
     return torch.cat(losses).sum(), final, made
+
+
+def _composed(
+    job: Fused, rows: Rows, scale: Tensor, target: Tensor
+) -> tuple[Tensor, Final, Tensors] | None:
+    """The same, of given logits, where the backend does it at once."""
+    backend, form, spec = job.call.backend, job.objective.closed_form, job.call.spec
+    student, teacher = rows.student[0], rows.teacher[0] if rows.teacher else None
+    assert student is not None
+    if form is None or len(rows.teacher) > 1 or not isinstance(backend, Composer):
+        return None
+    compared = teacher[:, : spec.compared] if teacher is not None and spec.compared else None
+    tile = Tile(student[:, : spec.columns], compared, 0, 0)
+    state = empty(len(student), len(spec.tilts), dtype=torch.float32, device=student.device)
+    out = target[:, : spec.columns]
+    losses = backend.compose(state, out, tile, rows.labels, Composed(spec, form, scale))
+    if losses is None:
+        return None
+    target[:, spec.columns :] = 0
+    return losses.sum(), finalize(state, rows.labels, spec, job.call.ignore_index), (target,)
 
 
 def _differentiate(

@@ -51,6 +51,32 @@ int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row,
   return status ? status : cuda::vjp(args, splits, where_of(place));
 }
 
+Objective make_objective(double kl_ts, double kl_st, int policy, double hard, double soft,
+                         double tau, double sharpness, bool reversed, double label_smoothing,
+                         double z_loss) {
+  return {kl_ts,     kl_st,    (Policy)policy,  hard,  soft, tau,
+          sharpness, reversed, label_smoothing, z_loss};
+}
+
+// `state`: floats, their stride, ints, their stride; `loss`: scale and losses.
+int compose(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Objective& objective,
+            const std::tuple<Address, int64_t, Address, int64_t>& state, Address labels,
+            const std::pair<Address, Address>& loss, int ranks, const Place& place) {
+  ComposedArgs args;
+  const auto& [floats, floats_stride, ints, ints_stride] = state;
+  static_cast<AbsorbArgs&>(args) = {
+      spec.get(),     tile,        (float*)floats,         floats_stride,
+      (int64_t*)ints, ints_stride, (const int64_t*)labels, 0};
+  args.out = out, args.objective = objective;
+  args.scale = (const double*)loss.first, args.losses = (double*)loss.second;
+  const Status status = known(out) ? check_cuda(args.spec, tile) : kUnknownDType;
+  return status ? status : cuda::compose(args, ranks, where_of(place));
+}
+
+int resident_blocks(const Tile& tile, const Place& place) {
+  return cuda::resident_blocks(tile, where_of(place));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_ m) {
@@ -62,6 +88,12 @@ void bind_cuda(py::module_ m) {
         "lse_t"_a, "splits"_a, "place"_a, unlocked);
   m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "row"_a, "tilts"_a, "pairs"_a, "labels"_a,
         "splits"_a, "place"_a, unlocked);
+  py::class_<Objective>(m, "Objective", py::module_local())
+      .def(py::init(&make_objective), py::kw_only(), "kl_ts"_a, "kl_st"_a, "policy"_a, "hard"_a,
+           "soft"_a, "tau"_a, "sharpness"_a, "reversed"_a, "label_smoothing"_a, "z_loss"_a);
+  m.def("compose", &compose, "spec"_a, "tile"_a, "out"_a, "objective"_a, "state"_a, "labels"_a,
+        "loss"_a, "ranks"_a, "place"_a, unlocked);
+  m.def("resident_blocks", &resident_blocks, "tile"_a, "place"_a);
   m.def("probe", &cuda::probe, "device"_a);
   m.def("error", &cuda::error, "status"_a);
 }

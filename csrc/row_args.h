@@ -15,6 +15,7 @@ enum Status : int32_t {
   kUnknownRule = 2,
   kTooManyTilts = 3,
   kTooManyMixtures = 4,
+  kNotComposed = 5,  // this objective takes separate passes
   kCudaFailed = 1000
 };
 
@@ -88,6 +89,34 @@ struct VjpArgs {
   const double* pairs;    // (3·mixtures + 2·total_variation, rows); may be null
   const int64_t* labels;  // (rows): a column or kSkip
   int threads;
+};
+
+// How the two labels are weighed: constants, or a function of the teacher's distribution.
+enum Policy : int32_t {
+  kConstant = 0,
+  kLabelConfidence = 1,
+  kMaxConfidence = 2,
+  kPowerEntropy = 3,  // its exponent is that of the only tilt
+  kShannonEntropy = 4,
+  kThreshold = 5
+};
+
+// bgkernels.spec.ClosedForm: hard·CE + soft·T²·(kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t)) + z_loss·lse².
+struct Objective {
+  double kl_ts, kl_st;
+  Policy policy;
+  double hard, soft;      // of kConstant
+  double tau, sharpness;  // of kThreshold
+  bool reversed;          // the two weights swapped
+  double label_smoothing, z_loss;
+};
+
+// Both passes over whole rows; the state is written, not read.
+struct ComposedArgs : AbsorbArgs {
+  Logits out;
+  Objective objective;
+  const double* scale;  // (rows): factor of a row's loss
+  double* losses;       // (rows)
 };
 
 // The primitives of one device or instruction set.

@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from bgkernels.backends import native_cuda
+from bgkernels.backends import BACKENDS, native_cuda
+from bgkernels.backends.base import Tile
 from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.native_call import Call
 from bgkernels.spec import Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import NONE, SKIP
 from tests.conformance import KINDS, Case, check, gradient, make, statistics
-from tests.cuda_emulation import emulated, module
+from tests.cuda_emulation import Emulated, module
+from tests.problems import Loss, conform
+from tests.problems import make as logits_problem
 from tests.test_native import CASES, INF, LABELS, NAN, PADDED, WIDTH
 
 STEP = 256  # columns that a warp takes at a time: csrc/cuda/rows.cuh
@@ -50,7 +54,7 @@ def test_vectors(name: str, layout: str) -> None:
     labels = LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, *[NONE] * 10]
     alike = layout == "alike"
     case = lay_out(make(spec, labels, dtypes, (328, PADDED + 2) if alike else ()), *LAYOUTS[layout])
-    check(emulated(1 + alike), case, out=case.student.dtype)
+    check(Emulated(1 + alike), case, out=case.student.dtype)
 
 
 EDGES = [1, 7, 8, 9, STEP - 1, STEP + 1, 2 * STEP + 3, 4 * STEP]
@@ -61,7 +65,7 @@ EDGES = [1, 7, 8, 9, STEP - 1, STEP + 1, 2 * STEP + 3, 4 * STEP]
 def test_widths_around_vectors_and_steps(width: int, dtypes: str) -> None:
     case = make(RowSpec(width, width), [0, width - 1, width // 2], dtypes)
     for left in (0, 5):
-        check(emulated(), lay_out(case, left, width + 8 + left), out=case.student.dtype)
+        check(Emulated(), lay_out(case, left, width + 8 + left), out=case.student.dtype)
 
 
 @pytest.mark.parametrize("splits", [2, 3, 9])
@@ -71,7 +75,7 @@ def test_blocks_that_share_a_row(splits: int, rule: str) -> None:
     extras = (Tilt(0, 0.1), Tilt(0, 0, True), Mixture(0.5), TotalVariation())
     labels = [*LABELS[:4], 900] if rule == "index" else [NONE, NONE, SKIP, NONE, NONE]
     case = make(RowSpec(WIDTH, PADDED, 2.0, rule, extras=extras), labels, "ff", (100,))
-    check(emulated(splits), case)
+    check(Emulated(splits), case)
 
 
 def test_infinities_meet_in_a_merge() -> None:
@@ -83,7 +87,7 @@ def test_infinities_meet_in_a_merge() -> None:
     case.student[2, :700] = case.teacher[2, :700] = -INF
     case.student[2, 7] = case.teacher[2, 7] = 1.0
     for splits in (1, 3):
-        check(emulated(splits), case)
+        check(Emulated(splits), case)
 
 
 def test_no_barrier_is_missing() -> None:
@@ -93,8 +97,8 @@ def test_no_barrier_is_missing() -> None:
     results = []
     for backwards in (False, True):
         module().run_backwards(backwards)
-        state, final = statistics(emulated(), case)
-        results.append((state.floats, gradient(emulated(), case, final, torch.float32)))
+        state, final = statistics(Emulated(), case)
+        results.append((state.floats, gradient(Emulated(), case, final, torch.float32)))
     module().run_backwards(False)
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
@@ -110,7 +114,7 @@ def test_ties_between_lanes_warps_and_labels_that_lose() -> None:
     case.teacher[3, 900] = 3.0  # column 0 loses its place, and is the first of the student's best
     for layout in LAYOUTS.values():
         for splits in (1, 2):
-            _, final = statistics(emulated(splits), lay_out(case, *layout))
+            _, final = statistics(Emulated(splits), lay_out(case, *layout))
             assert final.stats.label.tolist() == [3, 9, 800, 900]
             assert final.stats.argmax_t.tolist() == [3, 9, 800, 900]
             assert final.stats.argmax_s.tolist() == [3, 9, 800, 0]
@@ -128,11 +132,11 @@ def test_an_error_of_the_device_is_raised() -> None:
     spec = RowSpec(8, 8, extras=(Mixture(0.5),))
     case = make(spec, [1])
     with pytest.raises(RuntimeError, match="CUDA refused a kernel on cpu: an emulated error"):
-        statistics(emulated(), case)
+        statistics(Emulated(), case)
     _, final = statistics(NativeBackend(), case)
     for call in (
-        lambda: gradient(emulated(), case, final, torch.float32),
-        lambda: emulated().absorb_pairs_(torch.zeros(3, 1), case.tiles()[0], torch.zeros(1),
+        lambda: gradient(Emulated(), case, final, torch.float32),
+        lambda: Emulated().absorb_pairs_(torch.zeros(3, 1), case.tiles()[0], torch.zeros(1),
                                          torch.zeros(1), spec),
     ):  # fmt: skip
         with pytest.raises(RuntimeError, match="an emulated error"):
@@ -142,7 +146,7 @@ def test_an_error_of_the_device_is_raised() -> None:
 def test_more_mixtures_than_a_kernel_takes() -> None:
     case = make(RowSpec(8, 8, extras=tuple(Mixture(0.1 * i) for i in range(1, 10))), [1])
     with pytest.raises(NotImplementedError, match="at most 8 mixtures"):
-        statistics(emulated(), case)
+        statistics(Emulated(), case)
 
 
 def test_reasons_why_a_device_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,5 +169,83 @@ def test_gradients_are_stored_in_any_dtype(out: torch.dtype) -> None:
     case = make(RowSpec(WIDTH, WIDTH), LABELS, "hh")
     case = lay_out(case, 8, WIDTH + 10)
     _, final = statistics(NativeBackend(), case)
-    ours = gradient(emulated(), case, final, out)
+    ours = gradient(Emulated(), case, final, out)
     torch.testing.assert_close(ours, gradient(NativeBackend(), case, final, out))
+
+
+COMPOSED: dict[str, Loss] = {
+    "default": Loss(),
+    "reverse": Loss("reverse_kl", "confidence", options={"temperature": 2.0}),
+    "jeffreys": Loss("jeffreys", "confidence", of_routing={"kind": "max"}),
+    "constant": Loss("forward_kl", "additive", of_routing={"hard": 0.3, "soft": 0.9},
+                     options={"z_loss": 1e-3, "label_smoothing": 0.1}),
+    "shannon": Loss("reverse_kl", "entropy", of_routing={"kind": "shannon"}),
+    "threshold": Loss("forward_kl", "threshold", options={"temperature": 3.0, "z_loss": 1e-3}),
+    "hard": Loss("forward_kl", "hard", options={"label_smoothing": 0.2}),
+    "swapped": Loss("jeffreys", "reverse", of_routing={"policy": "entropy"}),
+}  # fmt: skip
+
+
+class Composing(Emulated):
+    """Counts the rows whose passes were one launch."""
+
+    composed = 0
+
+    def compose(self, *args: Any) -> Tensor | None:
+        losses = super().compose(*args)
+        self.composed += 0 if losses is None else len(losses)
+        return losses
+
+
+@pytest.mark.parametrize("ranks", [None, 0, 2, 4])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_both_passes_in_one_launch(
+    name: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the oracle: by blocks that read twice, and by clusters that hold the row."""
+    backend = Composing(ranks=ranks)
+    monkeypatch.setitem(BACKENDS, "native", backend)
+    vocab = (600, 600) if name in ("default", "shannon", "hard") else (608, 592)
+    problem = logits_problem("logits", leading=(2, 4), vocab=vocab)
+    for dtype in (torch.float32, torch.bfloat16):
+        conform(problem, COMPOSED[name], dtype, [{"backend": "native", "mode": "fused"}])
+    assert backend.composed == 16
+
+
+def test_statistics_of_composed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state is left behind, rows that take no part cost nothing, and the memory is reused."""
+    results = []
+    problem = logits_problem("logits", leading=(10,), vocab=(512, 512)).to(torch.float32)
+    for backend in (NativeBackend(), Composing(ranks=2)):
+        monkeypatch.setitem(BACKENDS, "native", backend)
+        leaves = problem.leaves()
+        loss, stats = problem.call(leaves, backend="native", return_stats=True, mode="fused")
+        (gradient_,) = torch.autograd.grad(loss, list(leaves.values()))
+        results.append([loss, gradient_, *stats.tensors()])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_cannot_be_resident() -> None:
+    """The blocks that hold a row, by its bytes; 0 where it is streamed."""
+
+    def blocks(width: int, dtype: torch.dtype, pad: int = 0) -> int:
+        x = torch.empty(1, width + pad, dtype=dtype)[:, pad:]
+        call = Call(Tile(x, x, 0, 0), RowSpec(width, width))
+        return int(module().resident_blocks(call.tile, (0, 0)))
+
+    assert [blocks(n, torch.bfloat16) for n in (1024, 32_000, 50_304, 151_936)] == [1, 2, 2, 8]
+    assert blocks(151_936, torch.float32) == 8
+    assert blocks(262_144, torch.float32) == 0
+    assert blocks(50_257, torch.bfloat16) == blocks(1024, torch.bfloat16, pad=1) == 0
+
+
+def test_what_takes_separate_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another divergence, a label from the teacher, or logits of two sizes."""
+    backend = Composing()
+    monkeypatch.setitem(BACKENDS, "native", backend)
+    run = [{"backend": "native", "mode": "fused"}]
+    problem = logits_problem("logits", leading=(4,), vocab=(64, 64))
+    conform(problem, Loss("generalized_jsd"), torch.float32, run)
+    conform(replace(problem, target="teacher_argmax"), Loss(), torch.float32, run)
+    assert backend.composed == 0

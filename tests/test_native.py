@@ -20,7 +20,7 @@ from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import NONE, SKIP, empty
 from bgkernels.stats import DIFFERENTIABLE, finalize, vjp_coefficients
 from tests.conformance import CPU, KINDS, check, gradient, make, statistics
-from tests.cuda_emulation import emulated
+from tests.cuda_emulation import Emulated
 
 _C = pytest.importorskip("bgkernels._C")
 
@@ -43,7 +43,7 @@ def target(request: pytest.FixtureRequest) -> Iterator[str]:
 def native(request: pytest.FixtureRequest) -> Iterator[NativeBackend]:
     """The backend on every target, and with the CUDA kernels emulated."""
     if request.param == "cuda":
-        yield emulated()
+        yield Emulated()
         return
     before = _C.cpu_target()
     _C.set_cpu_target(request.param)
@@ -328,5 +328,5 @@ def test_no_target_shares_a_weak_symbol() -> None:
         pytest.skip("needs nm")
     listing = subprocess.run([nm, "-C", _C.__file__], check=True, capture_output=True)
     weak = [x for x in listing.stdout.decode().splitlines() if re.search(r" [WVu] bgk::", x)]
-    targets = ("baseline", "avx2", "avx512")
+    targets = ("baseline", "avx2", "avx512", "cuda")
     assert [x for x in weak if not any(f"bgk::{t}::" in x for t in targets)] == []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Composed, Tile
 from bgkernels.backends.native_call import DTYPES, MISSING, Call, Kernels, doubles, is_dense
 from bgkernels.backends.native_cpu import Cpu
 from bgkernels.backends.native_cuda import Cuda, unusable
@@ -70,6 +70,17 @@ class NativeBackend:
         _check(self.kernels(out.device).vjp(call, dense, row, tilts, pairs, labels))
         if dense is not out:
             out.copy_(dense)
+
+    def compose(
+        self, state: RowState, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
+    ) -> Tensor | None:
+        """Both passes in one launch, on a GPU."""
+        kernels = self.kernels(out.device)
+        if not isinstance(kernels, Cuda) or not is_dense(out):
+            return None
+        _columns("state.floats", state.floats)
+        call = Call(tile, loss.spec)
+        return kernels.compose(call, out, state, labels.contiguous(), loss)
 
 
 def _columns(name: str, x: Tensor) -> Tensor:

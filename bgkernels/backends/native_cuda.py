@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.native_call import MISSING, Call, logits, strided
-from bgkernels.spec import Cap
+from bgkernels.backends.base import Composed
+from bgkernels.backends.native_call import MISSING, Call, doubles, logits, strided
+from bgkernels.spec import CLOSED_WEIGHTS, Cap
+from bgkernels.state import RowState
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
 LEAST_COLUMNS = 8192
 """Of a block that shares a row: it has a fixed cost, and its state has to be merged."""
-CUDA_FAILED = 1000
-"""What ``csrc/row_args.h`` adds to an error of CUDA."""
+CUDA_FAILED, NOT_COMPOSED = 1000, 5
+"""What ``csrc/row_args.h`` adds to an error of CUDA; and a status of it."""
 
 
 class Cuda:
@@ -28,10 +30,15 @@ class Cuda:
         device: of the tensors; it need not be the current one.
         module: instead of ``bgkernels._C.cuda``.
         splits: blocks that share a row, instead of what the number of rows asks for.
+        ranks: blocks that hold a row in shared memory in :meth:`compose`, instead of what its size
+            asks for; 0 for none.
     """
 
-    def __init__(self, device: torch.device, module: Any = None, splits: int | None = None) -> None:
-        self.device, self.splits = device, splits
+    def __init__(
+        self, device: torch.device, module: Any = None, splits: int | None = None,
+        ranks: int | None = None,
+    ) -> None:  # fmt: skip
+        self.device, self.splits, self.ranks = device, splits, ranks
         self.module = _module() if module is None else module
 
     def absorb(self, call: Call, floats: Tensor, ints: Tensor, labels: Tensor) -> int:
@@ -70,6 +77,41 @@ class Cuda:
         with self._current():
             status = self.module.vjp(call.spec, call.tile, made, *addresses, self._place())
         return self._checked(status)
+
+    def compose(
+        self, call: Call, out: Tensor, state: RowState, labels: Tensor, loss: Composed
+    ) -> Tensor | None:
+        """Losses of the rows, from both passes in one launch; None where it is not for them."""
+        form, weights, floats = loss.form, loss.form.weights, state.floats
+        objective = self.module.Objective(
+            kl_ts=form.kl_ts,
+            kl_st=form.kl_st,
+            policy=CLOSED_WEIGHTS.index(weights.kind),
+            hard=weights.hard,
+            soft=weights.soft,
+            tau=weights.tau,
+            sharpness=weights.sharpness,
+            reversed=weights.reversed,
+            label_smoothing=form.label_smoothing,
+            z_loss=form.z_loss,
+        )
+        scale = doubles(loss.scale)
+        losses = torch.empty_like(scale)
+        columns, made = (*strided(floats), *strided(state.ints)), logits(out, Cap())
+        with self._current():
+            place = self._place()
+            ranks = self.ranks
+            if ranks is None:
+                ranks = self.module.resident_blocks(call.tile, place)
+            status = self.module.compose(
+                call.spec, call.tile, made, objective, columns, labels.data_ptr(),
+                (scale.data_ptr(), losses.data_ptr()), ranks, place,
+            )  # fmt: skip
+        if status == NOT_COMPOSED:
+            return None
+        if self._checked(status):
+            raise RuntimeError(f"bgkernels._C refused its arguments, status {status}")
+        return losses
 
     def _splits(self, x: Tensor) -> int:
         rows, columns = x.shape

@@ -7,10 +7,7 @@ namespace {
 typedef void (*Kernel)(Launched<AbsorbArgs>);
 
 Tilts tilts_of(const Spec& spec) {
-  if (spec.tilt_count == 0) return kNoTilt;
-  const Tilt& first = spec.tilts[0];
-  const bool power = spec.tilt_count == 1 && first.a == 0.0 && first.b > 0.0 && !first.moments;
-  return power ? kPower : kAny;
+  return spec.tilt_count == 0 ? kNoTilt : is_power(spec) ? kPower : kAny;
 }
 
 // Rare combinations share a kernel that decides as it goes.

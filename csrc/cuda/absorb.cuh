@@ -323,9 +323,8 @@ BGK_DEVICE void store_state(RowState<float>& x, float* floats, int64_t stride, i
 // The states of a block's share of a row, one a warp.
 template <class Format, Tilts kTilts, bool kChoose>
 BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t row,
+                             const RowPair<Format>& rows, const Share& share,
                              RowState<float>* states) {
-  const RowPair<Format> rows(args.tile, row);
-  const Share share(args.tile);
   const int64_t label = args.labels[row] - args.tile.first_column;
   const bool here = spec.rule == kIndex && label >= share.start && label < share.stop;
   const int given = here ? (int)label : -1;
@@ -360,7 +359,9 @@ __global__ void __launch_bounds__(kThreads, kTilts == kAny || kChoose ? 2 : 3)
     if (blocks().y == 1) load_state(before, floats, stride, ints, args.ints_stride, tilts);
     if (blocks().y > 1) empty_state(before, tilts);
   }
-  absorb_share<Format, kTilts, kChoose>(args, spec, row, states);
+  const RowPair<Format> rows(args.tile, row);
+  const Share share(args.tile, split, blocks().y);
+  absorb_share<Format, kTilts, kChoose>(args, spec, row, rows, share, states);
   sync_block();
   if (warp() == 0) merge_warps(states, spec);
   if (thread() == 0) store_state(states[0], floats, stride, ints, args.ints_stride, tilts);

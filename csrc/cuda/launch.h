@@ -28,6 +28,15 @@ int absorb_pairs(const PairArgs& args, int splits, const Where& where);
 
 int vjp(const VjpArgs& args, int splits, const Where& where);
 
+// Both passes of whole rows in one launch. `ranks`: blocks that hold a row in their shared memory,
+// as resident_blocks() says; 0: none do, and each logit is read twice. kNotComposed where the
+// objective or the dtypes ask for separate passes.
+int compose(const ComposedArgs& args, int ranks, const Where& where);
+
+// 0 where rows must be streamed: clusters take compute capability 9.0, vectors rows that begin and
+// end on 16-byte boundaries, and the share of a block must fit its shared memory.
+int resident_blocks(const Tile& tile, const Where& where);
+
 // Whether the kernels can run on a device: kOk, or what CUDA says.
 int probe(int device);
 

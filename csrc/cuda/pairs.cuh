@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const LogProbs probs = {Centre(args.lse_s[row]), Centre(args.lse_t[row]),
                           spec.inverse_temperature};
   PairTerms terms = {};
-  const Share share(args.tile);
+  const Share share(args.tile, block().y, blocks().y);
   const Range range = rows.range(share.start, share.pair_stop, true);
   for (int i = warp(); i < range.steps(); i += kWarps) {
     const Step step = range.step(i);

@@ -10,7 +10,7 @@ namespace bgk::cuda {
 
 constexpr int kColumns = 8, kStep = kWarpSize * kColumns;
 
-BGK_DEVICE int bytes_of(DType dtype) { return dtype == kF32 ? 4 : 2; }
+BGK_HD int bytes_of(DType dtype) { return dtype == kF32 ? 4 : 2; }
 
 // Formats: what a lane holds of one model's kColumns logits until it uses them. kVector: columns of
 // one 16-byte load.
@@ -157,16 +157,15 @@ struct Range {
   }
 };
 
-// The share of block (row, split) in the tile's columns, where the models are compared or not.
+// The share of one of `count` blocks in a tile's columns, where the models are compared or not.
 struct Share {
   int start, pair_stop, stop;
 
-  BGK_DEVICE explicit Share(const Tile& tile) {
+  BGK_DEVICE Share(const Tile& tile, int which, int count) {
     const int width = (int)tile.student.columns;
     const int compared = tile.teacher.data ? (int)tile.teacher.columns : 0;
-    const int splits = blocks().y,
-              each = ((width + splits - 1) / splits + kStep - 1) / kStep * kStep;
-    const int64_t from = (int64_t)block().y * each;
+    const int each = ((width + count - 1) / count + kStep - 1) / kStep * kStep;
+    const int64_t from = (int64_t)which * each;
     start = from < width ? (int)from : width;
     stop = from + each < width ? (int)(from + each) : width;
     pair_stop = stop < compared ? stop : compared > start ? compared : start;
@@ -225,6 +224,12 @@ struct ScalarMath {
   static BGK_HD float first(float x) { return x; }
 };
 
+// The teacher's power sum: b > 0, a = 0, no moments, and no other tilt.
+inline bool is_power(const Spec& spec) {
+  const Tilt& first = spec.tilts[0];
+  return spec.tilt_count == 1 && first.a == 0.0 && first.b > 0.0 && !first.moments;
+}
+
 // Which format serves a pair of models.
 enum Size { kHalves, kSingles, kMixedSizes };
 
@@ -243,6 +248,7 @@ struct Launched {
 
   // Only for the host's own Spec.
   explicit Launched(const Args& given) : args(given) {
+    tilts[0] = {0.0, 1.0, false};  // where there is none
     for (int i = 0; i < args.spec.tilt_count; ++i) tilts[i] = args.spec.tilts[i];
     for (int i = 0; i < args.spec.mixture_count; ++i) omegas[i] = args.spec.omegas[i];
   }

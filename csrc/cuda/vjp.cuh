@@ -43,6 +43,12 @@ BGK_DEVICE TiltTerms tilt_terms(const VjpArgs& args, const Tilt& tilt, int i, in
   return out;
 }
 
+// Where in a tile a label is, or -1.
+BGK_DEVICE int column_in(const Tile& tile, int64_t label) {
+  const int64_t column = label - tile.first_column;
+  return column >= 0 && column < tile.student.columns ? (int)column : -1;
+}
+
 // One thread each for the plan and the label, the tilts, and the pairs.
 template <class Format>
 BGK_DEVICE void prepare(const VjpArgs& args, const Spec& spec, const RowPair<Format>& rows,
@@ -53,8 +59,8 @@ BGK_DEVICE void prepare(const VjpArgs& args, const Spec& spec, const RowPair<For
     out.plan = plan_row(args, row);
     const VjpRow& x = out.plan.row;
     out.probs = {Centre(x.lse_s), Centre(x.lse_t), spec.inverse_temperature};
-    const int64_t label = args.labels[row] - args.tile.first_column;
-    if (label >= 0 && label < args.tile.student.columns) {
+    const int label = column_in(args.tile, args.labels[row]);
+    if (label >= 0) {
       const bool compared = args.tile.teacher.data && label < args.tile.teacher.columns;
       const float v = compared && out.plan.teacher ? rows.t.at(label) : 0.0f;
       out.at_label = (float)vjp_label(x, rows.s.at(label), v, spec, compared);
@@ -170,14 +176,11 @@ struct Sink {
   }
 };
 
+// `label`: its column of the tile, or -1.
 template <class Format, bool kExtras>
-BGK_DEVICE void vjp_range(const VjpArgs& args, const Spec& spec, const RowPair<Format>& rows,
-                          int64_t row, const Range& range, bool compared, const VjpShared* shared) {
-  const Sink out(args.out, row);
-  const int64_t label = args.labels[row] - args.tile.first_column;
-  const int column = label >= 0 && label < args.tile.student.columns ? (int)label : -1;
-  const float cap = args.tile.student.cap;
-  const bool teacher = compared && shared->plan.teacher;
+BGK_DEVICE void vjp_range(const Spec& spec, float cap, const RowPair<Format>& rows, const Sink& out,
+                          int label, const Range& range, bool compared, const VjpShared& shared) {
+  const bool teacher = compared && shared.plan.teacher;
   const int steps = range.steps();
   Batch<Format> s, t, next_s, next_t = {};
   auto fetch = [&](int i) {
@@ -194,19 +197,37 @@ BGK_DEVICE void vjp_range(const VjpArgs& args, const Spec& spec, const RowPair<F
     float z[kColumns], v[kColumns], g[kColumns];
     rows.s.real(s, z);
     if (teacher) rows.t.real(t, v);
-    vjp_base(shared->plan, spec.inverse_temperature, compared, z, v, g);
-    if (step.has(column)) {
+    vjp_base(shared.plan, spec.inverse_temperature, compared, z, v, g);
+    if (step.has(label)) {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
-        if (step.column<Format>(k) == column) g[k] = shared->at_label;
+        if (step.column<Format>(k) == label) g[k] = shared.at_label;
       }
     }
-    if (kExtras && compared) vjp_extras(*shared, spec, z, v, g);
+    if (kExtras && compared) vjp_extras(shared, spec, z, v, g);
     if (cap != 0.0f) {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) g[k] *= 1.0f - (z[k] / cap) * (z[k] / cap);
     }
     out.put<Format>(step, g);
+  }
+}
+
+// A block's share of a row; `skip`: its gradient is zero, whatever the logits.
+template <class Format, bool kExtras>
+BGK_DEVICE void vjp_share(const Spec& spec, float cap, const RowPair<Format>& rows, const Sink& out,
+                          int label, const Share& share, bool skip, const VjpShared& shared) {
+  for (int compared = 1; compared >= 0; --compared) {  // a loop, so that the code is there once
+    const int start = compared ? share.start : share.pair_stop;
+    const int stop = compared ? share.pair_stop : share.stop;
+    const Range range = rows.range(
+        start, stop, compared, [&](int column) { return out.aligned(column, Format::kVector); });
+    if (!skip) {
+      vjp_range<Format, kExtras>(spec, cap, rows, out, label, range, compared, shared);
+      continue;
+    }
+    const float zero[kColumns] = {};
+    for (int i = warp(); i < range.steps(); i += kWarps) out.put<Format>(range.step(i), zero);
   }
 }
 
@@ -217,24 +238,13 @@ __global__ void __launch_bounds__(kThreads, kExtras ? 2 : 3)
   __shared__ VjpShared shared;
   const VjpArgs& args = in.args;
   const Spec spec = in.spec();
-  const int64_t row = block().x;
+  const int64_t row = block().x, label = args.labels[row];
   const RowPair<Format> rows(args.tile, row);
-  const Sink out(args.out, row);
-  const Share share(args.tile);
-  const bool skip = args.labels[row] == kSkip;
-  if (!skip) prepare(args, spec, rows, row, shared);
+  if (label != kSkip) prepare(args, spec, rows, row, shared);
   sync_block();
-  for (int compared = 1; compared >= 0; --compared) {  // a loop, so that the code is there once
-    const Range range = rows.range(
-        compared ? share.start : share.pair_stop, compared ? share.pair_stop : share.stop, compared,
-        [&](int column) { return out.aligned(column, Format::kVector); });
-    if (!skip) {
-      vjp_range<Format, kExtras>(args, spec, rows, row, range, compared, &shared);
-      continue;
-    }
-    const float zero[kColumns] = {};
-    for (int i = warp(); i < range.steps(); i += kWarps) out.put<Format>(range.step(i), zero);
-  }
+  vjp_share<Format, kExtras>(spec, args.tile.student.cap, rows, Sink(args.out, row),
+                             column_in(args.tile, label), Share(args.tile, block().y, blocks().y),
+                             label == kSkip, shared);
 }
 
 }  // namespace bgk::cuda

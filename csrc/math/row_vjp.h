@@ -78,25 +78,30 @@ struct VjpPlan {
   bool teacher;  // whether the gradient depends on the teacher's logits
 };
 
-BGK_HD VjpPlan plan_row(const VjpArgs& args, int64_t row) {
+// `scale`: of the student's linear map, a factor of every term.
+BGK_HD VjpPlan plan_row(const VjpRow& row, double scale, const Spec& spec) {
   VjpPlan plan;
-  static_assert(sizeof(VjpRow) == kCoefficients * sizeof(double), "one field a coefficient");
-  double* values = (double*)&plan.row;
-  for (int k = 0; k < kCoefficients; ++k) values[k] = args.row[k * args.tile.rows + row];
-  // The factor of a linear scale is a factor of every term.
-  plan.row = scaled(plan.row, args.tile.student.scale);
+  plan.row = scaled(row, scale);
   VjpRow folded = plan.row;
   plan.h_beyond = (float)times(folded.h, Centre(folded.lse_c).factor);
-  if (args.spec.inverse_temperature == 1.0f && folded.h != 0.0) {
+  if (spec.inverse_temperature == 1.0f && folded.h != 0.0) {
     // Both softmaxes of the student differ by a factor only.
     folded.a += folded.h * ::exp(folded.lse_s - folded.lse_c);
     folded.h = 0.0;
   }
   const VjpColumns& x = plan.x = columns_of(folded);
   plan.curved = x.b != 0.0f || x.c != 0.0f;
-  plan.extras = args.spec.tilt_count || args.spec.mixture_count || args.spec.total_variation;
+  plan.extras = spec.tilt_count || spec.mixture_count || spec.total_variation;
   plan.teacher = plan.extras || plan.curved || x.d != 0.0f || plan.row.d_y != 0.0;
   return plan;
+}
+
+BGK_HD VjpPlan plan_row(const VjpArgs& args, int64_t row) {
+  VjpRow values;
+  static_assert(sizeof(VjpRow) == kCoefficients * sizeof(double), "one field a coefficient");
+  double* to = (double*)&values;
+  for (int k = 0; k < kCoefficients; ++k) to[k] = args.row[k * args.tile.rows + row];
+  return plan_row(values, args.tile.student.scale, args.spec);
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -27,24 +27,21 @@ class Emulated(NativeBackend):
 
     Args:
         splits: blocks that share a row.
+        ranks: blocks that hold a row in shared memory, where both passes are one launch; None as
+            the size of the row asks for, 0 for none.
     """
 
-    def __init__(self, splits: int) -> None:
-        self.module, self.splits = module(), splits
+    def __init__(self, splits: int = 1, ranks: int | None = None) -> None:
+        self.module, self.splits, self.ranks = module(), splits, ranks
 
     def kernels(self, device: torch.device) -> Cuda:
         """Those of csrc/cuda."""
-        return Cuda(device, self.module, self.splits)
-
-
-def emulated(splits: int = 1) -> Emulated:
-    """The backend; skips the test where it cannot be compiled."""
-    return Emulated(splits)
+        return Cuda(device, self.module, self.splits, self.ranks)
 
 
 @functools.cache
 def module() -> Any:
-    """Compiled once for each state of the sources."""
+    """Compiled once for each state of the sources; the test is skipped without a compiler."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     pybind11 = pytest.importorskip("pybind11")
     if compiler is None:

@@ -2,6 +2,7 @@
 // takes.
 #include "bind_cuda.cpp"
 #include "cuda/absorb.cu"
+#include "cuda/composed.cu"
 #include "cuda/vjp.cu"
 
 PYBIND11_MODULE(cuda_emulated, m) {

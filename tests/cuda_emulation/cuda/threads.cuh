@@ -10,7 +10,7 @@
 #include <string.h>
 #include <ucontext.h>
 
-#include <vector>
+#include <memory>
 
 #include "row_args.h"
 
@@ -28,6 +28,8 @@ struct dim3 {
 
 namespace bgk::cuda {
 
+constexpr size_t kStack = 128 * 1024;
+
 // Few warps, so that each takes several steps of a short row.
 constexpr int kWarpSize = 32, kWarps = 2, kThreads = kWarps * kWarpSize;
 typedef uintptr_t Stream;
@@ -41,17 +43,25 @@ struct Barrier {
 struct Fiber {
   ucontext_t context;
   jmp_buf here;
-  std::vector<char> stack = std::vector<char>(256 * 1024);
+  std::unique_ptr<char[]> stack{new char[kStack]};
   bool started = false, finished = false;
 };
 
-struct Machine {
-  Fiber fibers[kThreads];
+constexpr int kMaxCluster = 8, kShared = 256 * 1024;
+
+struct Block {
   Barrier all, warps[kWarps];
-  alignas(16) char dynamic[64 * 1024];
-  uint64_t slots[kThreads];  // what lanes show each other
-  dim3 block, blocks;
-  ucontext_t scheduler_context;
+  alignas(16) char dynamic[kShared];
+};
+
+// One cluster of blocks.
+struct Machine {
+  Fiber fibers[kMaxCluster * kThreads];
+  Block cluster[kMaxCluster];
+  Barrier all;
+  uint64_t slots[kMaxCluster * kThreads];  // what lanes show each other
+  int ranks = 1;
+  dim3 first, blocks;
   jmp_buf scheduler;
   int current = 0;
   bool backwards = false;  // the order in which fibers run: another one shows missing barriers
@@ -60,14 +70,20 @@ struct Machine {
 };
 
 inline Machine& machine() {
-  static Machine one;
+  static Machine& one = *new Machine;
   return one;
 }
 
-inline int thread() { return machine().current; }
+inline int thread() { return machine().current % kThreads; }
 inline int lane() { return thread() % kWarpSize; }
 inline int warp() { return thread() / kWarpSize; }
-inline dim3 block() { return machine().block; }
+inline int cluster_rank() { return machine().current / kThreads; }
+inline int cluster_size() { return machine().ranks; }
+inline Block& own_block() { return machine().cluster[cluster_rank()]; }
+inline dim3 block() {
+  const dim3 first = machine().first;
+  return dim3(first.x + cluster_rank(), first.y, first.z);
+}
 inline dim3 blocks() { return machine().blocks; }
 
 inline void pause() {
@@ -83,16 +99,17 @@ inline void wait(Barrier& b) {
   while (b.generation == generation) pause();
 }
 
-inline void sync_block() { wait(machine().all); }
-inline void sync_warp() { wait(machine().warps[warp()]); }
+inline void sync_cluster() { wait(machine().all); }
+inline void sync_block() { wait(own_block().all); }
+inline void sync_warp() { wait(own_block().warps[warp()]); }
 
 template <class T>
 inline T of_lane(T x, int from) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a word");
   Machine& m = machine();
-  memcpy(&m.slots[thread()], &x, sizeof(T));
+  memcpy(&m.slots[m.current], &x, sizeof(T));
   sync_warp();
-  memcpy(&x, &m.slots[warp() * kWarpSize + (from & (kWarpSize - 1))], sizeof(T));
+  memcpy(&x, &m.slots[m.current - lane() + (from & (kWarpSize - 1))], sizeof(T));
   sync_warp();
   return x;
 }
@@ -108,7 +125,20 @@ inline bool any_lane(bool x) {
   return found;
 }
 
-inline char* dynamic_shared() { return machine().dynamic; }
+inline char* dynamic_shared() { return own_block().dynamic; }
+
+template <class T>
+inline const T* of_block(const T* shared, int rank) {
+  const ptrdiff_t offset = (const char*)shared - own_block().dynamic;
+  if (offset < 0 || offset >= kShared) __builtin_trap();  // not of a kind that others can read
+  return (const T*)(machine().cluster[rank].dynamic + offset);
+}
+
+inline void copy_async(void* shared, const void* from) {
+  if ((uintptr_t)shared % 16 || (uintptr_t)from % 16) __builtin_trap();
+  memcpy(shared, from, 16);
+}
+inline void wait_for_copies() {}
 
 // As the device's: subnormal results are flushed.
 inline float fast_exp(float x) {
@@ -170,34 +200,48 @@ int try_load(void (*)(Args)) {
   return kOk;
 }
 
-// Runs `body` in every thread of a block.
-inline void run_block() {
+inline bool has_clusters(int) { return true; }
+
+// Threads that have returned are waited for no longer.
+inline void leave(Barrier& b) {
+  if (--b.size > 0 && b.arrived == b.size) release(b);
+}
+
+// Lets a fiber run until it waits or returns.
+inline void resume(int i) {
   Machine& m = machine();
-  m.all = {kThreads};
-  for (Barrier& w : m.warps) w = {kWarpSize};
+  m.current = i;
+  if (_setjmp(m.scheduler) == 0) {
+    Fiber& f = m.fibers[i];
+    if (f.started) _longjmp(f.here, 1);
+    f.started = true;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = kStack;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, m.body, 0);
+    setcontext(&f.context);
+  }
+  if (!machine().fibers[machine().current].finished) return;
+  leave(machine().all), leave(own_block().all), leave(own_block().warps[warp()]);
+}
+
+// Runs `body` in every thread of a cluster.
+inline void run_cluster() {
+  Machine& m = machine();
+  const int count = m.ranks * kThreads;
+  m.all = {count};
+  for (Block& b : m.cluster) {
+    memset(b.dynamic, 0xff, kShared);  // NaN
+    b.all = {kThreads};
+    for (Barrier& w : b.warps) w = {kWarpSize};
+  }
   for (Fiber& f : m.fibers) f.started = f.finished = false;
-  volatile int left = kThreads;
-  while (left > 0) {
-    for (volatile int k = 0; k < kThreads; k = k + 1) {
-      const int i = m.backwards ? kThreads - 1 - k : (int)k;
-      Fiber& f = m.fibers[i];
-      if (f.finished) continue;
-      m.current = i;
-      if (_setjmp(m.scheduler) == 0) {
-        if (f.started) _longjmp(f.here, 1);
-        f.started = true;
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = f.stack.data(), f.context.uc_stack.ss_size = f.stack.size();
-        f.context.uc_link = nullptr;
-        makecontext(&f.context, m.body, 0);
-        setcontext(&f.context);
-      }
-      Fiber& after = m.fibers[m.current];
-      if (!after.finished) continue;
-      left = left - 1;
-      // Threads that have returned are waited for no longer.
-      for (Barrier* b : {&m.all, &m.warps[m.current / kWarpSize]})
-        if (--b->size > 0 && b->arrived == b->size) release(*b);
+  for (int left = count; left > 0;) {
+    left = 0;
+    for (int k = 0; k < count; ++k) {
+      const int i = m.backwards ? count - 1 - k : k;
+      if (!m.fibers[i].finished) resume(i);
+      left += !m.fibers[i].finished;
     }
   }
 }
@@ -215,17 +259,17 @@ struct Call {
 };
 
 template <class Args>
-int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args) {
+int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args,
+          int cluster = 1) {
   Machine& m = machine();
-  if (shared_bytes > sizeof(m.dynamic)) return kCudaFailed + 1;
+  if (shared_bytes > kShared || grid.x % cluster) return kCudaFailed + 1;
   Call<Args>::kernel = kernel, Call<Args>::args = &args;
-  m.body = Call<Args>::body, m.blocks = grid;
+  m.body = Call<Args>::body, m.blocks = grid, m.ranks = cluster;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        m.block = dim3(x, y, z);
-        memset(m.dynamic, 0xff, sizeof(m.dynamic));  // NaN
-        run_block();
+      for (unsigned x = 0; x < grid.x; x += cluster) {
+        m.first = dim3(x, y, z);
+        run_cluster();
       }
   return kOk;
 }
