@@ -1,6 +1,7 @@
-"""The compiled module: addresses are of CPU memory, strides count elements.
+"""The compiled module: addresses of memory, strides in elements.
 
-A status other than 0 is an error (``csrc/row_args.h``).
+A status other than 0 is an error (``csrc/row_args.h``). The submodule ``cuda``, with the same
+primitives for device memory, is there where it was built with CUDA.
 """
 
 MAX_TILTS: int

@@ -33,11 +33,14 @@ class Divergence:
         name: how it is called in messages and tables.
         rows: ``RowStats -> (rows,)`` values in nats; must treat every row alone.
         extras: the extra statistics that ``rows`` reads.
+        kls: ``(a, b)`` where ``rows`` is ``a·KL(p_t ‖ p_s) + b·KL(p_s ‖ p_t)``, which some backends
+            compute without leaving the device; else None.
     """
 
     name: str
     rows: Callable[[RowStats], Tensor]
     extras: tuple[Extra, ...] = ()
+    kls: tuple[float, float] | None = None
 
     def __call__(self, stats: RowStats) -> Tensor:
         """The divergence of each row."""
@@ -60,19 +63,19 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 @register
 def forward_kl() -> Divergence:
     """``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
-    return Divergence("forward_kl", lambda s: s.kl_ts)
+    return Divergence("forward_kl", lambda s: s.kl_ts, kls=(1, 0))
 
 
 @register
 def reverse_kl() -> Divergence:
     """``KL(p_s ‖ p_t)``: the student seeks the teacher's modes (MiniLLM, Gu et al. 2024)."""
-    return Divergence("reverse_kl", lambda s: s.kl_st)
+    return Divergence("reverse_kl", lambda s: s.kl_st, kls=(0, 1))
 
 
 @register
 def jeffreys() -> Divergence:
     """``KL(p_t ‖ p_s) + KL(p_s ‖ p_t)``."""
-    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st)
+    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st, kls=(1, 1))
 
 
 @register

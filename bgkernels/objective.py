@@ -14,7 +14,7 @@ from bgkernels.backends.base import Tile
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
 from bgkernels.sources import View
-from bgkernels.spec import Extra, RowSpec
+from bgkernels.spec import ClosedForm, Extra, RowSpec
 from bgkernels.state import empty
 from bgkernels.stats import RowStats, add_pairs, finalize
 
@@ -45,6 +45,14 @@ class Objective:
         """The extra statistics to compute, each once."""
         wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
         return tuple(dict.fromkeys(wanted))
+
+    @property
+    def closed_form(self) -> ClosedForm | None:
+        """The same loss as a formula that backends know, if it is one."""
+        weights, kls = self.policy.closed, self.divergence.kls
+        if weights is None or kls is None or self.policy.hard_term or self.policy.batchwide:
+            return None
+        return ClosedForm(*kls, weights, self.label_smoothing, self.z_loss)
 
     def refuse_infinite(self) -> None:
         """Raise if the divergence is infinite where only the student has mass."""

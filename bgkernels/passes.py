@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from bgkernels.backends.base import Composed, Composer, Tile
+from bgkernels.comparison import Outcome
 from bgkernels.driver import AllCoefficients, Call, Outcomes, Rows, Tensors, assembled, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
 from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra
-from bgkernels.stats import DIFFERENTIABLE, RowStats
+from bgkernels.state import empty
+from bgkernels.stats import DIFFERENTIABLE, RowStats, finalize
 from bgkernels.vjp import vjp_coefficients
 
 Grads = dict[str, Tensor | None]
@@ -124,8 +127,33 @@ def fused(job: Fused, rows: Rows, needs: Needs) -> tuple[Tensor, Outcomes, Tenso
     assert first is not None
     if len(rows.student) == 1:
         target = first if job.overwrite else torch.empty_like(first)
+        if composed := _composed(job, rows, scale, target):
+            return composed
     outcomes, made = run(rows, job.call, needs, derivative, gradient=target)
     return torch.cat(losses).sum(), outcomes, made
+
+
+def _composed(
+    job: Fused, rows: Rows, scale: Tensor, target: Tensor
+) -> tuple[Tensor, Outcomes, Tensors] | None:
+    """The same, of given logits, where the backend does it at once."""
+    call, form = job.call, job.objective.closed_form
+    student, teacher = rows.student[0], rows.teacher[0] if rows.teacher else None
+    assert student is not None
+    plain = len(rows.teacher) <= 1 and call.shard.group is None
+    if form is None or not plain or not isinstance(call.backend, Composer):
+        return None
+    (spec,) = call.sources[0].specs(call.spec)
+    compared = teacher[:, : spec.compared] if teacher is not None and spec.compared else None
+    tile = Tile(student[:, : spec.columns], compared, 0, 0)
+    state = empty(len(student), len(spec.tilts), dtype=torch.float32, device=student.device)
+    out = target[:, : spec.columns]
+    losses = call.backend.compose(state, out, tile, rows.labels, Composed(spec, form, scale))
+    if losses is None:
+        return None
+    target[:, spec.columns :] = 0
+    final = finalize(state, rows.labels, spec, call.ignore_index)
+    return losses.sum(), (Outcome((final,)),), (target,)
 
 
 def _differentiate(

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from bgkernels import risk
 from bgkernels.registry import Registry
-from bgkernels.spec import Extra, Tilt
+from bgkernels.spec import ClosedWeights, Extra, Tilt
 from bgkernels.stats import RowStats
 
 Weight = Tensor | float
@@ -41,6 +41,8 @@ class Policy:
         batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at
             once, in recompute mode.
         hard_term: ``RowStats -> (rows,)``, instead of the cross-entropy.
+        closed: the weights once more, for backends that compute them without leaving the device;
+            None where they are of another kind.
         uses_teacher: False if neither term nor weight reads the teacher, whose head is then never
             multiplied.
     """
@@ -51,6 +53,7 @@ class Policy:
     batchwide: bool = False
     hard_term: Callable[[RowStats], Tensor] | None = field(default=None, repr=False)
     uses_teacher: bool = field(default=True, repr=False)
+    closed: ClosedWeights | None = field(default=None, repr=False)
 
     def __call__(self, stats: RowStats) -> tuple[Weight, Weight]:
         """The weights of each row."""
@@ -93,30 +96,35 @@ def _fraction(**values: float) -> None:
             raise ValueError(f"`{name}` must lie in [0, 1]; got {value}")
 
 
+def _constant(name: str, hard: float, soft: float) -> Policy:
+    closed = ClosedWeights("constant", hard, soft)
+    return Policy(name, lambda s: (hard, soft), uses_teacher=soft > 0, closed=closed)
+
+
 @register
 def hard() -> Policy:
     """``(1, 0)``: cross-entropy alone. The teacher is read only if it gives the label."""
-    return Policy("hard", lambda s: (1.0, 0.0), uses_teacher=False)
+    return _constant("hard", 1.0, 0.0)
 
 
 @register
 def soft() -> Policy:
     """``(0, 1)``: the divergence alone."""
-    return Policy("soft", lambda s: (0.0, 1.0))
+    return _constant("soft", 0.0, 1.0)
 
 
 @register
 def static(w: float = 0.5) -> Policy:
     """``(1 - w, w)`` for every token."""
     _fraction(w=w)
-    return Policy("static", lambda s: (1.0 - w, w), uses_teacher=w > 0)
+    return _constant("static", 1.0 - w, w)
 
 
 @register
 def additive(hard: float = 1.0, soft: float = 1.0) -> Policy:
     """``(hard, soft)`` for every token; they need not add up to one."""
     _non_negative(hard=hard, soft=soft)
-    return Policy("additive", lambda s: (hard, soft), uses_teacher=soft > 0)
+    return _constant("additive", hard, soft)
 
 
 @register
@@ -134,7 +142,7 @@ def confidence(kind: str = "label") -> Policy:
         c = s.logp_t.exp() if kind == "label" else s.max_prob_t
         return c, 1 - c
 
-    return Policy("confidence", weights)
+    return Policy("confidence", weights, closed=ClosedWeights(kind))
 
 
 def normalized_entropy(s: RowStats) -> Tensor:
@@ -153,7 +161,8 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
             where one token has all mass.
     """
     if kind == "shannon":
-        return Policy("entropy", lambda s: _pair(normalized_entropy(s)))
+        closed = ClosedWeights("shannon")
+        return Policy("entropy", lambda s: _pair(normalized_entropy(s)), closed=closed)
     if kind != "power":
         raise ValueError(f"`kind` must be 'power' or 'shannon'; got {kind!r}")
     if not 0 < gamma < 1:
@@ -163,7 +172,7 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
         excess = torch.expm1(s.power_sum(0.0, gamma))
         return _pair((excess / max(s.vocab ** (1 - gamma) - 1, 1e-12)).clamp(0, 1))
 
-    return Policy("entropy", weights, (Tilt(0.0, gamma),))
+    return Policy("entropy", weights, (Tilt(0.0, gamma),), closed=ClosedWeights("power"))
 
 
 def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +185,9 @@ def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
     _fraction(tau=tau)
     _non_negative(sharpness=sharpness)
     return Policy(
-        "threshold", lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau)))
+        "threshold",
+        lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau))),
+        closed=ClosedWeights("threshold", tau=tau, sharpness=sharpness),
     )
 
 
@@ -230,7 +241,10 @@ def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
         hard_weight, soft_weight = base(s)
         return soft_weight, hard_weight
 
-    return Policy(f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term)
+    closed = base.closed and replace(base.closed, reversed=not base.closed.reversed)
+    return Policy(
+        f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term, closed=closed
+    )
 
 
 @register

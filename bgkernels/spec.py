@@ -48,6 +48,43 @@ class Cap:
 
 
 @dataclass(frozen=True)
+class ClosedWeights:
+    """Hard and soft weight of a row, constant or a function of the teacher's distribution.
+
+    Args:
+        kind: one of ``CLOSED_WEIGHTS``.
+        hard, soft: the weights themselves, of ``"constant"``.
+        tau, sharpness: of ``"threshold"``.
+        reversed: the two change places.
+    """
+
+    kind: str = "constant"
+    hard: float = 0.0
+    soft: float = 0.0
+    tau: float = 0.0
+    sharpness: float = 0.0
+    reversed: bool = False
+
+
+CLOSED_WEIGHTS = ("constant", "label", "max", "power", "shannon", "threshold")
+"""In the order of ``Policy`` in ``csrc/row_args.h``; functions of that name in ``routing.py``."""
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A loss whose coefficients of pass 2 a backend can compute itself, between the passes.
+
+    ``hard·CE + soft·T²·(kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t)) + z_loss·lse²``.
+    """
+
+    kl_ts: float
+    kl_st: float
+    weights: ClosedWeights
+    label_smoothing: float
+    z_loss: float
+
+
+@dataclass(frozen=True)
 class RowSpec:
     """All that a backend needs to know about the rows of one call, beside the logits.
 

@@ -1,40 +1,18 @@
 // bgkernels._C: addresses and strides in, a status out. The caller has validated the arguments and
 // keeps the tensors alive.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bind.h"
+
 #include <stdlib.h>
 
 #include <optional>
 #include <stdexcept>
-#include <string>
-#include <tuple>
-#include <utility>
-#include <vector>
 
 #include "cpu/dispatch.h"
-#include "row_args.h"
 
-namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace bgk {
 namespace {
-
-typedef uintptr_t Address;
-
-// A Spec that owns what it points to.
-struct OwnedSpec {
-  Spec plain{};
-  std::vector<Tilt> tilts;
-  std::vector<float> omegas;
-
-  Spec get() const {
-    Spec spec = plain;
-    spec.tilts = tilts.data(), spec.omegas = omegas.data();
-    spec.tilt_count = (int32_t)tilts.size(), spec.mixture_count = (int32_t)omegas.size();
-    return spec;
-  }
-};
 
 OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, bool logit_sum,
                     int rule, uint32_t key,
@@ -59,14 +37,6 @@ Logits make_logits(Address data, int64_t row_stride, int64_t columns, int dtype,
 Tile make_tile(const Logits& student, const std::optional<Logits>& teacher, int64_t rows,
                int64_t first_row, int64_t first_column) {
   return {student, teacher.value_or(Logits{}), rows, first_row, first_column};
-}
-
-bool known(const Logits& x) { return x.dtype >= kF32 && x.dtype <= kF16; }
-
-Status check(const Spec& spec, const Tile& tile) {
-  if (!known(tile.student) || !known(tile.teacher)) return kUnknownDType;
-  if (spec.rule < kIndex || spec.rule > kSample) return kUnknownRule;
-  return spec.tilt_count > kMaxTilts ? kTooManyTilts : kOk;
 }
 
 int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floats_stride,
@@ -151,4 +121,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);
+#ifdef BGK_CUDA
+  bind_cuda(m.def_submodule("cuda"));
+#endif
 }

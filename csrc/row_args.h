@@ -8,11 +8,21 @@ namespace bgk {
 
 enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
 enum LabelRule : int32_t { kIndex = 0, kArgmax = 1, kSample = 2 };
-enum Status : int32_t { kOk = 0, kUnknownDType = 1, kUnknownRule = 2, kTooManyTilts = 3 };
+// kCudaFailed is added to a cudaError_t.
+enum Status : int32_t {
+  kOk = 0,
+  kUnknownDType = 1,
+  kUnknownRule = 2,
+  kTooManyTilts = 3,
+  kTooManyMixtures = 4,
+  kNotComposed = 5,  // this objective takes separate passes
+  kCudaFailed = 1000
+};
 
 // Label codes: not known before the pass, and a row that takes no part.
 constexpr int64_t kNone = -1, kSkip = -2;
 constexpr int kFloatColumns = 14, kTiltColumns = 4, kCoefficients = 13, kMaxTilts = 8;
+constexpr int kMaxMixtures = 8;  // on GPUs
 
 struct Tilt {
   double a, b;
@@ -31,8 +41,6 @@ struct Spec {
   const float* omegas;  // (mixture_count), may be null
   int32_t tilt_count, mixture_count;
   bool total_variation;
-
-  int32_t pair_count() const { return 3 * mixture_count + 2 * int32_t(total_variation); }
 };
 
 // A block of raw head outputs; real logits are cap·tanh(scale·x / cap), or scale·x where cap is 0.
@@ -81,6 +89,34 @@ struct VjpArgs {
   const double* pairs;    // (3·mixtures + 2·total_variation, rows); may be null
   const int64_t* labels;  // (rows): a column or kSkip
   int threads;
+};
+
+// How the two labels are weighed: constants, or a function of the teacher's distribution.
+enum Policy : int32_t {
+  kConstant = 0,
+  kLabelConfidence = 1,
+  kMaxConfidence = 2,
+  kPowerEntropy = 3,  // its exponent is that of the only tilt
+  kShannonEntropy = 4,
+  kThreshold = 5
+};
+
+// bgkernels.spec.ClosedForm: hard·CE + soft·T²·(kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t)) + z_loss·lse².
+struct Objective {
+  double kl_ts, kl_st;
+  Policy policy;
+  double hard, soft;      // of kConstant
+  double tau, sharpness;  // of kThreshold
+  bool reversed;          // the two weights swapped
+  double label_smoothing, z_loss;
+};
+
+// Both passes over whole rows; the state is written, not read.
+struct ComposedArgs : AbsorbArgs {
+  Logits out;
+  Objective objective;
+  const double* scale;  // (rows): factor of a row's loss
+  double* losses;       // (rows)
 };
 
 // The primitives of one device or instruction set.

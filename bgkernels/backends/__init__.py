@@ -11,7 +11,9 @@ from bgkernels.backends.triton import TritonBackend
 
 _IN_ORDER: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), EagerBackend())
 BACKENDS = {b.name: b for b in _IN_ORDER}
-"""In the order that ``"auto"`` tries them."""
+"""In the order that ``"auto"`` tries them on a CPU."""
+AUTO = {"cuda": ("triton", "native", "eager")}
+"""That order elsewhere: native CUDA kernels come second until a GPU has measured both."""
 
 
 def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Backend:
@@ -22,7 +24,8 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
         NotImplementedError: the named backend cannot serve; the message gives its reason.
     """
     if name == "auto":
-        return next(b for b in BACKENDS.values() if b.supports(device, dtypes) is None)
+        order = (BACKENDS[n] for n in AUTO.get(device.type, tuple(BACKENDS)))
+        return next(b for b in order if b.supports(device, dtypes) is None)
     if name not in BACKENDS:
         raise ValueError(
             f"`backend` must be 'auto' or one of {', '.join(map(repr, BACKENDS))}; got {name!r}"

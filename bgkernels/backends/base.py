@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from bgkernels.spec import RowSpec
+from bgkernels.spec import ClosedForm, RowSpec
 from bgkernels.state import RowState
 from bgkernels.vjp import Coefficients
 
@@ -62,3 +62,39 @@ class Backend(Protocol):
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
         """Pass 2: write the gradient in the raw student outputs to ``out``, or over them."""
+
+
+@runtime_checkable
+class Composer(Protocol):
+    """A backend that can do both passes of whole rows at once, where it likes to."""
+
+    def compose(
+        self, state: RowState, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
+    ) -> Tensor | None:
+        """Both passes over whole rows, or None where separate passes are wanted.
+
+        Args:
+            state: empty; filled.
+            out: ``(rows, width)``, receives the gradient; may be the tile's student.
+            tile: all columns of the rows.
+            labels: ``(rows,)`` codes.
+            loss: what is computed.
+
+        Returns:
+            ``(rows,)`` fp64: the loss of each row, 0 where ignored.
+        """
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A loss for :meth:`Composer.compose`.
+
+    Args:
+        spec: of the rows.
+        form: of the loss.
+        scale: ``(rows,)`` factor of each row's loss.
+    """
+
+    spec: RowSpec
+    form: ClosedForm
+    scale: Tensor

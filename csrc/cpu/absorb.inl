@@ -23,48 +23,34 @@ struct Block {
   int64_t first, row;  // of the whole input
 };
 
+struct Reader {
+  const float* from;
+  int64_t stride;
+
+  void operator()(float& x) { x = *from, from += stride; }
+  void operator()(Vec& sum) { sum = VecMath::first(*from), from += stride; }
+};
+
+struct Writer {
+  float* to;
+  int64_t stride;
+
+  void operator()(float x) { *to = x, to += stride; }
+  void operator()(Vec sum) { *to = sum_of(sum), to += stride; }
+};
+
 inline void load_state(const AbsorbArgs& args, int64_t row, State& state) {
-  const float* f = args.floats + row;
+  Reader next = {args.floats + row, args.floats_stride};
+  each_column(state, args.spec.tilt_count, next);
   const int64_t* i = args.ints + row;
-  auto next = [&] {
-    const float x = *f;
-    f += args.floats_stride;
-    return x;
-  };
-  auto next_sum = [&] { return VecMath::first(next()); };
-  state.m_s = next();
-  state.pair.d_s = next_sum(), state.pair.h_s = next_sum(), state.pair.k_s = next_sum();
-  state.m_t = next();
-  state.pair.d_t = next_sum(), state.pair.h_t = next_sum(), state.pair.k_t = next_sum();
-  state.m_c = next();
-  state.d_c = next_sum(), state.z_sum = next_sum();
-  state.label.score = next(), state.label.z = next(), state.label.v = next();
-  for (int k = 0; k < args.spec.tilt_count; ++k) {
-    TiltState<Vec>& tilt = state.tilts[k];
-    tilt.m = next();
-    tilt.d = next_sum(), tilt.k = next_sum(), tilt.q = next_sum();
-  }
   state.label.column = i[0];
   state.argmax_s = i[args.ints_stride], state.argmax_t = i[2 * args.ints_stride];
 }
 
-inline void store_state(const AbsorbArgs& args, int64_t row, const State& state) {
-  float* f = args.floats + row;
+inline void store_state(const AbsorbArgs& args, int64_t row, State& state) {
+  Writer put = {args.floats + row, args.floats_stride};
+  each_column(state, args.spec.tilt_count, put);
   int64_t* i = args.ints + row;
-  auto put = [&](float x) { *f = x, f += args.floats_stride; };
-  auto put_sum = [&](Vec x) { put(sum_of(x)); };
-  put(state.m_s);
-  put_sum(state.pair.d_s), put_sum(state.pair.h_s), put_sum(state.pair.k_s);
-  put(state.m_t);
-  put_sum(state.pair.d_t), put_sum(state.pair.h_t), put_sum(state.pair.k_t);
-  put(state.m_c);
-  put_sum(state.d_c), put_sum(state.z_sum);
-  put(state.label.score), put(state.label.z), put(state.label.v);
-  for (int k = 0; k < args.spec.tilt_count; ++k) {
-    const TiltState<Vec>& tilt = state.tilts[k];
-    put(tilt.m);
-    put_sum(tilt.d), put_sum(tilt.k), put_sum(tilt.q);
-  }
   i[0] = state.label.column;
   i[args.ints_stride] = state.argmax_s, i[2 * args.ints_stride] = state.argmax_t;
 }

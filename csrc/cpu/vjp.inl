@@ -54,37 +54,10 @@ inline void curved_block(VjpBlock b, VjpColumns x) {
   }
 }
 
-// What a row's gradient has in common from block to block.
-struct VjpPlan {
-  VjpRow row;      // for the label
-  VjpColumns x;    // for the compared columns
-  float h_beyond;  // H for the others
-  bool extras;
-  bool teacher;  // whether the gradient depends on the teacher's logits
-  bool direct;   // whether one loop is all, so that the gradient may be written over the logits
-};
-
-inline VjpPlan plan_row(const VjpArgs& args, int64_t row) {
-  VjpPlan plan;
-  static_assert(sizeof(VjpRow) == kCoefficients * sizeof(double), "one field a coefficient");
-  double* values = (double*)&plan.row;
-  for (int k = 0; k < kCoefficients; ++k) values[k] = args.row[k * args.tile.rows + row];
-  // The factor of a linear scale is a factor of every term.
-  plan.row = scaled(plan.row, args.tile.student.scale);
-  VjpRow folded = plan.row;
-  plan.h_beyond = (float)times(folded.h, Centre(folded.lse_c).factor);
-  if (args.spec.inverse_temperature == 1.0f && folded.h != 0.0) {
-    // Both softmaxes of the student differ by a factor only.
-    folded.a += folded.h * ::exp(folded.lse_s - folded.lse_c);
-    folded.h = 0.0;
-  }
-  const VjpColumns& x = plan.x = columns_of(folded);
-  const bool curved = x.b != 0.0f || x.c != 0.0f;
-  plan.extras = args.spec.tilt_count || args.spec.mixture_count || args.spec.total_variation;
-  plan.teacher = plan.extras || curved || x.d != 0.0f || plan.row.d_y != 0.0;
-  plan.direct = args.out.dtype == kF32 && !plan.extras && args.tile.student.cap == 0.0f &&
-                x.h == 0.0f && (!curved || x.d == 0.0f);
-  return plan;
+// Whether one loop is all, so that the gradient may be written over the logits.
+inline bool is_direct(const VjpPlan& plan, const VjpArgs& args) {
+  return args.out.dtype == kF32 && !plan.extras && args.tile.student.cap == 0.0f &&
+         plan.x.h == 0.0f && (!plan.curved || plan.x.d == 0.0f);
 }
 
 // All but the extra statistics, whatever column the label is, on compared columns.
@@ -192,12 +165,13 @@ inline void vjp_row(const VjpArgs& args, int64_t row) {
   }
   alignas(64) float z[kBlock], v[kBlock], d[kBlock];
   const VjpPlan plan = plan_row(args, row);
+  const bool direct = is_direct(plan, args);
   for (int64_t first = 0; first < width;) {
     const int n = block_size(first, compared, width);
     VjpBlock b = {
         read_block(tile.student, row, first, n, z), {}, d, n, args.spec.inverse_temperature};
     if (first < compared && plan.teacher) b.v = read_block(tile.teacher, row, first, n, v);
-    if (plan.direct && n == padded(n)) b.d = (float*)address(args.out, row, first);
+    if (direct && n == padded(n)) b.d = (float*)address(args.out, row, first);
     vjp_block(args, plan, row, args.labels[row] - tile.first_column - first, b, first < compared);
     store_gradient(args.out, row, first, n, b.d);
     first += n;

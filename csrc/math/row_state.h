@@ -50,6 +50,7 @@ struct Label {
   float score, z, v;  // z real, v tempered
 };
 
+// The neutral element of merge() is empty_state().
 template <class F>
 struct RowState {
   float m_s, m_t, m_c;
@@ -59,6 +60,28 @@ struct RowState {
   int64_t argmax_s, argmax_t;
   TiltState<F> tilts[kMaxTilts];
 };
+
+template <class F>
+BGK_HD void empty_state(RowState<F>& x, int tilt_count) {
+  x.m_s = x.m_t = x.m_c = kNegInf;
+  x.pair = {}, x.d_c = x.z_sum = F{};
+  x.label = {kNone, kNegInf, kNegInf, kNegInf};
+  x.argmax_s = x.argmax_t = kNone;
+  for (int i = 0; i < tilt_count; ++i) x.tilts[i] = {kNegInf, F{}, F{}, F{}};
+}
+
+// Visits the columns of a state in the order of bgkernels.state.FLOATS, then TILT for each tilt.
+template <class F, class Visit>
+BGK_HD void each_column(RowState<F>& x, int tilt_count, Visit& visit) {
+  visit(x.m_s), visit(x.pair.d_s), visit(x.pair.h_s), visit(x.pair.k_s);
+  visit(x.m_t), visit(x.pair.d_t), visit(x.pair.h_t), visit(x.pair.k_t);
+  visit(x.m_c), visit(x.d_c), visit(x.z_sum);
+  visit(x.label.score), visit(x.label.z), visit(x.label.v);
+  for (int i = 0; i < tilt_count; ++i) {
+    TiltState<F>& tilt = x.tilts[i];
+    visit(tilt.m), visit(tilt.d), visit(tilt.k), visit(tilt.q);
+  }
+}
 
 template <class F>
 BGK_HD void add(PairSums<F>& to, const PairSums<F>& x) {
@@ -74,21 +97,29 @@ BGK_HD void recentre(F& d, F& h, F& k, float by, float by_other) {
   d *= weight;
 }
 
+// Moves the sums by so much.
+template <class F>
+BGK_HD void recentre(PairSums<F>& x, float by_s, float by_t) {
+  recentre(x.d_s, x.h_s, x.k_s, by_s, by_t);
+  recentre(x.d_t, x.h_t, x.k_t, by_t, by_s);
+}
+
+// The moments of a tilt are of (u-m_s) - (v-m_t), whose origin moves by `step`.
+template <class F>
+BGK_HD void move_moments(TiltState<F>& tilt, float step) {
+  const F by = F{} + step;
+  const F more = times(tilt.k, 2.0f * by) + times(tilt.d, by * by);
+  tilt.q = tilt.q == HUGE_VALF ? tilt.q : tilt.q + more;  // k may then be infinite of either sign
+  tilt.k += times(tilt.d, by);
+}
+
 // Moves every sum that is centred at m_s and m_t to new maxima.
 template <class F>
 BGK_HD void raise_pair(RowState<F>& state, float m_s, float m_t, int tilt_count) {
   const float by_s = moved(state.m_s, m_s), by_t = moved(state.m_t, m_t);
   state.m_s = m_s, state.m_t = m_t;
-  PairSums<F>& x = state.pair;
-  recentre(x.d_s, x.h_s, x.k_s, by_s, by_t);
-  recentre(x.d_t, x.h_t, x.k_t, by_t, by_s);
-  const F step = F{} + (by_s - by_t);
-  for (int i = 0; i < tilt_count; ++i) {
-    TiltState<F>& tilt = state.tilts[i];
-    const F more = times(tilt.k, 2.0f * step) + times(tilt.d, step * step);
-    tilt.q = tilt.q == HUGE_VALF ? tilt.q : tilt.q + more;  // k may then be infinite of either sign
-    tilt.k += times(tilt.d, step);
-  }
+  recentre(state.pair, by_s, by_t);
+  for (int i = 0; i < tilt_count; ++i) move_moments(state.tilts[i], by_s - by_t);
 }
 
 template <class F>
@@ -149,6 +180,36 @@ BGK_HD void absorb_column(RowState<F>& state, int64_t column, float z, float v, 
     tilt.k += M::first(times(e, x));
     tilt.q += M::first(times(e, x * x));
   }
+}
+
+// The better of two labels comes first; a tie goes to the lower column.
+BGK_HD bool leads(const Label& x, const Label& y) {
+  if (x.score != y.score) return x.score > y.score;
+  return x.column != kNone && (x.column < y.column || y.column == kNone);
+}
+
+// The state of the union of two disjoint sets of columns, in `state`; `other` is used up. The label
+// that loses is absorbed.
+template <class M, class F>
+BGK_HD void merge(RowState<F>& state, RowState<F>& other, const Spec& spec) {
+  if (beats(other.m_s, other.argmax_s, state.m_s, state.argmax_s)) state.argmax_s = other.argmax_s;
+  if (beats(other.m_t, other.argmax_t, state.m_t, state.argmax_t)) state.argmax_t = other.argmax_t;
+  const float m_s = fmaxf(state.m_s, other.m_s), m_t = fmaxf(state.m_t, other.m_t);
+  raise_pair(state, m_s, m_t, spec.tilt_count), raise_pair(other, m_s, m_t, spec.tilt_count);
+  add(state.pair, other.pair);
+  const float m_c = fmaxf(state.m_c, other.m_c);
+  raise_hard(state, m_c), raise_hard(other, m_c);
+  state.d_c += other.d_c, state.z_sum += other.z_sum;
+  for (int i = 0; i < spec.tilt_count; ++i) {
+    TiltState<F>&x = state.tilts[i], &y = other.tilts[i];
+    const float m = fmaxf(x.m, y.m);
+    raise_tilt(x, m), raise_tilt(y, m);
+    x.d += y.d, x.k += y.k, x.q += y.q;
+  }
+  Label lost = other.label;
+  if (leads(other.label, state.label)) lost = state.label, state.label = other.label;
+  if (spec.rule != kIndex && lost.column != kNone)
+    absorb_column<M>(state, lost.column, lost.z, lost.v, spec);
 }
 
 }  // namespace bgk::BGK_TARGET

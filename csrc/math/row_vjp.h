@@ -43,6 +43,7 @@ struct Centre {
   float value;
   double rest, factor;  // lse - value, and e^-rest
 
+  Centre() = default;
   BGK_HD explicit Centre(double lse) : value((float)lse), rest(lse - value), factor(::exp(-rest)) {}
 };
 
@@ -65,6 +66,42 @@ BGK_HD VjpColumns columns_of(const VjpRow& x) {
           (float)times(x.d, t.factor),
           (float)times(x.h, hard.factor),
           (float)x.m};
+}
+
+// What a row's gradient has in common from column to column.
+struct VjpPlan {
+  VjpRow row;      // for the label
+  VjpColumns x;    // for the compared columns
+  float h_beyond;  // H for the others
+  bool curved;     // whether the log-probabilities themselves come in
+  bool extras;
+  bool teacher;  // whether the gradient depends on the teacher's logits
+};
+
+// `scale`: of the student's linear map, a factor of every term.
+BGK_HD VjpPlan plan_row(const VjpRow& row, double scale, const Spec& spec) {
+  VjpPlan plan;
+  plan.row = scaled(row, scale);
+  VjpRow folded = plan.row;
+  plan.h_beyond = (float)times(folded.h, Centre(folded.lse_c).factor);
+  if (spec.inverse_temperature == 1.0f && folded.h != 0.0) {
+    // Both softmaxes of the student differ by a factor only.
+    folded.a += folded.h * ::exp(folded.lse_s - folded.lse_c);
+    folded.h = 0.0;
+  }
+  const VjpColumns& x = plan.x = columns_of(folded);
+  plan.curved = x.b != 0.0f || x.c != 0.0f;
+  plan.extras = spec.tilt_count || spec.mixture_count || spec.total_variation;
+  plan.teacher = plan.extras || plan.curved || x.d != 0.0f || plan.row.d_y != 0.0;
+  return plan;
+}
+
+BGK_HD VjpPlan plan_row(const VjpArgs& args, int64_t row) {
+  VjpRow values;
+  static_assert(sizeof(VjpRow) == kCoefficients * sizeof(double), "one field a coefficient");
+  double* to = (double*)&values;
+  for (int k = 0; k < kCoefficients; ++k) to[k] = args.row[k * args.tile.rows + row];
+  return plan_row(values, args.tile.student.scale, args.spec);
 }
 
 }  // namespace bgk::BGK_TARGET

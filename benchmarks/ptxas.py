@@ -1,0 +1,92 @@
+"""What each CUDA kernel takes of a multiprocessor: registers, shared memory, spills.
+
+``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed) and writes
+``benchmarks/results/ptxas/sm_*.json``. It fails if a kernel spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "ptxas"
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
+# As CMakeLists.txt says.
+FLAGS = ["-std=c++17", "-O3", "--prec-div=false", "--ftz=true", "-DBGK_TARGET=cuda", "-Icsrc"]
+REGISTERS, LARGEST = 65536, 2048
+"""Of a multiprocessor: registers, and threads that it holds at most."""
+THREADS = 256  # kThreads in csrc/cuda/threads.cuh
+
+ENTRY = re.compile(r"Compiling entry function '(\S+)'(.*?)Used (\d+) registers([^\n]*)", re.S)
+SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+def compiled(source: Path, architecture: str) -> list[dict[str, Any]]:
+    """One row a kernel of a file."""
+    command = ["nvcc", *FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
+    command += [str(source.relative_to(ROOT)), "-o", "/dev/null"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    rows = []
+    for name, before, registers, rest in ENTRY.findall(run.stderr):
+        stack, stores, loads = map(int, SPILLS.findall(before)[-1])
+        shared = re.search(r"(\d+) bytes smem", rest)
+        blocks = REGISTERS // (-(-int(registers) // 8) * 8 * THREADS)
+        rows.append({
+            "kernel": demangled(name), "registers": int(registers),
+            "shared": int(shared[1]) if shared else 0, "stack": stack, "spilled": stores + loads,
+            "threads a multiprocessor": min(LARGEST, blocks * THREADS),
+        })  # fmt: skip
+    return rows
+
+
+def demangled(name: str) -> str:
+    """``absorb_kernel<Half, 1, true>`` of a mangled name."""
+    text = subprocess.run(["c++filt", name], capture_output=True, text=True).stdout.strip()
+    found = re.search(r"(\w+_kernel)(<.*?>)?\(", text)
+    if found is None:
+        return text
+    return found[1] + re.sub(r"bgk::cuda::|\((?:bgk::cuda::)?\w+\)", "", found[2] or "")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For people."""
+    columns = [c for c in rows[0] if c != "kernel"]
+    lines = [f"{'':36} " + "  ".join(columns)]
+    for row in rows:
+        numbers = "  ".join(str(row[c]).rjust(len(c)) for c in columns)
+        lines.append(f"{row['kernel']:36} {numbers}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ptxas", description=__doc__)
+    parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
+    options = parser.parse_args()
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release ([\d.]+)", version)
+    spilled = []
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for architecture in options.architectures:
+        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        rows = sorted((r for s in sources for r in compiled(s, architecture)),
+                      key=lambda r: r["kernel"])  # fmt: skip
+        print(f"{architecture}\n{table(rows)}", flush=True)
+        made = {"nvcc": release[1] if release else version, "kernels": rows}
+        path = RESULTS / f"{architecture}.json"
+        path.write_text(json.dumps(made, indent=1) + "\n")
+        spilled += [f"{architecture} {r['kernel']}" for r in rows if r["spilled"]]
+    if spilled:
+        sys.exit(f"these spill: {', '.join(spilled)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+// How a block walks a row: warps take steps in turn, of kColumns columns a lane. In most steps a
+// lane loads 16 bytes at once; at the ends of a row, and in rows of student and teacher that are
+// not aligned alike, single elements.
+#pragma once
+
+#include "cuda/threads.cuh"
+#include "math/row_state.h"
+
+namespace bgk::cuda {
+
+constexpr int kColumns = 8, kStep = kWarpSize * kColumns;
+
+BGK_HD int bytes_of(DType dtype) { return dtype == kF32 ? 4 : 2; }
+
+// Formats: what a lane holds of one model's kColumns logits until it uses them. kVector: columns of
+// one 16-byte load.
+struct Half {  // both models in bf16 or fp16
+  static constexpr int kVector = 8, kWords = 4;
+  static BGK_DEVICE uint32_t bits(const uint32_t* words, int k) {
+    return k % 2 ? words[k / 2] >> 16 : words[k / 2] & 0xffff;
+  }
+  static BGK_DEVICE void put(uint32_t* words, int k, uint32_t bits) {
+    words[k / 2] = k % 2 ? words[k / 2] | bits << 16 : bits;
+  }
+  static BGK_DEVICE uint32_t load(const char* row, int64_t column, DType) {
+    return ((const uint16_t*)row)[column];
+  }
+};
+
+struct Single {  // both models in fp32
+  static constexpr int kVector = 4, kWords = 8;
+  static BGK_DEVICE uint32_t bits(const uint32_t* words, int k) { return words[k]; }
+  static BGK_DEVICE void put(uint32_t* words, int k, uint32_t bits) { words[k] = bits; }
+  static BGK_DEVICE uint32_t load(const char* row, int64_t column, DType) {
+    return ((const uint32_t*)row)[column];
+  }
+};
+
+struct Mixed {  // anything, by single elements
+  static constexpr int kVector = 1, kWords = 8;
+  static BGK_DEVICE uint32_t bits(const uint32_t* words, int k) { return words[k]; }
+  static BGK_DEVICE void put(uint32_t* words, int k, uint32_t bits) { words[k] = bits; }
+  static BGK_DEVICE uint32_t load(const char* row, int64_t column, DType dtype) {
+    return dtype == kF32 ? Single::load(row, column, dtype) : Half::load(row, column, dtype);
+  }
+};
+
+// kStep columns that a warp takes at once.
+struct Step {
+  int first, stop;
+  bool vectors;
+
+  template <class Format>
+  BGK_DEVICE int column(int k) const {
+    constexpr int kVector = Format::kVector;
+    if (!vectors) return first + k * kWarpSize + lane();
+    return first + (k / kVector * kWarpSize + lane()) * kVector + k % kVector;
+  }
+  BGK_DEVICE bool has(int column) const {
+    return column >= first && column < stop && column < first + kStep;
+  }
+  BGK_DEVICE bool whole() const { return first + kStep <= stop; }
+};
+
+template <class Format>
+struct Batch {
+  uint32_t words[Format::kWords];
+};
+
+// One model's row of the tile.
+template <class Format>
+struct Source {
+  const char* row;
+  DType dtype;
+  float scale, cap;
+
+  BGK_DEVICE Source(const Logits& x, int64_t r)
+      : row((const char*)x.data + r * x.row_stride * bytes_of(x.dtype)),
+        dtype(x.dtype),
+        scale(x.scale),
+        cap(x.cap) {}
+
+  // Columns from `start` to the next 16-byte boundary.
+  BGK_DEVICE int misaligned(int64_t start) const {
+    const int bytes = bytes_of(dtype);
+    return (int)(-(((intptr_t)row / bytes + start)) & (Format::kVector - 1));
+  }
+
+  BGK_DEVICE void fetch(const Step& step, Batch<Format>& to) const {
+    if (Format::kVector > 1 && step.vectors) {
+      constexpr int kVector = Format::kVector;
+#pragma unroll
+      for (int k = 0; k < kColumns; k += kVector) {
+        const int column = step.column<Format>(k);
+        if (column < step.stop)
+          load_words<4>(row + (int64_t)column * (16 / kVector), to.words + k * 4 / kVector);
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const int column = step.column<Format>(k);
+        Format::put(to.words, k, column < step.stop ? Format::load(row, column, dtype) : 0);
+      }
+    }
+  }
+
+  // Raw outputs in fp32.
+  BGK_DEVICE float widened(uint32_t bits) const {
+    return dtype == kF32 ? as_float(bits) : dtype == kBF16 ? as_float(bits << 16) : from_f16(bits);
+  }
+  BGK_DEVICE float capped(float x) const {
+    x *= scale;
+    return cap == 0.0f ? x : cap * tanhf(x / cap);
+  }
+
+  // Real logits.
+  BGK_DEVICE float at(int column) const { return capped(widened(Mixed::load(row, column, dtype))); }
+  BGK_DEVICE void real(const Batch<Format>& from, float* to) const {
+    if (Format::kWords == 4 && dtype == kBF16) {  // the dtype is looked at once, not 8 times
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) to[k] = as_float(Format::bits(from.words, k) << 16);
+    } else if (Format::kWords == 4) {
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) to[k] = from_f16(Format::bits(from.words, k));
+    } else {
+#pragma unroll
+      for (int k = 0; k < kColumns; ++k) {
+        const uint32_t bits = Format::bits(from.words, k);
+        to[k] = Format::kVector > 1 ? as_float(bits) : widened(bits);
+      }
+    }
+    if (scale == 1.0f && cap == 0.0f) return;
+#pragma unroll
+    for (int k = 0; k < kColumns; ++k) to[k] = capped(to[k]);
+  }
+};
+
+// Columns [start, stop) of a row: single elements up to `body`, vectors, single elements.
+struct Range {
+  int start, body, body_stop, stop, vector_steps;
+
+  // `vector`: columns of a 16-byte load; 1 where there are none.
+  BGK_DEVICE Range(int start, int stop, int head, int vector) : start(start), stop(stop) {
+    const bool some = vector > 1 && start + head + vector <= stop;
+    body = some ? start + head : start;
+    body_stop = some ? body + (stop - body) / vector * vector : start;
+    vector_steps = (body_stop - body + kStep - 1) / kStep;
+  }
+  BGK_DEVICE int steps() const {
+    return (body > start) + vector_steps + (stop - body_stop + kStep - 1) / kStep;
+  }
+  // In the order of columns, so that of equal logits a warp meets the first first.
+  BGK_DEVICE Step step(int i) const {
+    if (body > start && i-- == 0) return {start, body, false};
+    if (i < vector_steps) return {body + i * kStep, body_stop, true};
+    return {body_stop + (i - vector_steps) * kStep, stop, false};
+  }
+};
+
+// The share of one of `count` blocks in a tile's columns, where the models are compared or not.
+struct Share {
+  int start, pair_stop, stop;
+
+  BGK_DEVICE Share(const Tile& tile, int which, int count) {
+    const int width = (int)tile.student.columns;
+    const int compared = tile.teacher.data ? (int)tile.teacher.columns : 0;
+    const int each = ((width + count - 1) / count + kStep - 1) / kStep * kStep;
+    const int64_t from = (int64_t)which * each;
+    start = from < width ? (int)from : width;
+    stop = from + each < width ? (int)(from + each) : width;
+    pair_stop = stop < compared ? stop : compared > start ? compared : start;
+  }
+};
+
+// Rows of both models and where vectors may be used.
+template <class Format>
+struct RowPair {
+  Source<Format> s, t;
+
+  BGK_DEVICE RowPair(const Tile& tile, int64_t row) : s(tile.student, row), t(tile.teacher, row) {}
+
+  // `also`: whether something else allows vectors from a column on.
+  template <class Also>
+  BGK_DEVICE Range range(int start, int stop, bool paired, Also also) const {
+    const int head = s.misaligned(start);
+    const bool alike = (!paired || t.misaligned(start) == head) && also(start + head);
+    return Range(start, stop, head, alike ? Format::kVector : 1);
+  }
+  BGK_DEVICE Range range(int start, int stop, bool paired) const {
+    return range(start, stop, paired, [](int) { return true; });
+  }
+};
+
+BGK_DEVICE float warp_max(float x) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) x = fmaxf(x, exchanged(x, apart));
+  return x;
+}
+
+BGK_DEVICE int warp_min(int x) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) {
+    const int y = exchanged(x, apart);
+    x = y < x ? y : x;
+  }
+  return x;
+}
+
+BGK_DEVICE float warp_sum(float x) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) x += exchanged(x, apart);
+  return x;
+}
+
+BGK_DEVICE int pair_count(const Spec& spec) {
+  return 3 * spec.mixture_count + 2 * spec.total_variation;
+}
+
+// What math/ asks for.
+struct ScalarMath {
+  typedef float F;
+  static BGK_HD float expm1(float x) { return expm1f(x); }
+  static BGK_HD float log1p(float x) { return log1pf(x); }
+  static BGK_HD float first(float x) { return x; }
+};
+
+// The teacher's power sum: b > 0, a = 0, no moments, and no other tilt.
+inline bool is_power(const Spec& spec) {
+  const Tilt& first = spec.tilts[0];
+  return spec.tilt_count == 1 && first.a == 0.0 && first.b > 0.0 && !first.moments;
+}
+
+// Which format serves a pair of models.
+enum Size { kHalves, kSingles, kMixedSizes };
+
+inline Size size_of(const Logits& s, const Logits& t) {
+  const bool wide_s = s.dtype == kF32, wide_t = t.dtype == kF32;
+  // One Source reads one dtype at a time, but both read by the same Format.
+  return wide_s != wide_t ? kMixedSizes : wide_s ? kSingles : kHalves;
+}
+
+// Arguments by value, with what the Spec of a host points to.
+template <class Args>
+struct Launched {
+  Args args;
+  Tilt tilts[kMaxTilts];
+  float omegas[kMaxMixtures];
+
+  // Only for the host's own Spec.
+  explicit Launched(const Args& given) : args(given) {
+    tilts[0] = {0.0, 1.0, false};  // where there is none
+    for (int i = 0; i < args.spec.tilt_count; ++i) tilts[i] = args.spec.tilts[i];
+    for (int i = 0; i < args.spec.mixture_count; ++i) omegas[i] = args.spec.omegas[i];
+  }
+  BGK_DEVICE Spec spec() const {
+    Spec spec = args.spec;
+    spec.tilts = tilts, spec.omegas = omegas;
+    return spec;
+  }
+};
+
+}  // namespace bgk::cuda

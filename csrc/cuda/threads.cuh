@@ -1,0 +1,165 @@
+// All that the kernels ask of the hardware. tests/cuda_emulation/ has a header of the same name
+// that runs the same kernels on a CPU.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "row_args.h"
+
+#define BGK_DEVICE __device__ __forceinline__
+
+namespace bgk::cuda {
+
+constexpr int kWarpSize = 32, kWarps = 8, kThreads = kWarps * kWarpSize;
+typedef cudaStream_t Stream;
+
+BGK_DEVICE int thread() { return threadIdx.x; }
+BGK_DEVICE int lane() { return threadIdx.x % kWarpSize; }
+BGK_DEVICE int warp() { return threadIdx.x / kWarpSize; }
+BGK_DEVICE dim3 block() { return blockIdx; }
+BGK_DEVICE dim3 blocks() { return gridDim; }
+
+BGK_DEVICE void sync_block() { __syncthreads(); }
+BGK_DEVICE void sync_warp() { __syncwarp(); }
+BGK_DEVICE bool any_lane(bool x) { return __any_sync(~0u, x); }
+
+template <class T>
+BGK_DEVICE T exchanged(T x, int lanes_apart) {
+  return __shfl_xor_sync(~0u, x, lanes_apart);
+}
+
+template <class T>
+BGK_DEVICE T of_lane(T x, int from) {
+  return __shfl_sync(~0u, x, from);
+}
+
+BGK_DEVICE char* dynamic_shared() {
+  extern __shared__ __align__(16) char bytes[];
+  return bytes;
+}
+
+// Blocks of a cluster read each other's shared memory; from compute capability 9.0 on.
+constexpr int kMaxCluster = 8;
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+BGK_DEVICE int cluster_rank() {
+  uint32_t x;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));
+  return (int)x;
+}
+BGK_DEVICE int cluster_size() {
+  uint32_t x;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(x));
+  return (int)x;
+}
+BGK_DEVICE void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+template <class T>
+BGK_DEVICE const T* of_block(const T* shared, int rank) {
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+  return (const T*)there;
+}
+#else  // never called there
+BGK_DEVICE int cluster_rank() { return 0; }
+BGK_DEVICE int cluster_size() { return 1; }
+BGK_DEVICE void sync_cluster() {}
+template <class T>
+BGK_DEVICE const T* of_block(const T* shared, int) {
+  return shared;
+}
+#endif
+
+// 16 bytes from global to shared memory, without passing through registers.
+BGK_DEVICE void copy_async(void* shared, const void* from) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+      "l"(from)
+      : "memory");
+}
+BGK_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// e^x to 2 ulp, subnormal results flushed: through the base-2 instruction.
+BGK_DEVICE float fast_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+}
+
+BGK_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+// Words of memory, by one instruction.
+template <int kWords>
+BGK_DEVICE void load_words(const void* from, uint32_t* to) {
+  static_assert(kWords == 4, "16 bytes");
+  const uint4 x = *(const uint4*)from;
+  to[0] = x.x, to[1] = x.y, to[2] = x.z, to[3] = x.w;
+}
+
+template <int kWords>
+BGK_DEVICE void store_words(void* to, const uint32_t* from) {
+  static_assert(kWords == 2 || kWords == 4, "8 or 16 bytes");
+  if (kWords == 2) *(uint2*)to = make_uint2(from[0], from[1]);
+  if (kWords == 4) *(uint4*)to = make_uint4(from[0], from[1], from[2], from[3]);
+}
+
+BGK_DEVICE float as_float(uint32_t bits) { return __uint_as_float(bits); }
+BGK_DEVICE uint32_t as_bits(float x) { return __float_as_uint(x); }
+BGK_DEVICE float from_f16(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+BGK_DEVICE uint16_t to_f16(float x) { return __half_as_ushort(__float2half_rn(x)); }
+BGK_DEVICE uint16_t to_bf16(float x) { return __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
+
+// An error as a Status; it is ours to report, and must not turn up in a later call.
+inline int as_status(cudaError_t error) {
+  if (error == cudaSuccess) return kOk;
+  (void)cudaGetLastError();
+  return kCudaFailed + error;
+}
+
+inline int use(int device) { return as_status(cudaSetDevice(device)); }
+
+inline const char* error_text(int status) {
+  return cudaGetErrorString((cudaError_t)(status - kCudaFailed));
+}
+
+// Whether this device can run a kernel: whether there is code for it.
+template <class Args>
+int try_load(void (*kernel)(Args)) {
+  cudaFuncAttributes attributes;
+  return as_status(cudaFuncGetAttributes(&attributes, (const void*)kernel));
+}
+
+inline bool has_clusters(int device) {
+  int major = 0;
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+constexpr size_t kMoreShared = 48 * 1024;  // from here on, a kernel has to ask
+
+// Starts a kernel of kThreads threads a block, in clusters of blocks along x.
+template <class Args>
+int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream stream, Args args,
+          int cluster = 1) {
+  if (shared_bytes > kMoreShared) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        (const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    if (error != cudaSuccess) return as_status(error);
+  }
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared_bytes, config.stream = stream;
+  config.attrs = &attribute, config.numAttrs = cluster > 1 ? 1 : 0;
+  void* pointers[] = {&args};
+  return as_status(cudaLaunchKernelExC(&config, (const void*)kernel, pointers));
+}
+
+}  // namespace bgk::cuda

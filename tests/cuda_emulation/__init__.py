@@ -1,0 +1,66 @@
+"""The CUDA backend without a GPU: its kernels run on the host, its host code on CPU tensors."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.native_cuda import Cuda
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+FLAGS = "-std=c++17 -O1 -fPIC -shared -fvisibility=hidden -U_FORTIFY_SOURCE -fno-math-errno -w"
+
+
+class Emulated(NativeBackend):
+    """The native backend with emulated CUDA kernels on CPU tensors.
+
+    Args:
+        splits: blocks that share a row.
+        ranks: blocks that hold a row in shared memory, where both passes are one launch; None as
+            the size of the row asks for, 0 for none.
+    """
+
+    def __init__(self, splits: int = 1, ranks: int | None = None) -> None:
+        self.module, self.splits, self.ranks = module(), splits, ranks
+
+    def kernels(self, device: torch.device) -> Cuda:
+        """Those of csrc/cuda."""
+        return Cuda(device, self.module, self.splits, self.ranks)
+
+
+@functools.cache
+def module() -> Any:
+    """Compiled once for each state of the sources; the test is skipped without a compiler."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    pybind11 = pytest.importorskip("pybind11")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    sources = sorted(p for d in (HERE, ROOT / "csrc") for p in d.rglob("*.[chi]*"))
+    digest = hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:16]
+    path = ROOT / "build" / "cuda_emulation" / digest / "cuda_emulated.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        import sysconfig
+
+        includes = [HERE, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+        made = path.with_suffix(f".{os.getpid()}")
+        command = [*compiler.split(), *FLAGS.split(), "-DBGK_TARGET=cuda"]
+        command += [f"-I{i}" for i in includes] + [str(HERE / "module.cpp"), "-o", str(made)]
+        subprocess.run(command, check=True)
+        made.replace(path)
+    spec = importlib.util.spec_from_file_location("cuda_emulated", path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
