@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def _fingerprint(documents: Sequence[Any], vocab: int) -> str:
 
 def _tokens(document: Any, number: int, vocab: int) -> Tensor:
     """``(length,)`` int64 of a document, given as such or in a row of a data set."""
-    if isinstance(document, dict):
+    if isinstance(document, Mapping):
         document = document["input_ids"]
     tokens = torch.as_tensor(document).long()
     if tokens.ndim != 1:
