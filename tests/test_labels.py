@@ -329,6 +329,7 @@ def test_another_tokenizer_or_vocabulary(whole):
 
 
 def test_other_labels_are_not_mixed_in(teacher, copy):
+    (copy / "shard-00000.safetensors").unlink()
     with pytest.raises(LabelError, match=r"something else: k is 7 there and 6 here"):
         generate(teacher, DOCUMENTS, copy, replace(CONFIG, k=6), tokenizer=Tokenizer())
     with pytest.raises(LabelError, match="something else: data is"):
@@ -337,6 +338,7 @@ def test_other_labels_are_not_mixed_in(teacher, copy):
     other.network.lm_head.weight.data.mul_(2)
     with pytest.raises(LabelError, match="weights is"):
         generate(other, DOCUMENTS, copy, CONFIG, tokenizer=Tokenizer())
+    assert not (copy / "shard-00000.safetensors").exists()
 
 
 @pytest.mark.parametrize(

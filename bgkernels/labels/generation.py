@@ -131,8 +131,9 @@ def generate(
     folder = Path(folder)
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     info = describe(model, documents, config, tokenizer)
+    known = [store.finished(folder, number, info) for number in range(info.shards)]
     for number in range(rank, info.shards, world):
-        shard = store.finished(folder, number, info)
+        shard = known[number]
         if shard is None:
             builder = ShardBuilder(info.vocab)
             for texts, labels in _label(model, documents, number, info, config):
