@@ -96,7 +96,7 @@ def test_what_cannot_be_is_refused(column, logprob, message):
     with pytest.raises(LabelError, match=message):
         ShardBuilder(5).add([torch.tensor([0])], labels)
     twice = bg.SoftLabels(torch.tensor([[0, 0]]), torch.tensor([[-0.5, -0.5]]))
-    with pytest.raises(LabelError, match="log of a row's probabilities is 0.19"):
+    with pytest.raises(LabelError, match=r"log of a row's probabilities is 0\.19"):
         ShardBuilder(5).add([torch.tensor([0])], twice)
     with pytest.raises(LabelError, match=r"1 to 2\*\*24 columns"):
         ShardBuilder(2**24 + 1)
