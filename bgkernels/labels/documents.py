@@ -71,7 +71,7 @@ def read_documents(
     Args:
         path: Parquet, Arrow (what ``datasets`` saves) or JSON lines, with a column ``input_ids`` or
             ``tokens`` of numbers, or ``text`` of strings.
-        tokenizer: numbers the tokens of ``text``.
+        tokenizer: numbers the tokens of ``text``, with the special tokens that it adds.
         max_length: tokens of a document; longer ones are cut into several.
 
     Raises:
@@ -101,7 +101,9 @@ def _table(path: Path) -> Any:
     import pyarrow.parquet
 
     if path.suffix == ".parquet":
-        return pyarrow.parquet.read_table(path)
+        names = pyarrow.parquet.read_schema(path).names
+        known = [name for name in (*COLUMNS, "text") if name in names]
+        return pyarrow.parquet.read_table(path, columns=known[:1] or None)
     if path.suffix == ".jsonl":
         return pyarrow.json.read_json(path)
     return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()

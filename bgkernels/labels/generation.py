@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,9 @@ def generate(
     folder = Path(folder)
     rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     info = describe(model, documents, config, tokenizer)
+    known = [store.finished(folder, number, info) for number in range(info.shards)]
     for number in range(rank, info.shards, world):
-        shard = store.finished(folder, number, info)
+        shard = known[number]
         if shard is None:
             builder = ShardBuilder(info.vocab)
             for texts, labels in _label(model, documents, number, info, config):
@@ -178,7 +179,7 @@ def _fingerprint(documents: Sequence[Any], vocab: int) -> str:
 
 def _tokens(document: Any, number: int, vocab: int) -> Tensor:
     """``(length,)`` int64 of a document, given as such or in a row of a data set."""
-    if isinstance(document, dict):
+    if isinstance(document, Mapping):
         document = document["input_ids"]
     tokens = torch.as_tensor(document).long()
     if tokens.ndim != 1:

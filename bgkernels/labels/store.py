@@ -123,10 +123,7 @@ def finished(folder: Path, number: int, info: Info) -> Shard | None:
     """
     try:
         content = json.loads(_receipt(folder, number).read_bytes())
-        found = content.pop("info")
-        shard = Shard(**content)
-        if (folder / shard.file).stat().st_size != shard.bytes:
-            return None
+        found, shard = dict(content.pop("info")), Shard(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     differences = [
@@ -139,7 +136,8 @@ def finished(folder: Path, number: int, info: Info) -> Shard | None:
             f"{folder} holds labels of something else: {'; '.join(differences)}. Run with the "
             "options of those, or name another folder"
         )
-    return shard
+    path = folder / shard.file
+    return shard if path.is_file() and path.stat().st_size == shard.bytes else None
 
 
 def finish(folder: Path, info: Info, rank: int = 0) -> bool:
