@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,7 +164,7 @@ class LabelBatch:
             given["vocab"] = self.info.vocab
             if self.info.gamma is not None:
                 given["gamma"] = self.info.gamma
-        return cast(Any, bg).TopKTeacher(self.indices, self.logprobs, tail=tail, **given)
+        return bg.TopKTeacher(self.indices, self.logprobs, tail=tail, **given)
 
 
 def collate(documents: Sequence[Document], info: Info | None = None) -> LabelBatch:
