@@ -118,7 +118,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
     heads, scratch = [rows.student], set()
     for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
-        states = 3
+        states = 2 + call.shard.ranks
         if isinstance(source, TopKSource):
             row_bytes += ROW_BYTES * (source.k + 1)
             tile_bytes += 0 if call.masks_in_place(rows.student) else 4
