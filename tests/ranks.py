@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -79,6 +81,7 @@ def outcomes(module: str, size: int) -> dict[str, Outcome]:
 
 
 def _work(rank: int, size: int, folder: str, module: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(1)
     poison_unwritten_memory(pytest.MonkeyPatch())
     store = dist.FileStore(f"{folder}/store", size)

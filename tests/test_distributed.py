@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -111,6 +112,36 @@ def statistics(edges: Edges, w: World) -> list[int]:
     for a, b in zip(ours.tensors(), ref.tensors(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     return ours.label.flatten().tolist()
+
+
+@cell(4, "random shards")
+def random_shards(w: World) -> list[Any]:
+    """Any edges, divergence, policy and budget."""
+    random, losses = Random(7), []
+    for seed in range(12):
+        edges = (0, *sorted(random.randint(0, V) for _ in range(w.size - 1)), V)
+        names = (sorted(registry) for registry in (bg.divergences.registry, bg.routing.registry))
+        loss = Loss(*map(random.choice, names), options={"temperature": random.choice((1.0, 2.0))})
+        more = {"memory_budget": random.choice((16_000, 40_000, 1 << 30))}
+        made = {"problem": {"seed": seed, "target": TARGET}, "more": more, "dtype": "fp64"}
+        losses.append(agrees(loss, edges, None, made, w))
+    return losses
+
+
+@cell(2, "a gradient of the input alone", "input")
+@cell(2, "a gradient of the head alone", "linear_weight")
+def only(name: str, w: World) -> None:
+    whole = problem()
+    for mode in ("fused", "recompute"):
+        alone = whole.student[name].detach().requires_grad_()
+        (reference,) = torch.autograd.grad(whole.call(whole.student | {name: alone}), alone)
+        cut = shard_of(whole, UNEVEN, UNEVEN, w.rank)
+        leaf = cut.student[name].detach().requires_grad_()
+        loss = cut.call(cut.student | {name: leaf}, vocab_group=w.group, mode=mode)
+        start, stop = UNEVEN[w.rank : w.rank + 2]
+        expected = reference if name == "input" else reference[start:stop]
+        (ours,) = torch.autograd.grad(loss, leaf)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-13)
 
 
 def surer(stats: list[bg.RowStats]) -> Tensor:
