@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import bgkernels as bg
+from bgkernels import driver
 from bgkernels.distributed import Shard
+from bgkernels.planner import Plan, Workload
 from tests.problems import IGNORED, Loss, Problem, labels, make, normal, runs
 from tests.ranks import Cell, Edges, World, conforms, outcomes, shard_of
 
@@ -126,6 +128,22 @@ def random_shards(w: World) -> list[Any]:
         made = {"problem": {"seed": seed, "target": TARGET}, "more": more, "dtype": "fp64"}
         losses.append(agrees(loss, edges, None, made, w))
     return losses
+
+
+@cell(2, "groups of columns", "bf16", 3)
+@cell(2, "many tiles", "fp32", 1)
+def tiled(dtype: str, groups: int, w: World) -> list[float]:
+    """Ranks that have fewer tiles than others, or none, still meet in every collective."""
+
+    def few(work: Workload, budget: int) -> Plan:
+        return Plan(work.rows, work.columns, 7, 16, 2, 0, 1 if work.statistics else groups)
+
+    with patch.object(driver, "plan", few):
+        loss, posed = Loss("generalized_jsd"), problem()
+        return [
+            conforms(w, posed, loss, edges, None, dtype, mode="recompute")
+            for edges in EDGES.values()
+        ]
 
 
 @cell(2, "a gradient of the input alone", "input")
