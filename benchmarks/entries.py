@@ -149,7 +149,7 @@ def cached(problem: Problem, *, kept: int, **options: Any) -> Step:
             t = torch.cat([rows.float() @ w.float().T for w in weight.split(8192)], 1)
             t = cap * torch.tanh(t / cap) if cap else t
             parts.append(t.log_softmax(-1).topk(kept))
-    indices, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
+    logprobs, indices = (torch.cat(x) for x in zip(*parts, strict=True))
     teacher = bg.TopKTeacher(indices.int(), logprobs, "renormalize")
     return training(functools.partial(ours, teacher=teacher, **options))(problem)
 
