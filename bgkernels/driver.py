@@ -118,7 +118,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
     heads, scratch = [rows.student], set()
     for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
-        states = 3
+        states = 2 + call.shard.ranks
         if isinstance(source, TopKSource):
             row_bytes += ROW_BYTES * (source.k + 1)
             tile_bytes += 0 if call.masks_in_place(rows.student) else 4
@@ -279,12 +279,10 @@ def run(
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     setting = Setting(call.backend, p, wide, rows.labels.device, call.ignore_index, call.shard)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
-    done, groups, columns = [], p.tile_groups(), chunk.tiles.columns
+    done, groups = [], p.tile_groups()
     for group in groups:
         student.end()
-        student.begin(
-            slice(columns[group[0]].start, columns[group[-1]].stop) if group else slice(0)
-        )
+        student.begin(chunk.tiles.span(group))
         for part in p.chunks():
             known = None if given is None else take(call, given, part)
             chunk.start(part, known)

@@ -90,6 +90,7 @@ def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -
         return torch.ones((), dtype=torch.float64, device=labels.device)
     if num_items is None:
         return (labels != SKIP).sum().clamp_min(1).double()
+    num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
         return num_items.detach().to(labels.device, torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -84,10 +85,11 @@ def by_hand(w: World) -> float:
     )
     target = distribute_tensor(TARGET, mesh, [Replicate()])
     x, weight, bias = leaves.values()
+    pair = bg.MixtureTeacher([teacher, teacher], (0.25, 0.75))
     group, ones = mesh.get_group(), distribute_tensor(torch.ones(ROWS), mesh, [Replicate()])
-    for gathered in (False, True):
+    for soft, gathered in product((teacher, pair), (False, True)):
         loss = bg.linear_hybrid_distillation(
-            x, weight, teacher, target, linear_bias=bias, token_weight=ones,
+            x, weight, soft, target, linear_bias=bias, token_weight=ones,
             vocab_group=None if gathered else group,
         )  # fmt: skip
         made = torch.autograd.grad(loss, (x, weight, bias))
