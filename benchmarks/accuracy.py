@@ -69,6 +69,9 @@ def truth(entry: Entry, problem: Problem) -> Gradient:
     w.requires_grad_()
     cap = problem.case.softcap or None
     z, t = (oracle.real_logits(h, v, logit_softcap=cap) for h, v in ((x, w), (t_x, t_w)))
+    if entry.kept:
+        t = t[:, : problem.case.vocab]
+        t = t.masked_fill(t < t.topk(entry.kept).values[:, -1:], float("-inf"))
     loss = oracle.hybrid_loss(z, t, problem.target, **entry.oracle_options(problem.case))
     dx, dw = torch.autograd.grad(loss, (x, w))
     return loss.detach(), dx, dw

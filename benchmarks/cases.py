@@ -193,6 +193,14 @@ SUITES: dict[str, tuple[Field, ...]] = {
             seconds=6.0,
         ),
     ),
+    "cache": tuple(
+        Field(
+            replace(TARGET, dtype=dtype),
+            ("fused-1536", "fused-top-64", "fused-top-512"),
+            seconds=40.0,
+        )
+        for dtype in ("bfloat16", "float32")
+    ),
     "pairs": tuple(
         Field(
             replace(pair.scaled(1 / 16), rows=256, dtype=dtype),
@@ -205,7 +213,7 @@ SUITES: dict[str, tuple[Field, ...]] = {
     "smoke": (
         Field(
             Case("tiny", 24, 16, 24, 384),
-            ("limit", "natural", "fused-128", "recompute-32", "dense", "paper"),
+            ("limit", "natural", "fused-128", "recompute-32", "fused-top-64", "dense", "paper"),
             rounds=2,
         ),
     ),

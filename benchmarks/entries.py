@@ -48,7 +48,9 @@ class Entry:
         about: what it computes, in a line.
         start: makes ready for a problem; what it returns runs one step.
         kind: ``"ours"``, ``"peer"`` or ``"limit"``.
-        mix: of cross-entropy and divergence: ``"entropy"``, routed by the teacher, or ``"fixed"``.
+        mix: of cross-entropy and divergence: ``"entropy"``, routed by the teacher, ``"fixed"``, or
+            ``"kept …"``: routed by what is kept of it.
+        kept: columns kept of each of the teacher's rows; 0: all.
         native: it multiplies in the dtype of its inputs, whatever the processor makes of that.
         buffers: fp32 matrices (rows, vocab) that it holds at once, roughly.
         compiles: its first step compiles.
@@ -63,6 +65,7 @@ class Entry:
     buffers: float = 0.0
     compiles: bool = False
     lacks: dict[str, str] = field(default_factory=dict)
+    kept: int = 0
 
     def refuses(self, case: Case, patience: float, memory: float) -> str | None:
         """None, or why the case is not for this entry on this machine.
@@ -87,7 +90,7 @@ class Entry:
     def oracle_options(self, case: Case) -> dict[str, Any]:
         """The same loss in the words of ``bgkernels.oracle.hybrid_loss``."""
         common = {"divergence": "forward_kl", "temperature": case.temperature}
-        if self.mix == "entropy":
+        if self.mix != "fixed":
             return common | {"routing": "entropy", "routing_params": {"gamma": GAMMA}}
         weights = {"hard": 0.5, "soft": 0.5 / case.temperature**2}  # the peer leaves out T²
         return common | {"routing": "additive", "routing_params": weights}
@@ -121,17 +124,34 @@ def natural(problem: Problem) -> Step:
     return products(problem, Tiling(problem.weight.dtype, problem.case.vocab))
 
 
-def ours(problem: Problem, *, mode: str, budget: int, backend: str = "auto") -> Tensor:
-    """The library."""
+def ours(
+    problem: Problem, *, mode: str, budget: int, backend: str = "auto",
+    teacher: bg.TopKTeacher | None = None,
+) -> Tensor:  # fmt: skip
+    """The library, by default with the teacher's hidden states and head."""
     cap = problem.case.softcap or None
-    teacher = bg.LinearTeacher(problem.t_input, problem.t_weight, logit_softcap=cap)
+    dense = bg.LinearTeacher(problem.t_input, problem.t_weight, logit_softcap=cap)
     loss = bg.linear_hybrid_distillation(
-        problem.input, problem.weight, teacher, problem.target,
+        problem.input, problem.weight, teacher or dense, problem.target,
         routing=bg.routing.entropy(gamma=GAMMA), temperature=problem.case.temperature,
         logit_softcap=cap, mode=mode, memory_budget=budget, backend=backend,
     )  # fmt: skip
     assert isinstance(loss, Tensor)
     return loss
+
+
+def cached(problem: Problem, *, kept: int, **options: Any) -> Step:
+    """The library with what was kept of the teacher, before the step, in fp32."""
+    cap, parts = problem.case.softcap, []
+    weight = problem.t_weight[: problem.case.vocab]
+    with torch.no_grad():
+        for rows in problem.t_input.split(64):
+            t = torch.cat([rows.float() @ w.float().T for w in weight.split(8192)], 1)
+            t = cap * torch.tanh(t / cap) if cap else t
+            parts.append(t.log_softmax(-1).topk(kept))
+    logprobs, indices = (torch.cat(x) for x in zip(*parts, strict=True))
+    teacher = bg.TopKTeacher(indices.int(), logprobs, "renormalize")
+    return training(functools.partial(ours, teacher=teacher, **options))(problem)
 
 
 def logits(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -219,6 +239,12 @@ def _ours() -> dict[str, Entry]:
                 about = f"bgkernels, {mode}, {mib} MiB"
                 about += "" if backend == "auto" else f", {backend} backend"
                 made[name] = Entry(about, training(loss), "ours", native=False)
+        for kept in (64, 512):
+            start = functools.partial(cached, kept=kept, mode=mode, budget=1536 * MIB)
+            about = f"bgkernels, {mode}, 1536 MiB, the teacher's top {kept} from a cache"
+            made[f"{mode}-top-{kept}"] = Entry(
+                about, start, "ours", mix=f"kept {kept}", native=False, kept=kept
+            )
     return made
 
 

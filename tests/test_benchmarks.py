@@ -20,7 +20,7 @@ TINY = Case("tiny", 12, 8, 12, 200)
 FAST = ("limit", "natural", "fused-32", "recompute-32", "dense", "paper")
 
 
-@pytest.mark.parametrize("name", [*FAST, *(f"fused-32-{b}" for b in BACKENDS_HERE)])
+@pytest.mark.parametrize("name", [*FAST, "fused-top-64", *(f"fused-32-{b}" for b in BACKENDS_HERE)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_entry_computes_its_loss(name: str, dtype: str) -> None:
     case = Case("", 0, 0, 0, 0, dtype=dtype)
