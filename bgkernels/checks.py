@@ -17,7 +17,7 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
     if type(value).__name__ == "DTensor":
         raise NotImplementedError(
-            f"`{name}` is a DTensor; pass `{name}.full_tensor()` (gradients flow through it)"
+            f"`{name}` is a DTensor; pass `{name}.full_tensor()`, or `{name}.to_local()`"
         )
     if value.layout is not torch.strided:
         raise TypeError(f"`{name}` must be a dense tensor; got layout {value.layout}")

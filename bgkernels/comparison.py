@@ -138,6 +138,11 @@ class Tiles:
         self.owner: dict[int, int] = {}
         self.head.start(rows)
 
+    def span(self, group: range) -> slice:
+        """The columns of consecutive tiles."""
+        columns = self.columns[group.start : group.stop] or [slice(0, 0)]
+        return slice(columns[0].start, columns[-1].stop)
+
     def __getitem__(self, i: int) -> Tensor | None:
         """The ``i``-th tile ``(rows, width)``, from memory if it is there."""
         columns = self.columns[i]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
+from bgkernels import checks
 from bgkernels.spec import RowSpec
 from bgkernels.state import NEG_INF, RowState, merge
 
@@ -42,6 +43,11 @@ class Shard:
     def first(self) -> int:
         """The vocabulary's index of the first column held."""
         return self.edges[self.rank]
+
+    @property
+    def ranks(self) -> int:
+        """How many share the vocabulary."""
+        return len(self.edges) - 1
 
     @property
     def columns(self) -> int:
@@ -183,7 +189,7 @@ def global_num_items(
         >>> bg.distributed.global_num_items(torch.tensor([3, 7, -100]))
         tensor(2., dtype=torch.float64)
     """
-    count = (target != ignore_index).sum()
+    count = (checks.tensor("target", target, floating=False) != ignore_index).sum()
     ranks = 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count, group=group)

@@ -18,7 +18,7 @@ from bgkernels.comparison import Comparison, Dense, Loan, Outcome, Setting, Tile
 from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.mixture import Mixed, MixtureHead
-from bgkernels.planner import DEFAULT_BUDGET, Workload, plan
+from bgkernels.planner import DEFAULT_BUDGET, Plan, Workload, plan
 from bgkernels.sources import MixtureSource, Source, TopKSource
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT
@@ -96,7 +96,7 @@ def make_head(
     tensors: Tensors,
     call: Call,
     needs: Needs = Needs(),
-    chunks: int = 1,
+    p: Plan | None = None,
     gradient: Tensor | None = None,
 ) -> Head:
     """The source of logits for ``(hidden, weight, bias)`` or ``(logits,)``."""
@@ -106,7 +106,8 @@ def make_head(
         return LogitsHead(first, gradient)
     weight = tensors[1]
     assert weight is not None
-    return LinearHead(first, weight, tensors[2], call.product(first), needs, chunks)
+    walks = (1, 1) if p is None else (p.chunk_count, p.groups)
+    return LinearHead(first, weight, tensors[2], call.product(first), needs, *walks)
 
 
 def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward: bool) -> Workload:
@@ -114,11 +115,11 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
     spec, student = call.spec, rows.student[0]
     assert student is not None
     logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
-    grad_bytes = 0
+    grad_bytes = input_sum_bytes = 0
     tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
     heads, scratch = [rows.student], set()
     for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
-        states = 3
+        states = 2 + call.shard.ranks
         if isinstance(source, TopKSource):
             row_bytes += ROW_BYTES * (source.k + 1)
             tile_bytes += 0 if call.masks_in_place(rows.student) else 4
@@ -146,6 +147,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
             hidden_s = hidden.shape[1]
             tile_bytes += 0 if logits == product or not backward else product.itemsize
             row_bytes += hidden_s * 8 * (backward and needs.input)
+            input_sum_bytes = hidden.numel() * 4 * (backward and needs.input)
             narrow = weight.dtype.itemsize < 4
             wide += 4 * (narrow and backward and needs.weight)
             sum_bytes = (
@@ -168,6 +170,7 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         row_bytes=row_bytes,
         weight_sum_bytes=sum_bytes,
         weight_grad_bytes=grad_bytes,
+        input_sum_bytes=input_sum_bytes,
         grad_products=needs.input + needs.weight,
         statistics=statistics,
         backward=backward,
@@ -227,11 +230,13 @@ class Chunk:
             for c, known in zip(self.comparisons, outcomes, strict=True)
         )
 
-    def backward(self, outcomes: Outcomes, coefficients: AllCoefficients) -> None:
+    def backward(
+        self, outcomes: Outcomes, coefficients: AllCoefficients, tiles: Sequence[int]
+    ) -> None:
         """Pass 2, and the products with its result. The last tiles written are the first read."""
         for c, known, own in zip(self.comparisons, outcomes, coefficients, strict=True):
             c.open_vjp(known, own)
-        for i in reversed(range(len(self.tiles.columns))):
+        for i in reversed(tiles):
             x, columns = self._tile(i), self.tiles.columns[i]
             d = self.student.gradient_tile(columns, x, self.narrow)
             self._vjp(i, x, d)
@@ -275,9 +280,7 @@ def run(
         work, call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"])
     )
     p = replace(p, columns=call.shard.own(call.spec.columns))
-    student = make_head(
-        rows.student, call, needs if derivative else Needs(), p.chunk_count, gradient
-    )
+    student = make_head(rows.student, call, needs if derivative else Needs(), p, gradient)
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
@@ -285,17 +288,21 @@ def run(
     device = rows.labels.device
     setting = Setting(call.backend, p, wide, device, call.ignore_index, call.shard, loan)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
-    done = []
-    for part in p.chunks():
-        known = None if given is None else take(call, given, part)
-        chunk.start(part, known)
-        outcomes = known or chunk.statistics()
-        if derivative is not None:
-            chunk.backward(outcomes, derivative(outcomes, part))
-            student.finish(call.shard)
-            outcomes = tuple(outcome.forgetful() for outcome in outcomes)
-        done.append(outcomes)
+    done, groups = [], p.tile_groups()
+    for group in groups:
+        student.end()
+        student.begin(chunk.tiles.span(group))
+        for part in p.chunks():
+            known = None if given is None else take(call, given, part)
+            chunk.start(part, known)
+            outcomes = known or chunk.statistics()
+            if derivative is not None:
+                chunk.backward(outcomes, derivative(outcomes, part), group)
+                student.finish(call.shard, group is groups[-1])
+                outcomes = tuple(outcome.forgetful() for outcome in outcomes)
+            done.append(outcomes)
     del chunk  # its buffers, before the gradients are narrowed
+    student.end()
     return given or concatenate(call, done), student.gradients(p.columns)
 
 

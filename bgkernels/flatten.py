@@ -54,12 +54,12 @@ def _weights(teacher: MixtureTeacher, rows: int) -> Trust:
     weights, first = teacher.weights, teacher.teachers[0].tensors[0]
     if callable(weights):
         return weights
-    assert first is not None
-    count = len(teacher.teachers)
     if isinstance(weights, Tensor):
-        return weights.detach().reshape(rows, count).double()
-    given = torch.tensor(weights, dtype=torch.float64, device=first.device)
-    return given.expand(rows, count)
+        return weights.detach().reshape(rows, len(teacher.teachers)).double()
+    assert first is not None
+    # A list would be copied to the device, and waited for.
+    made = [torch.full((rows,), w, dtype=torch.float64, device=first.device) for w in weights]
+    return torch.stack(made, 1)
 
 
 def kept_label(teacher: TopKTeacher, word: str, seed: int) -> Tensor:

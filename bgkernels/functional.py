@@ -81,8 +81,9 @@ def linear_hybrid_distillation(
         memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
             2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
-            ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, and the
-            policy looks at one token at a time (a plain callable is not trusted to).
+            ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, the
+            policy looks at one token at a time (a plain callable is not trusted to), and the
+            budget suffices: recompute mode needs less.
         backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; a name raises where it
             cannot serve.
         seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and

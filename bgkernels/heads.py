@@ -67,8 +67,14 @@ class LogitsHead:
     def backward(self, columns: slice, d: Tensor) -> None:
         """Take the gradient of a tile, which is in its place already."""
 
-    def finish(self, shard: Shard) -> None:
+    def begin(self, columns: slice) -> None:
+        """Begin a group of columns."""
+
+    def finish(self, shard: Shard, last: bool) -> None:
         """End a chunk of rows; the gradient of a column is that of its rank alone."""
+
+    def end(self) -> None:
+        """End a group of columns."""
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """``(gradient of the logits,)``; zero from ``columns`` on, which no tile covers."""
@@ -92,11 +98,13 @@ class LinearHead:
         needs: which gradients to gather.
         chunks: number of row chunks that :meth:`backward` will see; with one, a tile of dW is
             complete at once.
+        groups: number of groups of columns for which it will see them all; with one, a chunk of dX
+            is complete at once.
     """
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype,
-        needs: Needs = Needs(), chunks: int = 1,
+        needs: Needs = Needs(), chunks: int = 1, groups: int = 1,
     ) -> None:  # fmt: skip
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.product, self.needs = product, needs
@@ -107,14 +115,12 @@ class LinearHead:
         self.grad_bias = (
             torch.zeros_like(bias, dtype=wide) if needs.bias and bias is not None else None
         )
-        self.grad_weight = (
-            torch.empty_like(weight, memory_format=torch.contiguous_format)
-            if needs.weight and chunks == 1
-            else None
-        )
-        self.sum_weight = (
-            torch.zeros_like(weight, dtype=wide) if needs.weight and chunks > 1 else None
-        )
+        self.grad_weight = self._new_weight() if needs.weight and chunks == 1 else None
+        self.sum_weight: Tensor | None = None
+        self.chunks, self.groups = chunks, groups
+        self.sum_input = None
+        if needs.input and groups > 1:
+            self.sum_input = torch.zeros_like(hidden, dtype=wide)
         self._wide, self._scratch = wide, {}  # type: tuple[torch.dtype, dict[str, Tensor]]
         self._columns: slice | None = None
 
@@ -122,6 +128,16 @@ class LinearHead:
     def differentiated(self) -> bool:
         """Whether a gradient is gathered."""
         return self.needs.any
+
+    def _new_weight(self) -> Tensor:
+        return torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+
+    def begin(self, columns: slice) -> None:
+        """Begin a group of columns, to whose part of dW every chunk of rows adds."""
+        self.group = columns
+        if self.needs.weight and self.chunks > 1:
+            rows = len(self.weight) if self.groups == 1 else columns.stop - columns.start
+            self.sum_weight = self.weight.new_zeros(rows, self.weight.shape[1], dtype=self._wide)
 
     def _take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A contiguous scratch matrix, allocated once for its largest use."""
@@ -135,7 +151,9 @@ class LinearHead:
         self.chunk, self._columns = rows, None
         x = self.hidden[rows]
         self.x = x if x.dtype == self.product else self._take("x", x.shape, self.product).copy_(x)
-        if self.needs.input:
+        if self.sum_input is not None:
+            self.dx = self.sum_input[rows]
+        elif self.needs.input:
             self.dx = self._take("dx", x.shape, self._wide).zero_()
 
     def _weight_tile(self, columns: slice) -> Tensor:
@@ -173,38 +191,48 @@ class LinearHead:
             )
         if self.grad_bias is not None:
             self.grad_bias[columns] += d.sum(0, dtype=self._wide)
-        if self.grad_weight is not None:
+        if self.sum_weight is not None:
+            first = self.group.start
+            target = self.sum_weight[columns.start - first : columns.stop - first]
+            scratch = self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target
+            gemm.add_mm_(target, d.t(), self.x, scratch)
+        elif self.grad_weight is not None:
             target = self.grad_weight[columns]
             if target.dtype == self._wide:
                 gemm.mm(d.t(), self.x, target)
             else:
                 target.copy_(gemm.mm(d.t(), self.x, self._take("dw", w.shape, self._wide)))
-        elif self.sum_weight is not None:
-            target = self.sum_weight[columns]
-            gemm.add_mm_(
-                target,
-                d.t(),
-                self.x,
-                self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target,
-            )
 
-    def finish(self, shard: Shard) -> None:
-        """End a chunk of rows: dX is the sum of what each shard of the vocabulary adds to it."""
-        if self.grad_input is not None:
+    def finish(self, shard: Shard, last: bool) -> None:
+        """End a chunk of rows: dX is the sum of what each shard of the vocabulary adds to it.
+
+        Complete with the ``last`` group of columns.
+        """
+        if self.grad_input is not None and last:
             self.grad_input[self.chunk] = shard.sum_(self.dx).to(self.grad_input.dtype)
+
+    def end(self) -> None:
+        """End a group of columns, and release its fp32 sum."""
+        if self.sum_weight is None:
+            return
+        if self.groups == 1:
+            self._scratch.clear()
+            self.grad_weight = self.sum_weight.to(self.weight.dtype)
+        else:
+            if self.grad_weight is None:
+                self.grad_weight = self._new_weight()
+            self.grad_weight[self.group] = self.sum_weight
+        self.sum_weight = None
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
         """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed.
 
-        Releases the fp32 sums. Rows of the weight from ``columns`` on, which no tile covers, get
-        zero.
+        Rows of the weight from ``columns`` on, which no tile covers, get zero.
         """
         weight = self.grad_weight
         self._scratch.clear()
         if weight is not None:
             weight[columns:] = 0
-        if self.sum_weight is not None:
-            weight, self.sum_weight = self.sum_weight.to(self.weight.dtype), None
         bias = None
         if self.grad_bias is not None and self.bias is not None:
             bias = self.grad_bias.to(self.bias.dtype)

@@ -13,6 +13,7 @@ from bgkernels.comparison import Outcome
 from bgkernels.driver import AllCoefficients, Call, Outcomes, Rows, Tensors, assembled, run
 from bgkernels.heads import Needs
 from bgkernels.objective import Objective
+from bgkernels.planner import BudgetError
 from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra
 from bgkernels.state import empty
@@ -54,6 +55,9 @@ def gradient(
 ) -> Tensors:
     """Pass 2, the logits multiplied again.
 
+    Where the budget holds no walk that gathers all gradients, that of the weight has a walk of its
+    own.
+
     Args:
         flat: :func:`~bgkernels.driver.flatten` of pass 1.
         grads: derivative of the loss by each of them, or None.
@@ -68,7 +72,17 @@ def gradient(
     assert first is not None
     target = torch.empty_like(first) if len(rows.student) == 1 else None
     given = assembled(call, flat)
-    return run(rows, call, needs, derivative, given=given, gradient=target)[1]
+
+    def walk(needs: Needs) -> Tensors:
+        return run(rows, call, needs, derivative, given=given, gradient=target)[1]
+
+    try:
+        return walk(needs)
+    except BudgetError:
+        if not (needs.input and needs.weight):
+            raise
+        (dx, *_), (_, *others) = walk(Needs(input=True)), walk(replace(needs, input=False))
+        return (dx, *others)
 
 
 def _named(upstream: RowStats, part: slice) -> tuple[Grads, ExtraGrads]:

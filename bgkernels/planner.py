@@ -5,10 +5,11 @@ gradient. Tiles that stay in memory in between cost nothing the second time; the
 multiplied again. So one loop runs from four GEMM-equivalents (student and teacher logits, dX, dW)
 where everything fits to six where nothing does, and the planner looks for the cheapest point within
 the budget. With a single chunk every tile of dW is complete at once; with several, dW is summed in
-fp32 beside the gradient.
+fp32 beside the gradient. Where that sum does not fit and the statistics are known already, the
+chunks are walked once for each of several *groups* of columns, and the sum is of one group.
 
-That gradient is written from its end to its beginning, so until then its beginning is free memory:
-the last tiles, which are read again first, are kept there at no cost.
+The gradient of a single chunk is written from its end to its beginning, so until then its beginning
+is free memory: the last tiles, which are read again first, are kept there at no cost.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class BudgetError(ValueError):
+    """No tiling fits the memory budget; the message says what would."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Workload:
             (0: none needed).
         weight_grad_bytes: bytes a column of the weight's gradient, where tiles may be kept until it
             is written (0: they may not).
+        input_sum_bytes: bytes of the fp32 sum of dX that several groups need (0: none needed).
         grad_products: student products of pass 2 (dX, dW): 0, 1 or 2; 0 with ``backward`` False.
         statistics, backward: which passes run.
         reads: reads of the logits in pass 1: 2 with pairwise statistics.
@@ -87,14 +93,15 @@ class Workload:
     backward: bool = True
     reads: int = 1
     device: str = "cpu"
+    input_sum_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A tiling.
+    """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk.
 
-    ``kept`` tiles, the last ones, stay in memory between the passes of a chunk; ``lent`` of them,
-    the very last, in the gradient of the weight.
+    ``lent`` of them, the very last, lie in the gradient of the weight. All chunks are walked for
+    each of ``groups`` groups of tiles.
     """
 
     rows: int
@@ -104,6 +111,7 @@ class Plan:
     kept: int
     bytes: int
     lent: int = 0
+    groups: int = 1
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -116,6 +124,12 @@ class Plan:
             slice(c, min(c + self.width, self.columns)) for c in range(0, self.columns, self.width)
         ]
 
+    def tile_groups(self) -> list[range]:
+        """Numbers of the tiles of each group."""
+        count = len(self.tiles())
+        size = max(1, math.ceil(count / self.groups))
+        return [range(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
+
     @property
     def chunk_count(self) -> int:
         """Number of row ranges."""
@@ -127,7 +141,7 @@ def plan(work: Workload, budget: int) -> Plan:
     """The cheapest tiling whose temporaries fit ``budget`` bytes.
 
     Raises:
-        ValueError: none fits; the message says how much would.
+        BudgetError: none fits; the message says how much would.
     """
     best: tuple[float, Plan] | None = None
     least = math.inf
@@ -135,11 +149,11 @@ def plan(work: Workload, budget: int) -> Plan:
         for count in _chunk_counts(work.rows):
             chunk = max(1, math.ceil(work.rows / count))
             found = _fit(work, chunk, width, budget)
-            least = min(least, _fixed_bytes(work, chunk, width) + chunk * width * work.logit_bytes)
+            least = min(least, _least_bytes(work, chunk, width))
             if found is not None and (best is None or _cost(work, found) < best[0]):
                 best = (_cost(work, found), found)
     if best is None:
-        raise ValueError(
+        raise BudgetError(
             f"`memory_budget` must be at least {int(least)} bytes for these shapes; got {budget}"
         )
     return best[1]
@@ -170,19 +184,40 @@ def _chunk_counts(rows: int) -> Iterator[int]:
 
 
 def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
-    several = chunk < work.rows and work.backward
+    """All but kept tiles and sums."""
     weights = width * (work.hidden_s + work.hidden_t) * work.weight_bytes
-    return (
-        chunk * width * work.tile_bytes
-        + weights
-        + chunk * work.row_bytes
-        + several * work.weight_sum_bytes
-    )
+    return chunk * width * work.tile_bytes + weights + chunk * work.row_bytes
+
+
+def _sums(work: Workload, chunk: int) -> int:
+    """Bytes of the sum of dW over several chunks."""
+    return work.weight_sum_bytes if chunk < work.rows and work.backward else 0
+
+
+def _most_groups(work: Workload, width: int) -> int:
+    """A group is a tile at least; where statistics are yet to come there is one."""
+    return 1 if work.statistics else math.ceil(work.columns / width)
+
+
+def _least_bytes(work: Workload, chunk: int, width: int) -> int:
+    fixed = _fixed_bytes(work, chunk, width) + chunk * width * work.logit_bytes
+    sums, groups = _sums(work, chunk), _most_groups(work, width)
+    grouped = math.ceil(sums / groups) + work.input_sum_bytes
+    return fixed + (min(sums, grouped) if sums and groups > 1 else sums)
 
 
 def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
     tiles = math.ceil(work.columns / width)
     fixed, tile = _fixed_bytes(work, chunk, width), chunk * width * work.logit_bytes
+    sums, groups = _sums(work, chunk), 1
+    if sums and fixed + tile + sums > budget and _most_groups(work, width) > 1:
+        room = budget - fixed - tile - work.input_sum_bytes
+        size = max(0, room) * tiles // sums  # of a group, in tiles
+        if size < 1:
+            return None
+        groups = math.ceil(tiles / size)
+        sums = math.ceil(sums * size / tiles) + work.input_sum_bytes
+    fixed += sums
     several_passes = work.statistics and (work.backward or work.reads > 1)
     lent = _lent(work, tiles, width, tile) if chunk >= work.rows else 0
     wanted = tiles - lent if several_passes else 1
@@ -190,7 +225,7 @@ def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
     if own < 1 or fixed > budget:
         return None
     size = int(fixed + own * tile)
-    return Plan(work.rows, work.columns, chunk, width, int(own) + lent, size, lent)
+    return Plan(work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups)
 
 
 def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
@@ -217,4 +252,5 @@ def _cost(work: Workload, p: Plan) -> float:
     traffic = logits * work.weight_bytes
     if p.chunk_count > 1 and work.backward and work.grad_products:
         traffic += 8 * student
+    traffic += (p.groups - 1) * 8 * p.chunk * (work.hidden_s + work.hidden_t)
     return products * rows + p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)

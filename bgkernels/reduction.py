@@ -12,8 +12,9 @@ from bgkernels.dtensor import plain
 from bgkernels.objective import Objective
 from bgkernels.options import Options
 from bgkernels.passes import Fused, views
+from bgkernels.planner import BudgetError
 from bgkernels.problem import Problem
-from bgkernels.sources import trusted
+from bgkernels.sources import View, trusted
 from bgkernels.state import SKIP
 from bgkernels.stats import RowStats
 
@@ -30,11 +31,16 @@ def reduce(
     """The loss, and the statistics, detached, with the input's leading shape."""
     weight = _weight(problem, token_weight)
     divisor = _divisor(problem, options.reduction, num_items)
+    made = None
     if _fused(problem, objective, options):
         job = Fused(problem.call, objective, weight / divisor, problem.trust, overwrite)
-        box: list[Outcomes] = []
-        loss = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
-        seen = views(problem.call, box[0])
+        try:
+            made = _in_one_pass(problem, job)
+        except BudgetError:  # recompute mode needs less
+            if options.mode == "fused":
+                raise
+    if made is not None:
+        loss, seen = made
     else:
         seen = problem.views()
         rows = objective.rows(seen, trusted(problem.trust, seen)) * weight
@@ -42,6 +48,13 @@ def reduce(
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
     stats = problem.shaped(seen)
     return loss.to(problem.wide), stats.replaced([x.detach() for x in stats.tensors()])
+
+
+def _in_one_pass(problem: Problem, job: Fused) -> tuple[Tensor, list[View]]:
+    """The loss, its gradient computed beside it, and what is seen of the teachers."""
+    box: list[Outcomes] = []
+    loss: Tensor = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
+    return loss, views(problem.call, box[0])
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
@@ -77,6 +90,7 @@ def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -
         return torch.ones((), dtype=torch.float64, device=labels.device)
     if num_items is None:
         return (labels != SKIP).sum().clamp_min(1).double()
+    num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
         return num_items.detach().to(labels.device, torch.float64)

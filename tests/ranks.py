@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
+import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -67,13 +70,18 @@ def outcomes(module: str, size: int) -> dict[str, Outcome]:
     """Run ``CELLS[size]`` of a module on as many ranks of this machine."""
     get_context("forkserver").set_forkserver_preload(PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(_work, (size, folder, module), size, start_method="forkserver")
+        try:
+            start_processes(_work, (size, folder, module), size, start_method="forkserver")
+        except Exception as error:  # a process died: once said, not tried again for each cell
+            gone = Outcome([f"the processes ended: {error}"], [None])
+            return defaultdict(lambda: gone)
         written = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
     by_name = {name: [w[name] for w in written] for name in written[0]}
     return {name: Outcome([e for e, _ in x], [v for _, v in x]) for name, x in by_name.items()}
 
 
 def _work(rank: int, size: int, folder: str, module: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(1)
     poison_unwritten_memory(pytest.MonkeyPatch())
     store = dist.FileStore(f"{folder}/store", size)

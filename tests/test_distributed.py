@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
+from random import Random
 from typing import Any
 from unittest.mock import patch
 
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import bgkernels as bg
+from bgkernels import driver
 from bgkernels.distributed import Shard
+from bgkernels.planner import Plan, Workload
 from tests.problems import IGNORED, Loss, Problem, labels, make, normal, runs
 from tests.ranks import Cell, Edges, World, conforms, outcomes, shard_of
 
@@ -112,32 +116,99 @@ def statistics(edges: Edges, w: World) -> list[int]:
     return ours.label.flatten().tolist()
 
 
-@cell(2, "top-k", UNEVEN)
-@cell(4, "top-k", OF_FOUR)
-def topk(edges: Edges, w: World) -> list[float]:
-    """Kept columns are named by their place in the whole vocabulary, on every rank."""
+@cell(4, "random shards")
+def random_shards(w: World) -> list[Any]:
+    """Any edges, divergence, policy and budget."""
+    random, losses = Random(7), []
+    for seed in range(12):
+        edges = (0, *sorted(random.randint(0, V) for _ in range(w.size - 1)), V)
+        names = (sorted(registry) for registry in (bg.divergences.registry, bg.routing.registry))
+        loss = Loss(*map(random.choice, names), options={"temperature": random.choice((1.0, 2.0))})
+        more = {"memory_budget": random.choice((16_000, 40_000, 1 << 30))}
+        made = {"problem": {"seed": seed, "target": TARGET}, "more": more, "dtype": "fp64"}
+        losses.append(agrees(loss, edges, None, made, w))
+    return losses
+
+
+@cell(2, "groups of columns", "bf16", 3)
+@cell(2, "many tiles", "fp32", 1)
+def tiled(dtype: str, groups: int, w: World) -> list[float]:
+    """Ranks that have fewer tiles than others, or none, still meet in every collective."""
+
+    def few(work: Workload, budget: int) -> Plan:
+        return Plan(work.rows, work.columns, 7, 16, 2, 0, 1 if work.statistics else groups)
+
+    with patch.object(driver, "plan", few):
+        loss, posed = Loss("generalized_jsd"), problem()
+        return [
+            conforms(w, posed, loss, edges, None, dtype, mode="recompute")
+            for edges in EDGES.values()
+        ]
+
+
+@cell(2, "a gradient of the input alone", "input")
+@cell(2, "a gradient of the head alone", "linear_weight")
+def only(name: str, w: World) -> None:
+    whole = problem()
+    for mode in ("fused", "recompute"):
+        alone = whole.student[name].detach().requires_grad_()
+        (reference,) = torch.autograd.grad(whole.call(whole.student | {name: alone}), alone)
+        cut = shard_of(whole, UNEVEN, UNEVEN, w.rank)
+        leaf = cut.student[name].detach().requires_grad_()
+        loss = cut.call(cut.student | {name: leaf}, vocab_group=w.group, mode=mode)
+        start, stop = UNEVEN[w.rank : w.rank + 2]
+        expected = reference if name == "input" else reference[start:stop]
+        (ours,) = torch.autograd.grad(loss, leaf)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-13)
+
+
+def surer(stats: list[bg.RowStats]) -> Tensor:
+    """The teacher that is surer counts more."""
+    return torch.softmax(-torch.stack([s.entropy_t for s in stats], -1), -1)
+
+
+def kept(tail: str) -> bg.TopKTeacher:
+    """Columns are named by their place in the whole vocabulary, on every rank."""
+    best = normal(*ROWS, V, seed=60, std=2.0).log_softmax(-1).topk(7)
+    return bg.TopKTeacher(best.indices, best.values, tail)
+
+
+def pair(p: Problem, kind: str, *more: bg.TopKTeacher) -> bg.MixtureTeacher:
+    logits = p.teacher["hidden"] @ p.teacher["weight"].mT * 0.5
+    teachers = [p.library_teacher(), bg.LogitsTeacher(logits), *more]
+    return bg.MixtureTeacher(teachers, surer, kind)
+
+
+TEACHERS: dict[str, Callable[[Problem], Any]] = {
+    "a bucket": lambda p: kept("bucket"),
+    "renormalised": lambda p: kept("renormalize"),
+    "dropped": lambda p: kept("drop"),
+    "a sum": lambda p: pair(p, "sum", kept("bucket")),
+    "a distribution": lambda p: pair(p, "distribution"),
+}
+
+
+@cell(2, "other teachers", UNEVEN)
+@cell(4, "other teachers", OF_FOUR)
+def other_teachers(edges: Edges, w: World) -> list[float]:
+    """Loss and gradients are those of one process."""
     whole, losses = problem(), []
-    kept = normal(*ROWS, V, seed=60, std=2.0).log_softmax(-1).topk(7)
     cut = shard_of(whole, edges, edges, w.rank)
     start, stop = edges[w.rank : w.rank + 2]
-    for tail in ("bucket", "renormalize", "drop"):
-        teacher = bg.TopKTeacher(kept.indices, kept.values, tail)
-        for loss in (Loss("generalized_jsd"), Loss("jeffreys", options={"label_smoothing": 0.1})):
-            if tail == "renormalize" and loss.divergence == "jeffreys":
-                continue
-            made = []
-            for p, more in ((cut, {"vocab_group": w.group}), (whole, {"memory_budget": 1 << 30})):
-                leaves = p.leaves()
-                x, weight, bias = leaves.values()
-                value = bg.linear_hybrid_distillation(
-                    x, weight, teacher, p.target, linear_bias=bias, **loss.library(), **more
-                )
-                made.append([value, *torch.autograd.grad(value, (x, weight, bias))])
-            ours, ref = made
-            ref[2:] = (g[start:stop] for g in ref[2:])
-            for a, b in zip(ours, ref, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
-            losses.append(ours[0].item())
+    loss = Loss("generalized_jsd", options={"label_smoothing": 0.1})
+    for teacher, mode in product(TEACHERS.values(), ("fused", "recompute")):
+        made = []
+        for p, group in ((cut, w.group), (whole, None)):
+            x, weight, bias = leaves = [*p.leaves().values()]
+            value = bg.linear_hybrid_distillation(
+                x, weight, teacher(p), p.target, linear_bias=bias, mode=mode, vocab_group=group,
+                **loss.library(),
+            )  # fmt: skip
+            made.append([value, *torch.autograd.grad(value, leaves)])
+        ours, ref = made
+        for a, b in zip(ours, [*ref[:2], *(g[start:stop] for g in ref[2:])], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+        losses.append(ours[0].item())
     return losses
 
 

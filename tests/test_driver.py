@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import bgkernels as bg
-from bgkernels import driver
+from bgkernels import driver, gemm
 from bgkernels.backends import BACKENDS
 from bgkernels.planner import COST, Plan, Workload, plan
 from tests.conftest import Tiling
@@ -114,6 +114,32 @@ def test_tiles_kept_in_the_gradient_of_the_weight(
     assert max(p.lent for p in made) >= 2, made
 
 
+def test_the_smallest_budgets_walk_groups_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a 16-bit head: dW in groups where its fp32 sum does not fit, then dX in its own walk."""
+    t = tensors(torch.float32)
+    tall = {n: x.detach().repeat(9, *[1] * (x.ndim - 1)) for n, x in t.items() if n in ("w", "b")}
+    t |= tall | {"w_t": t["w_t"].repeat(9, 1)}
+    t = {
+        n: x if n == "y" else x.detach().bfloat16().requires_grad_(n in "xwb") for n, x in t.items()
+    }
+    plans: list[Plan] = []
+
+    def watched(work: Workload, budget: int) -> Plan:
+        plans.append(plan(work, budget))
+        return plans[-1]
+
+    monkeypatch.setattr(gemm, "_cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(driver, "plan", watched)
+    reference, walks = grads_of(loss_of(t), t), []
+    for budget in (200_000, 90_000, 58_000):
+        plans.clear()
+        for ours, ref in zip(grads_of(loss_of(t, memory_budget=budget), t), reference, strict=True):
+            torch.testing.assert_close(ours, ref, rtol=2e-2, atol=2e-4)
+        assert all(p.bytes <= budget for p in plans)
+        walks.append([p.groups > 1 for p in plans])
+    assert walks == [[False], [False, True], [False, False, True]]  # fused; both; dX, dW
+
+
 sizes = st.integers(1, 300)
 
 
@@ -123,17 +149,19 @@ sizes = st.integers(1, 300)
     hidden=st.integers(1, 64),
     logit_bytes=st.sampled_from([0, 4, 8]),
     sums=st.booleans(),
-    backward=st.booleans(),
+    passes=st.sampled_from([(True, False), (True, True), (False, True)]),
     budget=st.integers(10_000, 50_000_000),
 )
 def test_a_plan_fits_and_covers(
-    rows: int, columns: int, hidden: int, logit_bytes: int, sums: bool, backward: bool, budget: int
-) -> None:
+    rows: int, columns: int, hidden: int, logit_bytes: int, sums: bool, passes: tuple[bool, bool],
+    budget: int,
+) -> None:  # fmt: skip
     work = Workload(
         rows=rows, columns=columns, compared=columns, hidden_s=hidden, hidden_t=hidden,
         logit_bytes=logit_bytes, tile_bytes=2, weight_bytes=4, row_bytes=100,
         weight_sum_bytes=4 * columns * hidden * sums, weight_grad_bytes=2 * hidden * sums,
-        grad_products=2, backward=backward,
+        input_sum_bytes=4 * rows * hidden * sums, grad_products=2,
+        statistics=passes[0], backward=passes[1],
     )  # fmt: skip
     try:
         p = plan(work, budget)
@@ -149,6 +177,7 @@ def test_a_plan_fits_and_covers(
         assert p.chunk_count == 1 and end <= p.tiles()[i].start * work.weight_grad_bytes
     assert [i for c in p.chunks() for i in range(c.start, c.stop)] == list(range(rows))
     assert [i for c in p.tiles() for i in range(c.start, c.stop)] == list(range(columns))
+    assert [i for g in p.tile_groups() for i in g] == list(range(len(p.tiles())))
     widths = [c.stop - c.start for c in p.tiles()]
     assert max(widths) <= max(COST["cpu"].width, 64) + 64
     assert widths[-1] >= min(columns, widths[0] // 2 - 64 * len(widths))
@@ -307,7 +336,7 @@ def test_double_backward_is_refused() -> None:
 
 PEAK = """
 import resource, sys, torch, bgkernels as bg
-budget = int(sys.argv[1])
+budget, kind = int(sys.argv[1]), sys.argv[2]
 rows, vocab, d, d_t = 256, 60_000, 64, 96
 x, h = torch.randn(rows, d).bfloat16().requires_grad_(), torch.randn(rows, d_t).bfloat16()
 w, w_t = torch.randn(vocab, d).bfloat16().requires_grad_(), torch.randn(vocab, d_t).bfloat16()
@@ -315,6 +344,11 @@ y = torch.randint(vocab, (rows,))
 def step(n, v):
     xs, ws = x[:n].detach().requires_grad_(), w[:v].detach().requires_grad_()
     teacher = bg.LinearTeacher(h[:n], w_t[:v])
+    if kind == "top-k":
+        ids = torch.arange(0, v, v // 200)[:200].expand(n, 200)
+        teacher = bg.TopKTeacher(ids, torch.full((n, 200), -9.0))
+    elif kind != "linear":
+        teacher = bg.MixtureTeacher([teacher, teacher], (0.5, 0.5), kind)
     loss = bg.linear_hybrid_distillation(xs, ws, teacher, y[:n] % v, memory_budget=budget)
     loss.backward()
     return ws.grad
@@ -326,10 +360,14 @@ print((peak - base) * 1024 - grad.numel() * 2)
 """
 
 
-@pytest.mark.parametrize("mebibytes", [16, 48, 160])
-def test_peak_memory_stays_in_the_budget(mebibytes: int) -> None:
+@pytest.mark.parametrize(
+    ("mebibytes", "kind"),
+    [(16, "linear"), (48, "linear"), (160, "linear")]
+    + [(32, kind) for kind in ("top-k", "sum", "distribution")],
+)
+def test_peak_memory_stays_in_the_budget(mebibytes: int, kind: str) -> None:
     root = Path(__file__).resolve().parent.parent
-    command = [sys.executable, "-c", PEAK, str(mebibytes << 20)]
+    command = [sys.executable, "-c", PEAK, str(mebibytes << 20), kind]
     out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
     assert int(out.stdout) <= 1.1 * (mebibytes << 20)
 

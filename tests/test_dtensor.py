@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -84,10 +85,11 @@ def by_hand(w: World) -> float:
     )
     target = distribute_tensor(TARGET, mesh, [Replicate()])
     x, weight, bias = leaves.values()
+    pair = bg.MixtureTeacher([teacher, teacher], (0.25, 0.75))
     group, ones = mesh.get_group(), distribute_tensor(torch.ones(ROWS), mesh, [Replicate()])
-    for gathered in (False, True):
+    for soft, gathered in product((teacher, pair), (False, True)):
         loss = bg.linear_hybrid_distillation(
-            x, weight, teacher, target, linear_bias=bias, token_weight=ones,
+            x, weight, soft, target, linear_bias=bias, token_weight=ones,
             vocab_group=None if gathered else group,
         )  # fmt: skip
         made = torch.autograd.grad(loss, (x, weight, bias))
@@ -186,6 +188,24 @@ def two_dimensions(w: World) -> None:
     loss.backward()
     for name in ("weight", "bias"):
         same(getattr(made, name).grad, getattr(alone.head, name).grad)
+
+
+@cell(4, "shards that are replicated")
+def replicated_shards(w: World) -> None:
+    """Each rank has one sequence; the gradient is the mean over both dimensions of the mesh."""
+    mesh, made = init_device_mesh("cpu", (2, 2)), head()
+    weight, bias = (
+        distribute_tensor(x.detach(), mesh, [Replicate(), Shard(0)]).requires_grad_()
+        for x in (made.weight, made.bias)
+    )
+    mine, whole = slice(w.rank, w.rank + 1), problem()
+    teacher = whole.teacher | {"hidden": whole.teacher["hidden"][mine]}
+    student = {"input": whole.student["input"][mine], "linear_weight": weight, "linear_bias": bias}
+    items = bg.distributed.global_num_items(TARGET[mine], averaged=True)
+    Problem(student, teacher, TARGET[mine]).call(student, num_items=items).backward()
+    for ours, ref in zip((weight, bias), single()[2:], strict=True):
+        assert ours.grad is not None and ours.grad.placements == ours.placements
+        same(ours.grad, ref)
 
 
 @cell(2, "logits sharded over the vocabulary")

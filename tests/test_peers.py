@@ -1,6 +1,7 @@
 """What breaks elsewhere, by number: each test is a defect that users of similar losses reported.
 
-T25 (compiled graphs) is in ``test_compile.py``; T24 and T27 need a GPU (``test_triton_gpu.py``).
+T25 (compiled graphs) is in ``test_compile.py``; T24 and T27 need a GPU (``test_triton_gpu.py``);
+T28 (sharded and tied heads) is in ``test_dtensor.py`` and ``test_distributed.py``.
 """
 
 from __future__ import annotations
@@ -331,19 +332,6 @@ def test_t26_autocast_casts_like_a_linear_layer() -> None:
     exact = dense(t)
     assert loss.dtype == dx.dtype == dw.dtype == torch.float32
     assert rel_max(dx, exact[1]) < 2e-2 and abs(projection(dw, exact[2]) - 1) < 1e-2
-
-
-def test_t28_a_dtensor_is_refused_with_the_remedy() -> None:
-    class DTensor(Tensor):
-        pass
-
-    t = pair(1.0)
-    with pytest.raises(
-        NotImplementedError, match=r"`linear_weight` is a DTensor; pass .*full_tensor"
-    ):
-        bg.linear_hybrid_distillation(
-            t["x"], t["w"].as_subclass(DTensor), bg.LinearTeacher(t["h"], t["w_t"]), t["y"]
-        )
 
 
 def test_t07b_a_teacher_need_not_be_normalised() -> None:

@@ -297,6 +297,31 @@ def test_endless_divergences_are_refused(divergence: str) -> None:
         bg.hybrid_distillation(torch.randn(2, 9), teacher, KEEP[0], divergence=divergence)
 
 
+@pytest.mark.parametrize("kind", ["top-k", "sum"])
+def test_a_gradient_written_over_the_logits(kind: str) -> None:
+    z = torch.randn(6, 50, requires_grad=True)
+    kept = torch.randn(6, 50).log_softmax(-1).topk(4)
+    teacher: Any = bg.TopKTeacher(kept.indices, kept.values)
+    if kind == "sum":
+        teacher = bg.MixtureTeacher([teacher, bg.LogitsTeacher(torch.randn(6, 50))] * 2, [0.25] * 4)
+    made = []
+    for overwrite in (False, True):
+        copy = z * 1  # no leaf
+        loss = bg.hybrid_distillation(copy, teacher, kept.indices[:, 0], overwrite_logits=overwrite)
+        made.append(torch.autograd.grad(loss, z)[0])
+    torch.testing.assert_close(*made)
+
+
+@pytest.mark.parametrize("leading", [(), (0,), (2, 0), (2, 3)])
+def test_any_leading_shape(leading: tuple[int, ...]) -> None:
+    z, lp = torch.randn(*leading, 20, requires_grad=True), torch.randn(*leading, 20).log_softmax(-1)
+    kept, power = lp.topk(3), (0.1 * lp).logsumexp(-1)
+    teacher = bg.TopKTeacher(kept.indices.int(), kept.values.bfloat16(), power_sum=power)
+    loss, stats = bg.hybrid_distillation(z, teacher, "teacher_argmax", return_stats=True)
+    (dz,) = torch.autograd.grad(loss, z)
+    assert loss.isfinite() and dz.isfinite().all() and stats.entropy_t.shape == leading
+
+
 def test_budgets_agree_and_no_teacher_is_multiplied() -> None:
     x, w = torch.randn(50, 8).requires_grad_(), torch.randn(900, 8).requires_grad_()
     kept = torch.randn(50, 900).log_softmax(-1).topk(5)
