@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from torch.utils.checkpoint import checkpoint
 import bgkernels as bg
 from bgkernels import driver, gemm
 from bgkernels.backends import BACKENDS
+from bgkernels.distributed import Shard
+from bgkernels.driver import Call, Rows
+from bgkernels.heads import Needs
 from bgkernels.planner import COST, Plan, Workload, plan
+from bgkernels.sources import Source
+from bgkernels.spec import RowSpec, Tilt
 from tests.conftest import Tiling
 
 N, D, D_T, V = 23, 12, 9, 301
@@ -381,3 +387,25 @@ def test_plans_of_the_same_work_are_the_same() -> None:
     first: Plan = plan(work, 1 << 30)
     assert first == plan(work, 1 << 30)
     assert first.kept == len(first.tiles()), "a gigabyte holds what 1,024 tokens need"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("widths", [(640, 1152), (1152, 2560), (2560, 5376)])
+def test_a_huge_vocabulary_plans_within_256_mebibytes(
+    device: str, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32,768 tokens of a vocabulary of 262,144: statistics, then the gradients in two walks."""
+    rows, vocab = 32_768, 262_144
+    monkeypatch.setattr(gemm, "_cpu_multiplies", lambda dtype: False)
+    heads = [
+        tuple(torch.empty(n, d, dtype=torch.bfloat16, device="meta") for n in (rows, vocab))
+        for d in widths
+    ]
+    call = Call(
+        RowSpec(vocab, vocab, extras=(Tilt(0.0, 0.1),)), BACKENDS["native"], None, -100, None,
+        (Source(3),), Shard((0, vocab)),
+    )  # fmt: skip
+    tensors = Rows((*heads[0], None), (*heads[1], None), torch.empty(rows, device="meta"))
+    for needs in (Needs(), Needs(input=True), Needs(weight=True)):
+        work = driver.workload(tensors, call, needs, statistics=not needs.any, backward=needs.any)
+        assert plan(replace(work, device=device), 256 << 20).bytes <= 256 << 20
