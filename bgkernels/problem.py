@@ -99,7 +99,6 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
-    checks.no_transform()
     first, columns, autocast = _check_student(student)
     leading = tuple(first.shape[:-1])
     from_teacher = isinstance(target, str)
@@ -145,6 +144,7 @@ def _seed(options: Options) -> int:
 
 def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torch.dtype | None]:
     """The first tensor, the number of columns, and autocast's dtype."""
+    checks.no_transform()
     for name, x in student.items():
         if x is not None:
             checks.tensor(name, x)

@@ -70,6 +70,11 @@ class HybridLoss(Base):
                 "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
                 "pass options of the loss instead, such as label_smoothing="
             )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (nn.DataParallel) are not supported; start the script "
+                "with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
+            )
         model = self.accelerator.unwrap_model(self.model)
         self.attachment = attach(model, teacher, **options)
         self.model_accepts_loss_kwargs = True
