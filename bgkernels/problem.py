@@ -107,7 +107,6 @@ def pose(
         teacher, target, options: as the caller gave them.
         reads: what will be needed.
     """
-    checks.no_transform()
     group = options.vocab_group
     if group is not None and torch.compiler.is_compiling():
         raise NotImplementedError(
@@ -192,6 +191,7 @@ def _seed(options: Options) -> int:
 
 def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torch.dtype | None]:
     """The first tensor, the number of columns, and autocast's dtype."""
+    checks.no_transform()
     for name, x in student.items():
         if x is not None:
             checks.tensor(name, x)

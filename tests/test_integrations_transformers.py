@@ -138,7 +138,7 @@ def test_compiled(tmp_path: Path) -> None:
     torch._dynamo.reset()
     expected = sgd_step(tiny(num_hidden_layers=1))
     student = tiny(num_hidden_layers=1)
-    changes = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+    changes = {"torch_compile": True, "torch_compile_backend": "eager"}
     trained(student, tmp_path, per_device_train_batch_size=8, **changes)
     for name, p in student.named_parameters():
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -195,3 +195,30 @@ def test_rows_are_counted_where_the_batch_is_made() -> None:
 def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="label_smoothing_factor"):
         trained(tiny(), tmp_path, label_smoothing_factor=0.1)
+    args = arguments(tmp_path)
+    assert args.n_gpu <= 1
+    args._n_gpu = 2
+    with pytest.raises(ValueError, match=r"nn\.DataParallel.*torchrun"):
+        HybridDistillationTrainer(tiny(), args, teacher=tiny(seed=1))
+
+
+def test_a_teacher_may_read_columns_of_the_dataset(tmp_path: Path) -> None:
+    """Stored logits go from the dataset to the teacher, and past the student."""
+    teacher = tiny(seed=1)
+
+    class Stored:
+        columns = ("teacher_logits",)
+
+        def __call__(self, inputs: Any, rows: Any) -> bg.LogitsTeacher:
+            return bg.LogitsTeacher(inputs["teacher_logits"].flatten(0, 1)[rows])
+
+    def stored(item: dict[str, Any]) -> dict[str, Any]:
+        with torch.no_grad():
+            return {**item, "teacher_logits": teacher(item["input_ids"][None]).logits[0]}
+
+    common = {"loss": {"routing": SHANNON}, "args": arguments(tmp_path)}
+    given = {"eval_dataset": [{**stored(e), "useless": 1} for e in examples(3)]}
+    kept = HybridDistillationTrainer(tiny(), teacher=Stored(), **common, **given)
+    plain = HybridDistillationTrainer(tiny(), teacher=teacher, **common, eval_dataset=examples(3))
+    expected = plain.evaluate()["eval_loss"]
+    assert kept.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)

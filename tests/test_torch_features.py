@@ -1,5 +1,5 @@
 """What torch offers around a loss. Checkpointing, offloading and autocast: ``test_driver.py``;
-``torch.compile``: ``test_compile.py``; CUDA graphs: ``test_triton_gpu.py``.
+``torch.compile``: ``test_compile.py``; CUDA graphs of the passes: ``test_triton_gpu.py``.
 """
 
 from __future__ import annotations
@@ -123,4 +123,30 @@ def test_export_of_an_evaluation() -> None:
     other = tensors(rows=11)
     args = (other[0], other[2], other[4])
     for got, ref in zip(program.module()(*args), module(*args), strict=True):
+        torch.testing.assert_close(got, ref)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["fused", "recompute"])
+def test_a_step_in_a_cuda_graph(mode: str) -> None:
+    """Captured once, and replayed on other tokens."""
+    args, other = ([x.cuda() for x in tensors(64)] for _ in range(2))
+    leaves = [x.requires_grad_() for x in args[:2]]
+
+    def step() -> list[Tensor]:
+        value = loss(*args, mode=mode)
+        return [value, *torch.autograd.grad(value, leaves)]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for x, new in zip(args, other, strict=True):
+            x.copy_(new)
+    graph.replay()
+    for got, ref in zip(captured, step(), strict=True):
         torch.testing.assert_close(got, ref)

@@ -182,10 +182,10 @@ def doubled(network):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (without_head, "--student has no output head"),
-        (with_odd_head, "--student has a head of type Quantised.*plain torch.nn.Linear"),
+        (without_head, "--student: LlamaForCausalLM has no output head"),
+        (with_odd_head, "--student: .* a head of type Quantised.*plain torch.nn.Linear"),
         (wrapped_by_peft, "--student is wrapped by PEFT.*merge_and_unload"),
-        (doubled, "--student does more to its logits"),
+        (doubled, "--student: Doubled does more to its logits"),
     ],
 )
 def test_unreadable_head_is_refused(spoil, message):

@@ -65,10 +65,15 @@ class HybridLoss(Base):
 
     def distil(self, teacher: Any, options: Mapping[str, Any]) -> None:
         """Attach the loss to the trainer's model, and put the teacher beside it."""
-        if self.args.label_smoothing_factor:
+        if self.args.label_smoothing_factor or self.compute_loss_func:
             raise ValueError(
-                "`label_smoothing_factor` acts on logits, and there are none; "
-                "pass label_smoothing= to the loss"
+                "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
+                "pass options of the loss instead, such as label_smoothing="
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process (nn.DataParallel) are not supported; start the script "
+                "with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
             )
         model = self.accelerator.unwrap_model(self.model)
         self.attachment = attach(model, teacher, **options)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bgkernels as bg
+from bgkernels.integrations import heads
 from bgkernels.training.config import ModelShape
 from bgkernels.training.errors import ModelError, TrainingError, extra
 from bgkernels.training.files import digest
@@ -169,28 +170,13 @@ def read_head(network: Any, option: str) -> CausalLM:
             f"{option} is wrapped by PEFT, so its weights are not all in the head that the loss "
             "reads; merge the adapter first: model.merge_and_unload()"
         )
-    head = network.get_output_embeddings()
-    if type(head) is not nn.Linear:
-        what = "has no output head" if head is None else f"has a head of type {type(head).__name__}"
-        raise ModelError(
-            f"{option} {what}; the loss reads the weight of a plain torch.nn.Linear, so choose a "
-            "causal language model that is neither quantised nor adapted"
-        )
-    config = network.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)  # Cohere
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # Granite
-    model = CausalLM(network, scale, getattr(config, "final_logit_softcapping", None))  # Gemma 2
+    try:
+        heads.verify(network)
+        head = heads.read(network)
+    except heads.HeadError as error:
+        raise ModelError(f"{option}: {error}") from error
     network.eval()
-    probe = torch.arange(4)[None]
-    with torch.no_grad():
-        expected = network(input_ids=probe, use_cache=False).logits
-        same = torch.allclose(model.logits(model.hidden(probe)), expected, rtol=1e-3, atol=1e-3)
-    if not same:
-        raise ModelError(
-            f"{option} does more to its logits than scale and soft-cap them, so they cannot be "
-            "computed from its hidden states and head; choose another model"
-        )
-    return model
+    return CausalLM(network, head.logit_scale, head.logit_softcap)
 
 
 def check_same_tokenizer(
