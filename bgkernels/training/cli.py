@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bgkernels.labels.command import generate_labels
 from bgkernels.training.commands.analyze import analyze
+from bgkernels.training.commands.bench import bench
 from bgkernels.training.commands.demo import compare, demo, distill
 from bgkernels.training.commands.prune import prune
 from bgkernels.training.commands.shared import typer
@@ -20,3 +21,4 @@ app = typer.Typer(
 )
 for command in (demo, distill, compare, train, prune, generate_labels, study, analyze):
     app.command()(command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
