@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from signal import SIGTERM
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from bgkernels.training import distill, models
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.errors import OptionError
+from bgkernels.training.errors import Interrupted, OptionError
 from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Silent
 from bgkernels.training.tokens import IGNORED, Batch
+from tests.test_training import Signals
 from tests.test_training_parts import write_notes
 
 VOCAB = 300
@@ -172,7 +174,9 @@ def materials(config):
     return prepare(config, load_corpus(config.data))
 
 
-def trained(config, materials, pair, method="entropy", batch_size=4, folder="x", **training):
+def trained(
+    config, materials, pair, method="entropy", *, batch_size=4, folder, display=None, **training
+):
     """A student of one method, and its history."""
     data = replace(materials.batches, batch_size=batch_size)
     changed = replace(
@@ -180,7 +184,7 @@ def trained(config, materials, pair, method="entropy", batch_size=4, folder="x",
         student_training=replace(config.student_training, **training),
     )  # fmt: skip
     return distill.train_student(
-        changed, replace(materials, batches=data), method, pair[1], Silent()
+        changed, replace(materials, batches=data), method, pair[1], display or Silent()
     )
 
 
@@ -208,6 +212,16 @@ def test_bf16_stays_near_fp32(config, materials, pair):
     torch.testing.assert_close(
         torch.tensor(rounded.losses), torch.tensor(history.losses), rtol=0.02, atol=0
     )
+
+
+@pytest.mark.parametrize("method", ["gkd", "sequence", "curriculum", "cooling"])
+def test_interrupted_and_resumed_is_bit_identical(config, materials, pair, method):
+    straight, history = trained(config, materials, pair, method, folder=f"{method}-straight")
+    with pytest.raises(Interrupted, match="at step 3"):
+        trained(config, materials, pair, method, folder=method, display=Signals(2, SIGTERM))
+    resumed, again = trained(config, materials, pair, method, folder=method)
+    assert torch.equal(parameters(resumed), parameters(straight))
+    assert again.losses == history.losses
 
 
 def test_log_has_a_line_a_step(config, materials, pair):
