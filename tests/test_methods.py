@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from signal import SIGTERM
 
 import pytest
@@ -278,3 +279,15 @@ def test_unknown_method_is_one_message(command, tmp_path):
 def test_every_command_teaches(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0 and "Example" in result.output and "--config" in result.output
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parent.parent / "examples").rglob("*.yaml")),
+    ids=lambda p: p.stem,
+)
+def test_example_configurations_are_understood(path):
+    """Each file's first line says its command; only its data are missing here."""
+    command = path.read_text().split()[2]
+    result = invoke(command, "--config", path, "--corpus", "/nowhere")
+    assert result.exit_code == 1 and "/nowhere is not a folder" in result.output, result.output
