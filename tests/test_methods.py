@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 import torch
@@ -14,12 +16,13 @@ from bgkernels.training import distill, models
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.errors import OptionError
+from bgkernels.training.errors import Interrupted, OptionError
 from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Silent
 from bgkernels.training.tokens import IGNORED, Batch
+from tests.test_training import Signals
 from tests.test_training_parts import write_notes
 
 VOCAB = 300
@@ -172,7 +175,9 @@ def materials(config):
     return prepare(config, load_corpus(config.data))
 
 
-def trained(config, materials, pair, method="entropy", batch_size=4, folder="x", **training):
+def trained(
+    config, materials, pair, method="entropy", *, batch_size=4, folder, display=None, **training
+):
     """A student of one method, and its history."""
     data = replace(materials.batches, batch_size=batch_size)
     changed = replace(
@@ -180,7 +185,7 @@ def trained(config, materials, pair, method="entropy", batch_size=4, folder="x",
         student_training=replace(config.student_training, **training),
     )  # fmt: skip
     return distill.train_student(
-        changed, replace(materials, batches=data), method, pair[1], Silent()
+        changed, replace(materials, batches=data), method, pair[1], display or Silent()
     )
 
 
@@ -208,6 +213,16 @@ def test_bf16_stays_near_fp32(config, materials, pair):
     torch.testing.assert_close(
         torch.tensor(rounded.losses), torch.tensor(history.losses), rtol=0.02, atol=0
     )
+
+
+@pytest.mark.parametrize("method", ["gkd", "sequence", "curriculum", "cooling"])
+def test_interrupted_and_resumed_is_bit_identical(config, materials, pair, method):
+    straight, history = trained(config, materials, pair, method, folder=f"{method}-straight")
+    with pytest.raises(Interrupted, match="at step 3"):
+        trained(config, materials, pair, method, folder=method, display=Signals(2, SIGTERM))
+    resumed, again = trained(config, materials, pair, method, folder=method)
+    assert torch.equal(parameters(resumed), parameters(straight))
+    assert again.losses == history.losses
 
 
 def test_log_has_a_line_a_step(config, materials, pair):
@@ -264,3 +279,15 @@ def test_unknown_method_is_one_message(command, tmp_path):
 def test_every_command_teaches(command):
     result = invoke(command, "--help")
     assert result.exit_code == 0 and "Example" in result.output and "--config" in result.output
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parent.parent / "examples").rglob("*.yaml")),
+    ids=lambda p: p.stem,
+)
+def test_example_configurations_are_understood(path):
+    """Each file's first line says its command; only its data are missing here."""
+    command = path.read_text().split()[2]
+    result = invoke(command, "--config", path, "--corpus", "/nowhere")
+    assert result.exit_code == 1 and "/nowhere is not a folder" in result.output, result.output

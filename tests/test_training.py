@@ -26,6 +26,7 @@ from bgkernels.training.errors import (
     MissingExtra,
     NonFiniteLoss,
     OptionError,
+    OutOfMemory,
     TrainingError,
     extra,
 )
@@ -245,6 +246,22 @@ def test_nan_loss_stops_before_the_update(distilled, folder, monkeypatch):
         distilled()
     saved = torch.load(folder / "step-00000010.pt")["state"]["model"]
     assert all(torch.isfinite(x).all() for x in saved.values())
+
+
+def test_out_of_memory_says_what_to_lower(distilled, folder, monkeypatch):
+    """Torch's own message for a failed allocation, on a CPU; other errors stay as they are."""
+    real = distill.Objective.__call__
+
+    def hungry(self, *arguments):
+        return real(self, *arguments) + torch.empty(2**62, dtype=torch.uint8).sum()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.Objective, "__call__", hungry)
+        with pytest.raises(OutOfMemory, match=r"out of memory at step 1\. Lower --memory-budget"):
+            distilled()
+    monkeypatch.setattr(distill.Objective, "__call__", lambda *_: torch.ones(2) @ torch.ones(3))
+    with pytest.raises(RuntimeError, match="size"):
+        distilled()
 
 
 # ---- the command line

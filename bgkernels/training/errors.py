@@ -31,6 +31,10 @@ class NonFiniteLoss(TrainingError):
     """The loss or its gradient became NaN or infinite; the weights before that step are kept."""
 
 
+class OutOfMemory(TrainingError):
+    """A step needs more memory than there is; the message says what to lower."""
+
+
 class MissingExtra(TrainingError, ImportError):
     """A package of an extra, such as ``training``, is not installed."""
 
@@ -46,6 +50,27 @@ class Interrupted(TrainingError):
     def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+@contextmanager
+def enough_memory(name: str, step: int) -> Iterator[None]:
+    """Turn a failed allocation inside the block into a message that says what to lower.
+
+    Args:
+        name: of the run.
+        step: that the block belongs to.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        by_torch = not isinstance(error, TrainingError) and "memory" in str(error).lower()
+        if not by_torch and not isinstance(error, MemoryError):
+            raise
+        raise OutOfMemory(
+            f"{name}: out of memory at step {step}. Lower --memory-budget (temporaries of the "
+            "loss), then --batch-size with as much more --accumulate, then --sequence-length; "
+            "--gradient-checkpointing saves activations"
+        ) from error
 
 
 @contextmanager

@@ -152,7 +152,8 @@ def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, see
     generator = torch.Generator().manual_seed(seed)
     text, inputs, past = [prompts], prompts, None
     for _ in range(length):
-        out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
+        with torch.compiler.set_stance("force_eager"):  # or it would be compiled for each length
+            out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
         logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
         race = torch.empty_like(logits).exponential_(generator=generator)
         inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick

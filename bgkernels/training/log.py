@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bgkernels.training.errors import TrainingError
-from bgkernels.training.files import write_atomically
+from bgkernels.training.files import write_text
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Log:
         if self.path.exists():
             kept = [r for r in self.read() if r["step"] <= step]
             text = "".join(json.dumps(r) + "\n" for r in kept)
-            write_atomically(self.path, lambda file: file.write(text.encode()))
+            write_text(self.path, text)
 
 
 def peak_memory() -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
-from bgkernels.training.errors import Interrupted, NonFiniteLoss
+from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
 from bgkernels.training.log import Log, peak_memory
 from bgkernels.training.tokens import Batch, Batches
 
@@ -141,7 +141,8 @@ class _Run:
     def advance(self) -> None:
         """One step of the optimiser, then validation where it is due."""
         started = time.perf_counter()
-        loss = self._optimise(self._batches())
+        with enough_memory(self.task.name, self.step + 1):
+            loss = self._optimise(self._batches())
         self.step += 1
         self.seconds += time.perf_counter() - started
         config, curve = self.task.config, self.history.curve

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,35 +40,51 @@ def paint(axes: Axes, passage: Passage, threshold: float) -> None:
     bar.set_ticks([0, threshold, 1], labels=["0", f"{threshold:g}", "1"])
 
 
-def write_tokens(axes: Axes, tokens: Sequence[str], colors: Any) -> None:
+def write_tokens(axes: Axes, tokens: Sequence[str], colors: Any, lines: int = LINES) -> None:
     """Write tokens on a grid of characters, each on its colour.
 
     Args:
         axes: where to write.
         tokens: as text.
         colors: one a token.
+        lines: of the grid; what does not fit is left out.
     """
     from matplotlib.patches import Rectangle
 
+    for token, line, column, character in _cells(tokens):
+        if line >= lines:
+            break
+        axes.add_patch(Rectangle((column, line), 1, 1, color=colors[token], lw=0))
+        axes.text(
+            column + 0.5, line + 0.55, _visible(character),
+            family="monospace", size=9, ha="center", va="center", parse_math=False,
+        )  # fmt: skip
+    axes.set(xlim=(0, COLUMNS), ylim=(lines, 0), xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def lines_of(tokens: Sequence[str]) -> int:
+    r"""Lines that the tokens fill, at most as many as the grid has.
+
+    Example:
+        >>> lines_of(["one", "\n", "two"])
+        2
+    """
+    return min(LINES, 1 + max((line for _, line, *_ in _cells(tokens)), default=0))
+
+
+def _cells(tokens: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
+    """Token number, line, column and character of each cell of the grid."""
     line = column = 0
-    for token, color in zip(tokens, colors, strict=True):
+    for number, token in enumerate(tokens):
         for character in token.expandtabs(4):
             if column == COLUMNS:
                 line, column = line + 1, 0
-            if line == LINES:
-                break
-            box = Rectangle((column, line), 1, 1, color=color, lw=0)
-            axes.add_patch(box)
-            axes.text(
-                column + 0.5, line + 0.55, _visible(character),
-                family="monospace", size=9, ha="center", va="center", parse_math=False,
-            )  # fmt: skip
+            yield number, line, column, character
             column += 1
             if character == "\n":
                 line, column = line + 1, 0
-    axes.set(xlim=(0, COLUMNS), ylim=(LINES, 0), xticks=[], yticks=[])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
 
 
 def pale(name: str) -> Colormap:

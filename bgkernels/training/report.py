@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -133,6 +134,42 @@ def caption(result: DemoResult) -> str:
         "exposure bias: how much further from the teacher a student is on what it wrote itself "
         "than on what the teacher wrote."
     )
+
+
+def markdown(*parts: Table | str) -> str:
+    """Tables and paragraphs as Markdown, for a page.
+
+    Example:
+        >>> from rich.table import Table
+        >>> table = Table("a", "b", title="Letters")
+        >>> table.add_row("[bold]1[/]", "2")
+        >>> print(markdown(table))
+        **Letters**
+        <BLANKLINE>
+        | a | b |
+        |---|---|
+        | 1 | 2 |
+        <BLANKLINE>
+    """
+    with extra():
+        from rich import box
+        from rich.console import Console
+    console = Console(width=1000, no_color=True, force_terminal=False)
+    pieces = []
+    for part in parts:
+        if isinstance(part, str):
+            pieces.append(f"{part}\n")
+            continue
+        bare = copy(part)
+        bare.box, bare.title, bare.caption, bare.show_edge = box.MARKDOWN, None, None, True
+        with console.capture() as captured:
+            console.print(bare)
+        rows = [line.rstrip() for line in captured.get().splitlines() if line.strip()]
+        rules = [i for i, line in enumerate(rows) if not set(line) - set("|-: ")][1:]
+        kept = [line for i, line in enumerate(rows) if i not in rules]
+        pieces += [f"**{part.title}**\n", "\n".join(kept) + "\n"]
+        pieces += [f"{part.caption}\n"] if part.caption else []
+    return "\n".join(pieces)
 
 
 def _cells(estimates: list[Estimate], lower_is_better: bool) -> list[str]:

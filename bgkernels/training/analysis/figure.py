@@ -12,7 +12,7 @@ from bgkernels.training.analysis.run import Analysis
 from bgkernels.training.errors import extra
 from bgkernels.training.figure import STYLE
 from bgkernels.training.files import write_atomically
-from bgkernels.training.passage import pale, write_tokens
+from bgkernels.training.passage import lines_of, pale, write_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +31,21 @@ def draw(analysis: Analysis, path: Path) -> None:
     passage = analysis.passages[0]
     layers = passage.layers()
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.4 + 3.2 * len(layers)), layout="constrained")
+        height = 0.7 + 0.24 * lines_of(passage.tokens)
+        figure = Figure(figsize=(11, 3.2 + height * len(layers)), layout="constrained")
         FigureCanvasAgg(figure)
-        top, *rest = figure.subplots(1 + len(layers), 1)
+        ratios = [3.2, *[height] * len(layers)]
+        top, *rest = figure.subplots(len(ratios), 1, height_ratios=ratios)
         _accumulation(top, analysis)
         for axes, (name, values) in zip(rest, layers.items(), strict=True):
             largest = max(map(abs, values), default=0.0) or 1.0
-            norm = Normalize(-largest if LAYERS[name].diverging else 0, largest)
-            scale = ScalarMappable(norm, pale("PRGn"))
-            write_tokens(axes, passage.tokens, scale.to_rgba(np.array(values)))
+            kind = LAYERS[name].scale
+            norm = Normalize(-largest if kind == "sign" else 0, largest)
+            scale = ScalarMappable(norm, pale("Oranges" if kind == "amount" else "PRGn"))
+            colors = scale.to_rgba(np.array(values))
+            write_tokens(axes, passage.tokens, colors, lines_of(passage.tokens))
             axes.set_title(f"{LAYERS[name].title}: {LAYERS[name].text}")
-            figure.colorbar(scale, ax=axes, location="right", aspect=18, pad=0.01)
+            figure.colorbar(scale, ax=axes, location="right", aspect=10, pad=0.01)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 

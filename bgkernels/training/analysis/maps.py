@@ -23,22 +23,23 @@ class Layer:
 
     Args:
         title, text: what it is, and how to read it.
-        diverging: whether values have two signs.
+        scale: ``"kind"``: purple for bridges at 0, green for gardens at the most; ``"amount"``:
+            white at 0, orange at the most; ``"sign"``: purple below 0, green above.
     """
 
     title: str
     text: str
-    diverging: bool = False
+    scale: str = "kind"
 
 
 LAYERS = {
     "ambiguity": Layer("Entropy", "teacher's entropy / log V: near 0 at bridges, high in gardens"),
     "soft_weight": Layer("Soft weight", "share of the soft label by the routing policy"),
-    "kl": Layer("Divergence", "KL(teacher‖student), nats"),
+    "kl": Layer("Divergence", "KL(teacher‖student), nats", "amount"),
     "risk": Layer(
         "Risk",
         "κ-proxy: nats that the student's choice of this token adds later, estimated",
-        diverging=True,
+        "sign",
     ),
 }
 """The maps, by field of :class:`TokenMap`."""

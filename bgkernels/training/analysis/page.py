@@ -11,8 +11,8 @@ from html import escape
 
 from bgkernels.training.analysis.maps import LAYERS, TokenMap
 
-LOW, HIGH = (118, 42, 131), (27, 120, 55)
-"""Purple and green, as in the demo's picture: bridge and garden, below and above zero."""
+LOW, HIGH, AMOUNT = (118, 42, 131), (27, 120, 55), (230, 85, 13)
+"""Purple and green, as in the demo's picture: bridge and garden, below and above zero; orange."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -66,21 +66,26 @@ def _tokens(passage: TokenMap, name: str, scale: float) -> str:
         known = ", ".join(
             f"{LAYERS[x].title.lower()} {values[i]:.3f}" for x, values in layers.items()
         )
-        colour = background(layers[name][i], scale, LAYERS[name].diverging)
+        colour = background(layers[name][i], scale, LAYERS[name].scale)
         shown = escape(token).replace("\n", "↵\n")
         spans.append(f'<span style="background:{colour}" title="{known}">{shown}</span>')
     return "".join(spans)
 
 
-def background(value: float, scale: float, diverging: bool) -> str:
+def background(value: float, most: float, scale: str) -> str:
     """A CSS colour on which black text can be read.
 
+    Args:
+        value: of a token.
+        most: the largest size of any.
+        scale: of the :class:`~bgkernels.training.analysis.maps.Layer`.
+
     Example:
-        >>> background(0.0, 1.0, diverging=True), background(1.0, 1.0, diverging=True)
-        ('rgba(27,120,55,0.00)', 'rgba(27,120,55,0.60)')
+        >>> background(0.0, 1.0, "sign"), background(0.0, 1.0, "kind")
+        ('rgba(27,120,55,0.00)', 'rgba(118,42,131,0.60)')
     """
-    share = max(-1.0, min(1.0, value / scale))
-    if not diverging:
+    share = max(-1.0, min(1.0, value / most))
+    if scale == "kind":
         share = 2 * share - 1  # the least is as strong a colour as the most
-    red, green, blue = HIGH if share >= 0 else LOW
+    red, green, blue = AMOUNT if scale == "amount" else HIGH if share >= 0 else LOW
     return f"rgba({red},{green},{blue},{0.6 * abs(share):.2f})"

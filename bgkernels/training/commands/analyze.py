@@ -9,7 +9,7 @@ from typing import Annotated
 from bgkernels.training.analysis import AnalysisConfig, figure, page, report, run_analysis
 from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
 from bgkernels.training.config import DemoConfig
-from bgkernels.training.files import write_atomically, write_json
+from bgkernels.training.files import write_json, write_text
 from bgkernels.training.progress import Terminal
 
 TEXT, MAPS = "Text", "Maps"
@@ -88,7 +88,7 @@ def analyze(
         )
         write_json(output / "analysis.json", analysis.plain())
         html = page.render(analysis.passages, f"{student} against {teacher}")
-        write_atomically(output / "analysis.html", lambda file: file.write(html.encode()))
+        write_text(output / "analysis.html", html)
         figure.draw(analysis, output / "analysis.png")
     Console().print(report.table(analysis))
     console.print(f"Written to {output}: analysis.json, .html and .png", highlight=False)

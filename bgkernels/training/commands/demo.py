@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported, typer
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.demo import run_demo
+from bgkernels.training.files import write_text
 from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Terminal
 from bgkernels.training.results import DemoResult
@@ -53,8 +54,7 @@ def demo(
 
     - `bgkernels demo --teacher runs/demo/models/teacher --output runs/other --divergence jeffreys`
     """
-    result = _run(quick, "runs/demo", locals())
-    Console().print(report.table(result))
+    _run(quick, "runs/demo", report.table, locals())
 
 
 def compare(
@@ -91,8 +91,8 @@ def compare(
 
     - `bgkernels compare --output runs/all` (every method; interrupted, it goes on where it stopped)
     """
-    result = _run(quick, "runs/compare", locals() | {"methods": tuple(methods.split(","))})
-    Console().print(report.comparison(result))
+    given = locals() | {"methods": tuple(methods.split(","))}
+    _run(quick, "runs/compare", report.comparison, given)
 
 
 def distill(
@@ -131,22 +131,22 @@ def distill(
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
     """
-    result = _run(False, "runs/distill", locals() | {"methods": (method,)})
-    Console().print(report.table(result))
+    _run(False, "runs/distill", report.table, locals() | {"methods": (method,)})
 
 
-def _run(quick: bool, folder: str, given: dict[str, Any]) -> DemoResult:
-    """Run the demo as configured by the options of a command."""
+def _run(
+    quick: bool, folder: str, tabulate: Callable[[DemoResult], Any], given: dict[str, Any]
+) -> None:
+    """Run the demo as configured by the options of a command, and show a table of it."""
     console = Console(stderr=True)
-    base = DemoConfig.quick() if quick else DemoConfig()
-    if not quick:
-        base = replace(base, output=Path(folder))
+    base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
     with reported(console):
         for method in config.methods:
             find(method)
-        result = run_demo(config, Terminal(console))
+        table = tabulate(run_demo(config, Terminal(console)))
+        write_text(config.output / "results.md", report.markdown(table))
+    Console().print(table)
     console.print(
-        f"Written to {config.output}: results.json, results.png, models/", highlight=False
+        f"Written to {config.output}: results.json, .md and .png, models/", highlight=False
     )
-    return result

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
 from bgkernels.training.errors import OptionError
-from bgkernels.training.files import write_json
+from bgkernels.training.files import write_json, write_text
 from bgkernels.training.progress import Terminal
+from bgkernels.training.report import markdown
 from bgkernels.training.study import figure, report
 from bgkernels.training.study.config import StudyConfig
 from bgkernels.training.study.run import run_study
@@ -22,7 +23,9 @@ def study(
     config_file: ConfigFile = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of study.json and study.png.", show_default="runs/study"),
+        typer.Option(
+            help="Folder of study.json, study.md and study.png.", show_default="runs/study"
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A few seconds: shows the way, its numbers mean little.")
@@ -114,9 +117,11 @@ def study(
         result = run_study(config, Terminal(console))
         write_json(config.output / "study.json", result.plain())
         figure.draw(result, config.output / "study.png")
-    for part in (report.table(result), report.findings(result), report.summary(result)):
+        parts = (report.table(result), report.findings(result), report.summary(result))
+        write_text(config.output / "study.md", markdown(*parts))
+    for part in parts:
         Console().print(part)
-    console.print(f"Written to {config.output}: study.json, study.png", highlight=False)
+    console.print(f"Written to {config.output}: study.json, .md and .png", highlight=False)
 
 
 def _sizes(text: str | None) -> tuple[int, ...] | None:

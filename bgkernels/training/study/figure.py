@@ -44,7 +44,7 @@ def draw(result: StudyResult, path: Path) -> None:
             axes[1].set_yticklabels([])
         for cell in grid[0][:2]:
             cell.legend(loc="lower right", fontsize=8)
-        titles = ("Loss KL(teacher‖student)", "Exposure bias", "|κ|-weighted error, nats a text")
+        titles = ("Loss KL(teacher‖student)", "Exposure bias", "κ-weighted error, nats a text")
         for cell, title in zip(grid[0], titles, strict=True):
             cell.set_title(title)
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))

@@ -20,8 +20,8 @@ MEASURES = {
     "bias_bridge": "EB from bridges",
     "bias_garden": "EB from gardens",
     "bias_plain": "EB from plain steps",
-    "error_bridge": "|κ|-weighted error, bridges",
-    "error_garden": "|κ|-weighted error, gardens",
+    "error_bridge": "κ-weighted error, bridges",
+    "error_garden": "κ-weighted error, gardens",
     "broken": "P(broken)",
     "distance": "distance of states",
 }

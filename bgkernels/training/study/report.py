@@ -48,9 +48,9 @@ def _title(result: StudyResult) -> str:
 def _caption(result: StudyResult) -> str:
     return (
         "L_T: loss KL(teacher‖student) on the teacher's texts; L_θ: on the student's own; "
-        "EB = L_θ − L_T, exposure bias; nats a token. |κ|-weighted error: |π_θ − π_T| weighed by "
-        "what each token costs later, nats a text. P(broken): of the student's own text. ± half "
-        "the 95 % bootstrap interval over seeds. All of it is computed, none sampled."
+        "EB = L_θ − L_T, exposure bias; nats a token. κ-weighted error: |π_θ − π_T| weighed by "
+        "|κ|, what each token costs later, nats a text. P(broken): of the student's own text. ± "
+        "half the 95 % bootstrap interval over seeds. All of it is computed, none sampled."
     )
 
 
@@ -90,7 +90,6 @@ def summary(result: StudyResult) -> str:
     """The identity, and what on-policy training costs here."""
     return (
         f"EB = Σ d_θ Σ (π_θ − π_T) κ to {result.identity:.1e} nats a text. On-policy students took "
-        f"{result.on_policy_cost:.1f} × the training time of soft-only ones (measured here; a "
-        "language model pays more, as it reads the text again for each token that it writes). "
+        f"{result.on_policy_cost:.1f} × the processor time of soft-only ones in this world. "
         f"The study took {result.duration:.0f} s."
     )
