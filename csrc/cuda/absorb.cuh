@@ -72,6 +72,7 @@ struct Lane {
   }
 
   BGK_DEVICE float by() const { return spec.inverse_temperature; }
+  BGK_DEVICE float power_base2() const { return (float)spec.tilts[0].b * kLog2E; }
   BGK_DEVICE float m_s() const { return z_top * by(); }
   BGK_DEVICE float m_t() const { return v_top * by(); }
   BGK_DEVICE float& tilt(int i, int column) { return own[(kTiltColumns * i + column) * kThreads]; }
@@ -153,7 +154,7 @@ struct Lane {
       sums.d_s += e_s, sums.d_t += e_t;
       if (e_s != 0.0f) sums.h_s += e_s * du[k], sums.k_s += e_s * gap;
       if (e_t != 0.0f) sums.h_t += e_t * dv[k], sums.k_t -= e_t * gap;
-      if (kTilts == kPower) power += fast_exp((float)spec.tilts[0].b * dv[k]);
+      if (kTilts == kPower) power += fast_exp2(dv[k] * power_base2());
     }
     if (kTilts == kAny) {
       for (int i = 0; i < spec.tilt_count; ++i) take_tilt(i, du, dv);
@@ -281,17 +282,18 @@ BGK_DEVICE void absorb_range(Lane<Format, kTilts, kChoose>& lane, const Range& r
   const RowPair<Format>& rows = lane.rows;
   const int steps = range.steps();
   Batch<Format> s, t, next_s, next_t;
-  auto fetch = [&](int i, Batch<Format>& to_s, Batch<Format>& to_t) {
-    const Step step = range.step(i);
-    rows.s.fetch(step, to_s);
-    if (paired) rows.t.fetch(step, to_t);
+  Step step, next;
+  auto fetch = [&](int i) {
+    next = range.step(i);
+    rows.s.fetch(next, next_s);
+    if (paired) rows.t.fetch(next, next_t);
   };
   int i = warp();
-  if (i < steps) fetch(i, next_s, next_t);
+  if (i < steps) fetch(i);
   for (; i < steps; i += kWarps) {
-    s = next_s, t = next_t;
-    if (i + kWarps < steps) fetch(i + kWarps, next_s, next_t);  // in flight under the arithmetic
-    lane.take(range.step(i), s, t, paired);
+    step = next, s = next_s, t = next_t;
+    if (i + kWarps < steps) fetch(i + kWarps);  // in flight under the arithmetic
+    lane.take(step, s, t, paired);
   }
 }
 
@@ -365,32 +367,6 @@ __global__ void __launch_bounds__(kThreads, kTilts == kAny || kChoose ? 2 : 3)
   sync_block();
   if (warp() == 0) merge_warps(states, spec);
   if (thread() == 0) store_state(states[0], floats, stride, ints, args.ints_stride, tilts);
-}
-
-struct MergeArgs : AbsorbArgs {
-  const float* part_floats;
-  const int64_t* part_ints;
-  int splits;
-};
-
-// Merges what several splits left into the state. A thread a row.
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Launched<MergeArgs> in) {
-  const MergeArgs& args = in.args;
-  const Spec spec = in.spec();
-  const int64_t row = (int64_t)block().x * kThreads + thread(), rows = args.tile.rows;
-  if (row >= rows || args.labels[row] == kSkip) return;
-  const int tilts = spec.tilt_count, columns = kFloatColumns + kTiltColumns * tilts;
-  RowState<float> total, part;
-  float* floats = args.floats + row;
-  int64_t* ints = args.ints + row;
-  load_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
-  for (int64_t split = 0; split < args.splits; ++split) {
-    load_state(part, args.part_floats + split * columns * rows + row, rows,
-               args.part_ints + split * 3 * rows + row, rows, tilts);
-    merge<ScalarMath>(total, part, spec);
-  }
-  store_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
 }
 
 }  // namespace bgk::cuda
