@@ -135,10 +135,12 @@ int try_load(void (*kernel)(Args)) {
   return as_status(cudaFuncGetAttributes(&attributes, (const void*)kernel));
 }
 
-inline bool has_clusters(int device) {
-  int major = 0;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+// Bytes of shared memory that a block of a cluster can have; 0 where there are no clusters.
+inline int cluster_shared_bytes(int device) {
+  int major = 0, bytes = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return major >= 9 ? bytes : 0;
 }
 
 constexpr size_t kMoreShared = 48 * 1024;  // from here on, a kernel has to ask
