@@ -197,7 +197,7 @@ inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const
 
 // `at`: where the label is held out, or -1.
 inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_max, int at,
-                        bool& careful, float* w) {
+                        bool& careful) {
   const float u_max = z_max * spec.inverse_temperature;
   const float v_real = block_max(b.v.x, padded(b.n)), v_max = v_real * spec.inverse_temperature;
   if (beats(u_max, b.first, state.m_s, state.argmax_s))
@@ -239,7 +239,7 @@ inline void absorb_block(State& state, const Spec& spec, Block b, int64_t given,
   const float z_max = block_max(b.z.x, padded(b.n));
   if (!spec.shared_softmax && z_max > state.m_c) raise_hard(state, z_max);
   if (b.compared) {
-    absorb_pair(state, spec, b, z_max, at, careful, scratch.w);
+    absorb_pair(state, spec, b, z_max, at, careful);
   } else if (!spec.shared_softmax) {
     state.d_c += hard_sum(b.z, b.n, shift(state.m_c));
   }
