@@ -15,7 +15,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 NATIVE = os.environ.get("BGKERNELS_NATIVE", "").upper() or "AUTO"
-REQUIRED = "ON" in (NATIVE, os.environ.get("BGKERNELS_CUDA", "").upper())
+CUDA = os.environ.get("BGKERNELS_CUDA", "").upper()
+REQUIRED = "ON" in (NATIVE, CUDA)
 WARNING = "bgkernels installs without its compiled backend and runs on eager torch and Triton."
 
 
@@ -24,9 +25,19 @@ class CMakeBuild(build_ext):
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         library.unlink(missing_ok=True)  # a failed build must not ship an older library
         try:
-            self.cmake(library.parent)
+            self.cmake_as_far_as_possible(library.parent)
         except (ImportError, OSError, subprocess.CalledProcessError) as error:
             raise CompileError(f"{error}\n{'' if REQUIRED else WARNING}") from error
+
+    def cmake_as_far_as_possible(self, output: Path) -> None:
+        try:
+            self.cmake(output)
+        except subprocess.CalledProcessError:
+            if CUDA in ("ON", "OFF"):
+                raise
+            print("bgkernels: building again without CUDA", flush=True)
+            os.environ["BGKERNELS_CUDA"] = "OFF"
+            self.cmake(output)
 
     def cmake(self, output: Path) -> None:
         import pybind11

@@ -26,4 +26,7 @@ def show_config() -> str:
             details = getattr(backend, "details", lambda: "")()
             state = f"not usable: {reason}" if reason else f"usable {details}".rstrip()
             lines.append(f"  {device:5} {name:7} {state}")
+    if not torch.cuda.is_available():
+        reason = BACKENDS["native"].supports(torch.device("cuda"), (torch.float32,))
+        lines.append(f"  cuda  native  not usable: {reason}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ The rest of their conformance is in test_native.py, beside the CPU's.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from bgkernels.backends.native_call import Call
 from bgkernels.spec import Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import NONE, SKIP
 from tests.conformance import KINDS, Case, check, gradient, make, statistics
-from tests.cuda_emulation import Emulated, module
+from tests.cuda_emulation import ROOT, Emulated, module
 from tests.problems import Loss, conform
 from tests.problems import make as logits_problem
 from tests.test_native import CASES, INF, LABELS, NAN, PADDED, WIDTH
@@ -249,3 +250,14 @@ def test_what_takes_separate_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     conform(problem, Loss("generalized_jsd"), torch.float32, run)
     conform(replace(problem, target="teacher_argmax"), Loss(), torch.float32, run)
     assert backend.composed == 0
+
+
+def test_no_kernel_spills() -> None:
+    """As ``benchmarks/ptxas.py`` found when it last ran."""
+    tables = sorted((ROOT / "benchmarks" / "results" / "ptxas").glob("sm_*.json"))
+    assert [t.stem for t in tables] == ["sm_100", "sm_80", "sm_90a"]
+    for rows in (json.loads(t.read_text())["kernels"] for t in tables):
+        assert {r["kernel"].partition("<")[0] for r in rows} == {
+            "absorb_kernel", "merge_kernel", "pairs_kernel", "vjp_kernel", "composed_kernel",
+        }  # fmt: skip
+        assert not [r for r in rows if r["spilled"]]

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.backends import native_cuda
+from bgkernels.backends import BACKENDS, native_cuda
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_cuda import Cuda
 from bgkernels.spec import Mixture, RowSpec, Tilt
 from bgkernels.state import NONE, SKIP
 from bgkernels.stats import Final, vjp_coefficients
 from tests.conformance import KINDS, Case, check, make, statistics
+from tests.problems import conform
+from tests.problems import make as logits_problem
+from tests.test_cuda_emulated import COMPOSED
 from tests.test_native import CASES, LABELS, PADDED
 
 pytestmark = pytest.mark.gpu
@@ -26,13 +29,13 @@ DEVICE = torch.device("cuda:0")
 
 
 class Native(NativeBackend):
-    """With a fixed number of blocks that share a row."""
+    """With fixed numbers of blocks that share a row, or hold it."""
 
-    def __init__(self, splits: int | None = None) -> None:
-        self.splits = splits
+    def __init__(self, splits: int | None = None, ranks: int | None = None) -> None:
+        self.splits, self.ranks = splits, ranks
 
     def kernels(self, device: torch.device) -> Cuda:
-        return Cuda(device, splits=self.splits)
+        return Cuda(device, splits=self.splits, ranks=self.ranks)
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +96,24 @@ def test_more_rows_and_elements_than_small_integers_count(rows: int, vocab: int)
     for ours, want in zip(final.stats.tensors(), expected.stats.tensors(), strict=True):
         torch.testing.assert_close(ours[some], want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient[some], ref, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [None, 0, 4])
+@pytest.mark.parametrize("name", COMPOSED)
+def test_both_passes_in_one_launch(
+    name: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows that one block holds, that four hold, and that none does, against the oracle."""
+    if ranks and torch.cuda.get_device_capability(DEVICE) < (9, 0):
+        pytest.skip("clusters take compute capability 9.0")
+    monkeypatch.setitem(BACKENDS, "native", Native(ranks=ranks))
+    problem = logits_problem("logits", leading=(2, 8), vocab=(32_000, 32_000))
+    for side in (problem.student, problem.teacher):
+        side["logits"] = side["logits"].to(DEVICE)
+    assert isinstance(problem.target, Tensor)
+    problem = replace(problem, target=problem.target.to(DEVICE))
+    for dtype in (torch.float32, torch.bfloat16):
+        conform(problem, COMPOSED[name], dtype, [{"backend": "native", "mode": "fused"}])
 
 
 def test_the_same_bits_every_time() -> None:

@@ -138,10 +138,12 @@ class Cuda:
 
 def unusable(device: torch.device) -> str | None:
     """None, or the reason why the kernels cannot run on a CUDA device."""
-    if _module() is None:
+    module = _module()
+    if module is None:
         return "the compiled module was built without CUDA: install again where `nvcc` is found"
     if torch.version.hip is not None or not torch.cuda.is_available():
-        return "torch sees no NVIDIA device"
+        status = module.probe(0)
+        return f"torch sees no NVIDIA device (CUDA says: {module.error(status)})"
     return _unusable(torch.cuda.current_device() if device.index is None else device.index)
 
 

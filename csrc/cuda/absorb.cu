@@ -4,6 +4,32 @@
 namespace bgk::cuda {
 namespace {
 
+struct MergeArgs : AbsorbArgs {
+  const float* part_floats;
+  const int64_t* part_ints;
+  int splits;
+};
+
+// Merges what several splits left into the state. A thread a row.
+__global__ void __launch_bounds__(kThreads)
+    merge_kernel(const __grid_constant__ Launched<MergeArgs> in) {
+  const MergeArgs& args = in.args;
+  const Spec spec = in.spec();
+  const int64_t row = (int64_t)block().x * kThreads + thread(), rows = args.tile.rows;
+  if (row >= rows || args.labels[row] == kSkip) return;
+  const int tilts = spec.tilt_count, columns = kFloatColumns + kTiltColumns * tilts;
+  RowState<float> total, part;
+  float* floats = args.floats + row;
+  int64_t* ints = args.ints + row;
+  load_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
+  for (int64_t split = 0; split < args.splits; ++split) {
+    load_state(part, args.part_floats + split * columns * rows + row, rows,
+               args.part_ints + split * 3 * rows + row, rows, tilts);
+    merge<ScalarMath>(total, part, spec);
+  }
+  store_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
+}
+
 typedef void (*Kernel)(Launched<AbsorbArgs>);
 
 Tilts tilts_of(const Spec& spec) {
@@ -23,10 +49,10 @@ Kernel pick(const Spec& spec, Tilts tilts) {
 }  // namespace
 
 // Roofline, a row of V columns in bf16: 4·V bytes must be read, and nothing of that order written.
-// About 25 instructions and 2 exponentials a column pair (one more for a power sum), where an H100
-// issues about 34 in the time in which its memory delivers those 4 bytes: bound by memory, barely
-// so in 16 bits and amply in 32. Cost that is not per column: about 300 shuffles a warp and the
-// merge of kWarps states, once a row.
+// About 35 instructions a column pair, 3 of them exponentials (with a power sum; counted in PTX),
+// where an H100 issues about 34 in the time in which its memory delivers those 4 bytes: 16-bit
+// logits keep arithmetic and memory equally busy, 32-bit ones are bound by memory. What a row costs
+// beside its columns: about 50 shuffles a warp, and the merge of its warps' states.
 int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
   const int64_t rows = args.tile.rows;
   if (rows == 0 || args.tile.student.columns == 0) return kOk;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/rows.cuh"
+#include "cuda/states.cuh"
 #include "math/row_state.h"
 
 namespace bgk::cuda {
@@ -9,30 +10,6 @@ namespace bgk::cuda {
 // The tilts of an objective: none; one that weighs columns by a power of the teacher's
 // probabilities (b > 0, a = 0, no moments), in registers; any, in shared memory.
 enum Tilts { kNoTilt, kPower, kAny };
-
-struct Reader {
-  const float* from;
-  int64_t stride;
-  BGK_DEVICE void operator()(float& x) { x = *from, from += stride; }
-};
-
-struct Writer {
-  float* to;
-  int64_t stride;
-  BGK_DEVICE void operator()(float x) { *to = x, to += stride; }
-};
-
-// bgkernels/sampling.py: a standard Gumbel number, the same in every backend.
-BGK_DEVICE float gumbel(uint32_t column, uint32_t row, uint32_t key) {
-#pragma unroll
-  for (int round = 0; round < 10; ++round, key += 0x9E3779B9u) {
-    const uint32_t high = high_product(column, 0xD256D193u);
-    const uint32_t low = column * 0xD256D193u;
-    column = high ^ key ^ row, row = low;
-  }
-  return -logf(-logf(((float)(column >> 9) + 0.5f) * 0x1p-23f));
-}
-constexpr float kMostNoise = 16.7f;  // no Gumbel number is larger, roundings included
 
 // The label that a warp holds out, the same in all its lanes. z, v: real logits.
 struct Held {
@@ -72,6 +49,7 @@ struct Lane {
   }
 
   BGK_DEVICE float by() const { return spec.inverse_temperature; }
+  BGK_DEVICE float power_base2() const { return (float)spec.tilts[0].b * kLog2E; }
   BGK_DEVICE float m_s() const { return z_top * by(); }
   BGK_DEVICE float m_t() const { return v_top * by(); }
   BGK_DEVICE float& tilt(int i, int column) { return own[(kTiltColumns * i + column) * kThreads]; }
@@ -153,7 +131,7 @@ struct Lane {
       sums.d_s += e_s, sums.d_t += e_t;
       if (e_s != 0.0f) sums.h_s += e_s * du[k], sums.k_s += e_s * gap;
       if (e_t != 0.0f) sums.h_t += e_t * dv[k], sums.k_t -= e_t * gap;
-      if (kTilts == kPower) power += fast_exp((float)spec.tilts[0].b * dv[k]);
+      if (kTilts == kPower) power += fast_exp2(dv[k] * power_base2());
     }
     if (kTilts == kAny) {
       for (int i = 0; i < spec.tilt_count; ++i) take_tilt(i, du, dv);
@@ -281,43 +259,18 @@ BGK_DEVICE void absorb_range(Lane<Format, kTilts, kChoose>& lane, const Range& r
   const RowPair<Format>& rows = lane.rows;
   const int steps = range.steps();
   Batch<Format> s, t, next_s, next_t;
-  auto fetch = [&](int i, Batch<Format>& to_s, Batch<Format>& to_t) {
+  auto fetch = [&](int i) {
     const Step step = range.step(i);
-    rows.s.fetch(step, to_s);
-    if (paired) rows.t.fetch(step, to_t);
+    rows.s.fetch(step, next_s);
+    if (paired) rows.t.fetch(step, next_t);
   };
   int i = warp();
-  if (i < steps) fetch(i, next_s, next_t);
+  if (i < steps) fetch(i);
   for (; i < steps; i += kWarps) {
     s = next_s, t = next_t;
-    if (i + kWarps < steps) fetch(i + kWarps, next_s, next_t);  // in flight under the arithmetic
+    if (i + kWarps < steps) fetch(i + kWarps);  // in flight under the arithmetic
     lane.take(range.step(i), s, t, paired);
   }
-}
-
-// Merges the states of a block's warps, and the one after them, into the first; warp 0 does it.
-BGK_DEVICE void merge_warps(RowState<float>* states, const Spec& spec) {
-  for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
-    const int apart = half ? half : kWarps;
-    if (lane() < half || lane() == 0)
-      merge<ScalarMath>(states[lane()], states[lane() + apart], spec);
-    sync_warp();
-    if (half == 0) return;
-  }
-}
-
-BGK_DEVICE void load_state(RowState<float>& x, const float* floats, int64_t stride,
-                           const int64_t* ints, int64_t ints_stride, int tilt_count) {
-  Reader read = {floats, stride};
-  each_column(x, tilt_count, read);
-  x.label.column = ints[0], x.argmax_s = ints[ints_stride], x.argmax_t = ints[2 * ints_stride];
-}
-
-BGK_DEVICE void store_state(RowState<float>& x, float* floats, int64_t stride, int64_t* ints,
-                            int64_t ints_stride, int tilt_count) {
-  Writer write = {floats, stride};
-  each_column(x, tilt_count, write);
-  ints[0] = x.label.column, ints[ints_stride] = x.argmax_s, ints[2 * ints_stride] = x.argmax_t;
 }
 
 // The states of a block's share of a row, one a warp.
@@ -341,10 +294,15 @@ BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t r
   x.finish(states[warp()]);
 }
 
+// Blocks a multiprocessor that registers are to suffice for. In fp32 each thread has twice the
+// bytes in flight, so that fewer will do.
+template <class Format, Tilts kTilts, bool kChoose>
+constexpr int kResidency = Format::kWords == 4 && kTilts != kAny && !kChoose ? 3 : 2;
+
 // Grid (rows, splits). One split merges into the state; several write theirs beside it, as
 // (splits, 14 + 4·tilts, rows) and (splits, 3, rows).
 template <class Format, Tilts kTilts, bool kChoose>
-__global__ void __launch_bounds__(kThreads, kTilts == kAny || kChoose ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, kResidency<Format, kTilts, kChoose>)
     absorb_kernel(const __grid_constant__ Launched<AbsorbArgs> in) {
   __shared__ RowState<float> states[kWarps + 1];
   const AbsorbArgs& args = in.args;
@@ -365,32 +323,6 @@ __global__ void __launch_bounds__(kThreads, kTilts == kAny || kChoose ? 2 : 3)
   sync_block();
   if (warp() == 0) merge_warps(states, spec);
   if (thread() == 0) store_state(states[0], floats, stride, ints, args.ints_stride, tilts);
-}
-
-struct MergeArgs : AbsorbArgs {
-  const float* part_floats;
-  const int64_t* part_ints;
-  int splits;
-};
-
-// Merges what several splits left into the state. A thread a row.
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Launched<MergeArgs> in) {
-  const MergeArgs& args = in.args;
-  const Spec spec = in.spec();
-  const int64_t row = (int64_t)block().x * kThreads + thread(), rows = args.tile.rows;
-  if (row >= rows || args.labels[row] == kSkip) return;
-  const int tilts = spec.tilt_count, columns = kFloatColumns + kTiltColumns * tilts;
-  RowState<float> total, part;
-  float* floats = args.floats + row;
-  int64_t* ints = args.ints + row;
-  load_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
-  for (int64_t split = 0; split < args.splits; ++split) {
-    load_state(part, args.part_floats + split * columns * rows + row, rows,
-               args.part_ints + split * 3 * rows + row, rows, tilts);
-    merge<ScalarMath>(total, part, spec);
-  }
-  store_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
 }
 
 }  // namespace bgk::cuda

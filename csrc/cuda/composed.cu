@@ -4,11 +4,6 @@
 namespace bgk::cuda {
 namespace {
 
-// Bytes of shared memory for a share of both rows: at most this much, so that two blocks fit a
-// multiprocessor and one computes while the other loads; or, for rows that need it, all there is.
-constexpr int64_t kHalfOfShared = 112 * 1024 - kComposedBytes;
-constexpr int64_t kAllShared = 226 * 1024 - kComposedBytes;
-
 int64_t share_bytes(const Tile& tile, int ranks) {
   const int64_t width = tile.student.columns;
   const int64_t each = ((width + ranks - 1) / ranks + kStep - 1) / kStep * kStep;
@@ -24,12 +19,16 @@ bool whole_vectors(const Logits& x) {
 
 }  // namespace
 
+// As few as leave a block half of the shared memory, so that two fit a multiprocessor and one
+// computes while the other loads; or as many as there can be, where they need all of it.
 int resident_blocks(const Tile& tile, const Where& where) {
-  if (!has_clusters(where.device)) return 0;
   if (!whole_vectors(tile.student) || (tile.teacher.data && !whole_vectors(tile.teacher))) return 0;
+  const int64_t most = cluster_shared_bytes(where.device);
+  auto needed = [&](int ranks) { return (int64_t)kComposedBytes + share_bytes(tile, ranks); };
   for (int ranks = 1; ranks <= kMaxCluster; ranks *= 2)
-    if (share_bytes(tile, ranks) <= kHalfOfShared) return ranks;
-  return share_bytes(tile, kMaxCluster) <= kAllShared ? kMaxCluster : 0;
+    if (2 * needed(ranks) + 1024 <= most)
+      return ranks;  // a block costs 1 KiB more than it asks for
+  return needed(kMaxCluster) <= most ? kMaxCluster : 0;
 }
 
 // Roofline, a row of V columns in bf16. Resident: 4·V bytes read and 2·V written, the least there

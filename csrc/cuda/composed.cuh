@@ -48,11 +48,12 @@ BGK_DEVICE RowState<float>& gather(Composed& shared, const Spec& spec, int ranks
 BGK_DEVICE double between(const ComposedArgs& args, const Spec& spec, int64_t row,
                           const RowState<float>& state, VjpShared& out) {
   const int64_t columns = args.tile.student.columns;
-  const RowFinal x = finalize(state, spec, columns);
-  const LossOfRow y = loss_of_row(args.objective, x, spec, columns, args.scale[row]);
-  Spec plain = spec;
-  plain.tilt_count = 0;  // of the teacher alone: no gradient
-  out.plan = plan_row(y.row, args.tile.student.scale, plain);
+  Spec one = spec;
+  one.tilt_count = spec.tilt_count > 0;  // no more: so that no index is left to run time
+  const RowFinal x = finalize(state, one, columns);
+  const LossOfRow y = loss_of_row(args.objective, x, one, columns, args.scale[row]);
+  one.tilt_count = 0;  // of the teacher alone: no gradient
+  out.plan = plan_row(y.row, args.tile.student.scale, one);
   const Label& label = state.label;
   const bool compared = label.column >= 0 && label.column < spec.compared;
   const double v = compared ? label.v / spec.inverse_temperature : 0.0;

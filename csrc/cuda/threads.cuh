@@ -55,8 +55,8 @@ BGK_DEVICE int cluster_size() {
   return (int)x;
 }
 BGK_DEVICE void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 template <class T>
 BGK_DEVICE const T* of_block(const T* shared, int rank) {
@@ -83,12 +83,14 @@ BGK_DEVICE void copy_async(void* shared, const void* from) {
 }
 BGK_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// e^x to 2 ulp, subnormal results flushed: through the base-2 instruction.
-BGK_DEVICE float fast_exp(float x) {
+// 2^x and e^x to 2 ulp, subnormal results flushed.
+constexpr float kLog2E = 1.44269504f;
+BGK_DEVICE float fast_exp2(float x) {
   float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+BGK_DEVICE float fast_exp(float x) { return fast_exp2(x * kLog2E); }
 
 BGK_DEVICE uint32_t high_product(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 
@@ -133,10 +135,12 @@ int try_load(void (*kernel)(Args)) {
   return as_status(cudaFuncGetAttributes(&attributes, (const void*)kernel));
 }
 
-inline bool has_clusters(int device) {
-  int major = 0;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major >= 9;
+// Bytes of shared memory that a block of a cluster can have; 0 where there are no clusters.
+inline int cluster_shared_bytes(int device) {
+  int major = 0, bytes = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return major >= 9 ? bytes : 0;
 }
 
 constexpr size_t kMoreShared = 48 * 1024;  // from here on, a kernel has to ask

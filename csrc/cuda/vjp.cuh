@@ -183,17 +183,17 @@ BGK_DEVICE void vjp_range(const Spec& spec, float cap, const RowPair<Format>& ro
   const bool teacher = compared && shared.plan.teacher;
   const int steps = range.steps();
   Batch<Format> s, t, next_s, next_t = {};
+  Step step, next;
   auto fetch = [&](int i) {
-    const Step step = range.step(i);
-    rows.s.fetch(step, next_s);
-    if (teacher) rows.t.fetch(step, next_t);
+    next = range.step(i);
+    rows.s.fetch(next, next_s);
+    if (teacher) rows.t.fetch(next, next_t);
   };
   int i = warp();
   if (i < steps) fetch(i);
   for (; i < steps; i += kWarps) {
-    s = next_s, t = next_t;
+    step = next, s = next_s, t = next_t;
     if (i + kWarps < steps) fetch(i + kWarps);  // in flight under the arithmetic
-    const Step step = range.step(i);
     float z[kColumns], v[kColumns], g[kColumns];
     rows.s.real(s, z);
     if (teacher) rows.t.real(t, v);
