@@ -190,6 +190,24 @@ def two_dimensions(w: World) -> None:
         same(getattr(made, name).grad, getattr(alone.head, name).grad)
 
 
+@cell(4, "shards that are replicated")
+def replicated_shards(w: World) -> None:
+    """Each rank has one sequence; the gradient is the mean over both dimensions of the mesh."""
+    mesh, made = init_device_mesh("cpu", (2, 2)), head()
+    weight, bias = (
+        distribute_tensor(x.detach(), mesh, [Replicate(), Shard(0)]).requires_grad_()
+        for x in (made.weight, made.bias)
+    )
+    mine, whole = slice(w.rank, w.rank + 1), problem()
+    teacher = whole.teacher | {"hidden": whole.teacher["hidden"][mine]}
+    student = {"input": whole.student["input"][mine], "linear_weight": weight, "linear_bias": bias}
+    items = bg.distributed.global_num_items(TARGET[mine], averaged=True)
+    Problem(student, teacher, TARGET[mine]).call(student, num_items=items).backward()
+    for ours, ref in zip((weight, bias), single()[2:], strict=True):
+        assert ours.grad is not None and ours.grad.placements == ours.placements
+        same(ours.grad, ref)
+
+
 @cell(2, "logits sharded over the vocabulary")
 def logits(w: World) -> float:
     mesh, whole = init_device_mesh("cpu", (2,)), problem("logits")
