@@ -36,8 +36,8 @@ class Outcome:
         return [*(x for final in self.finals for x in final.flat()), *self.memory]
 
     def forgetful(self) -> Outcome:
-        """Without what only pass 2 needs."""
-        return replace(self, memory=tuple(x[:, :0] for x in self.memory))
+        """Without what only pass 2 needs; a view would keep it."""
+        return replace(self, memory=tuple(x.new_zeros(len(x), 0) for x in self.memory))
 
 
 class Loan:

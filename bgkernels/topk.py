@@ -230,7 +230,7 @@ class TopK:
             slope = tile.student
             if cap.cap:  # 0 at the kept columns, which are masked
                 slope.div_(cap.cap).square_().neg_().add_(1).clamp_min_(0)
-                out.mul_(slope)
+                out.mul_(slope.masked_fill_((self.labels == SKIP)[:, None], 0.0))
             out.mul_(cap.scale)
         out.scatter_add_(1, local, torch.where(inside, self.values, 0.0).to(out.dtype))
 

@@ -250,8 +250,11 @@ def test_a_nan_is_not_hidden(value: float, column: int) -> None:
     teacher = bg.TopKTeacher(torch.arange(4).expand(3, 4), torch.full((3, 4), -2.0))
     loss = bg.hybrid_distillation(z, teacher, torch.tensor([5, 6, 7]), reduction="none")
     assert loss.isnan().tolist() == [False, True, False]
-    loss = bg.hybrid_distillation(z, teacher, torch.tensor([5, -100, 7]))
-    assert loss.isfinite()
+    z.requires_grad_()
+    for cap in (None, 9.0):
+        loss = bg.hybrid_distillation(z, teacher, torch.tensor([5, -100, 7]), logit_softcap=cap)
+        (dz,) = torch.autograd.grad(loss, z)
+        assert loss.isfinite() and dz.isfinite().all() and not dz[1].any()
 
 
 def test_a_row_that_keeps_nothing_is_no_plausible_number() -> None:
