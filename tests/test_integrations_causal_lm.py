@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,22 @@ def test_a_callable_teacher_reads_its_columns() -> None:
     attach(student, Stored())
     got = student(**data, teacher_logits=logits).loss
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_path_and_a_peft_model_are_teachers(tmp_path: Path) -> None:
+    student, teacher, data = tiny(), tiny(seed=1), batch()
+    attach(student, teacher)
+    expected = student(**data).loss
+    teacher.save_pretrained(tmp_path)
+    for path in (tmp_path, str(tmp_path)):
+        attach(student, path)
+        assert torch.equal(student(**data).loss, expected)
+    peft = pytest.importorskip("peft", reason="needs the extra `integrations`: peft")
+    attach(student, peft.get_peft_model(teacher, peft.LoraConfig(target_modules=["q_proj"])))
+    torch.testing.assert_close(student(**data).loss, expected)  # a new adapter changes nothing
+    prompt = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(HeadError, match="prompt-learning"):
+        attach(student, peft.get_peft_model(tiny(seed=1), prompt))
 
 
 def test_measures_are_those_of_the_dense_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any, Protocol
 
 import torch
@@ -50,7 +51,7 @@ class ModelTeacher:
     columns: tuple[str, ...] = ()
 
     def __init__(self, model: Any) -> None:
-        if isinstance(model, str):
+        if isinstance(model, (str, PathLike)):
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
@@ -83,7 +84,7 @@ def select(x: Tensor, rows: Tensor | None) -> Tensor:
 
 def source(teacher: Any) -> TeacherSource:
     """What ``teacher`` (a model, a path, a source) gives labels by."""
-    if isinstance(teacher, str) or hasattr(teacher, "parameters"):
+    if isinstance(teacher, (str, PathLike)) or hasattr(teacher, "parameters"):
         return ModelTeacher(teacher)
     if not callable(teacher):
         raise TypeError(

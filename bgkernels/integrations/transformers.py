@@ -7,7 +7,7 @@ enough: call it on the model first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,6 @@ from transformers import Trainer
 from bgkernels.integrations import measures
 from bgkernels.integrations.causal_lm import IGNORE, Attachment, attach
 from bgkernels.integrations.teachers import ModelTeacher
-
-if TYPE_CHECKING:
-    Base = Trainer
-else:
-    Base = object
 
 
 class LossRows:
@@ -54,8 +49,8 @@ class LossRows:
         return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
 
 
-class HybridLoss(Base):
-    """What a trainer needs beside the loss itself: a mixin in front of a ``Trainer``.
+class HybridLoss(Trainer):
+    """What a trainer needs beside the loss itself, put in front of a subclass of ``Trainer``.
 
     The parts of the loss are logged with it, by the names of
     :class:`~bgkernels.integrations.measures.Measures`; a curriculum follows the trainer's step.
@@ -98,7 +93,7 @@ class HybridLoss(Base):
         super().log(logs, *args, **kwargs)
 
 
-class HybridDistillationTrainer(HybridLoss, Trainer):
+class HybridDistillationTrainer(HybridLoss):
     """A ``Trainer`` whose loss is the hybrid distillation loss.
 
     Everything else is the ``Trainer``'s: arguments, gradient accumulation, mixed precision,
