@@ -295,9 +295,14 @@ BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t r
 }
 
 // Blocks a multiprocessor that registers are to suffice for. In fp32 each thread has twice the
-// bytes in flight, so that fewer will do.
+// bytes in flight, so that fewer will do; Blackwell's paired instructions want more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kMostBlocks = 2;
+#else
+constexpr int kMostBlocks = 3;
+#endif
 template <class Format, Tilts kTilts, bool kChoose>
-constexpr int kResidency = Format::kWords == 4 && kTilts != kAny && !kChoose ? 3 : 2;
+constexpr int kResidency = Format::kWords == 4 && kTilts != kAny && !kChoose ? kMostBlocks : 2;
 
 // Grid (rows, splits). One split merges into the state; several write theirs beside it, as
 // (splits, 14 + 4·tilts, rows) and (splits, 3, rows).
