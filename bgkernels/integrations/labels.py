@@ -49,7 +49,9 @@ class CachedTeacher:
     def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> Any:
         """The teacher of the positions ``rows`` of the flattened batch."""
         columns = {name: inputs.get(f"teacher_{name}") for name in FIELDS}
-        chosen = {n: None if x is None else select(x, rows) for n, x in columns.items()}
+        chosen: dict[str, Any] = {
+            n: None if x is None else select(x, rows) for n, x in columns.items()
+        }
         tokens = inputs["input_ids"]
         batch = LabelBatch(tokens, tokens, tokens, info=self.dataset.info, **chosen)
         return batch.teacher(self.tail)

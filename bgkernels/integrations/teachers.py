@@ -12,7 +12,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.integrations import heads
 
-Teacher = bg.LinearTeacher | bg.LogitsTeacher
+Teacher = bg.LinearTeacher | bg.LogitsTeacher | bg.TopKTeacher | bg.MixtureTeacher
 
 
 class TeacherSource(Protocol):
