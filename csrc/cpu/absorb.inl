@@ -186,7 +186,7 @@ inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const
                          int n) {
   for (int k = 0; k < spec.tilt_count; ++k) {
     TiltState<Vec>& tilt = state.tilts[k];
-    const TiltBlock b = tilt_block(spec.tilts[k], s.from, t.from, n, s.scale, shift(tilt.m));
+    const TiltBlock b = tilt_block(spec.tilts[k], s.from, t.from, n, s.scale);
     if (b.exponent > tilt.m) raise_tilt(tilt, (float)b.exponent);
     const TiltState<Vec> x =
         spec.tilts[k].moments ? tilt_sums<true>(b, s, t, n) : tilt_sums<false>(b, s, t, n);

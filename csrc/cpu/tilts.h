@@ -18,10 +18,10 @@ struct TiltBlock {
   BGK_INLINE Vec weight(int i) const { return exp(tilt_exponent(a, b, du(i), dv(i))); }
 };
 
-// `empty`: the exponent to count from where no column has a weight.
-inline TiltBlock tilt_block(const Tilt& tilt, Source z, Source v, int n, float by, double empty) {
+// The exponent is -inf where no column has a weight.
+inline TiltBlock tilt_block(const Tilt& tilt, Source z, Source v, int n, float by) {
   alignas(64) float w[kBlock];
-  TiltBlock out = {z, v, (float)tilt.a, (float)tilt.b, by, 0.0f, 0.0f, empty, 0.0};
+  TiltBlock out = {z, v, (float)tilt.a, (float)tilt.b, by, 0.0f, 0.0f, kNegInf, 0.0};
   for (int i = 0; i < n; i += kLanes) store(w + i, tilt_exponent(out.a, out.b, z.at(i), v.at(i)));
   const float heaviest = block_max(w, padded(n));
   if (heaviest == kNegInf) return out;

@@ -79,7 +79,7 @@ inline void base_block(VjpBlock b, const VjpColumns& x) {
 // `from`: lse, P0, P1, P2 of the row, where x = u - v. `d` is no part of the sources.
 inline void add_tilt(VjpBlock b, const Tilt& tilt, const double* from, int64_t stride,
                      double scale) {
-  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature, kNegInf);
+  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature);
   const double p0 = from[stride], p1 = from[2 * stride], p2 = from[3 * stride];
   const double factor = scale * ::exp(x.exponent - from[0]);
   const float q0 = (float)(factor * (p0 + (p1 + p2 * x.gap) * x.gap)),
