@@ -84,10 +84,12 @@ inline void add_tilt(VjpBlock b, const Tilt& tilt, const double* from, int64_t s
   const double factor = scale * ::exp(x.exponent - from[0]);
   const float q0 = (float)(factor * (p0 + (p1 + p2 * x.gap) * x.gap)),
               q1 = (float)(factor * (p1 + 2.0 * p2 * x.gap)), q2 = (float)(factor * p2);
+  const float lost =
+      factor == factor ? 0.0f : (float)factor;  // NaN, where nothing has a weight too
   for (int i = 0; i < b.n; i += kLanes) {
     const Vec gap = x.du(i) - x.dv(i);
     const Vec terms = tilt.moments ? (q1 + q2 * gap) * gap + q0 : splat(q0);
-    store(b.d + i, load(b.d + i) + times(x.weight(i), terms));
+    store(b.d + i, load(b.d + i) + times(x.weight(i), terms) + lost);
   }
 }
 
