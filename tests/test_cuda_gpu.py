@@ -17,7 +17,8 @@ from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_cuda import Cuda
 from bgkernels.spec import Mixture, RowSpec, Tilt
 from bgkernels.state import NONE, SKIP
-from bgkernels.stats import Final, vjp_coefficients
+from bgkernels.stats import Final
+from bgkernels.vjp import vjp_coefficients
 from tests.conformance import KINDS, Case, check, make, statistics
 from tests.problems import conform
 from tests.problems import make as logits_problem
