@@ -136,7 +136,7 @@ def tiled(dtype: str, groups: int, w: World) -> list[float]:
     """Ranks that have fewer tiles than others, or none, still meet in every collective."""
 
     def few(work: Workload, budget: int) -> Plan:
-        return Plan(work.rows, work.columns, 7, 16, 2, 0, 1 if work.statistics else groups)
+        return Plan(work.rows, work.columns, 7, 16, 2, 0, groups=1 if work.statistics else groups)
 
     with patch.object(driver, "plan", few):
         loss, posed = Loss("generalized_jsd"), problem()
