@@ -138,7 +138,7 @@ def test_loss_is_the_formula(config, pair, batch, name, step):
 def test_every_method_moves_the_student_towards_something(config, pair, batch, name):
     """A small step against the gradient lowers the loss of the same batch."""
     student = pair[0].clone()
-    objective = distill.make_objective(config, name, student, pair[1])
+    objective = distill.make_objective(config, name, student, pair[1], pair[1])
     before = objective(batch, 3, batch.items)
     before.backward()
     with torch.no_grad():
@@ -163,6 +163,24 @@ def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):
     kept = [objective.rewrite(batch, step, step) is batch for step in range(6)]
     assert kept == [True, False] * 3
     assert distill.make_objective(config, "soft", *pair).rewrite(batch, 1, 1) is batch
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_two_teachers_are_weighed(config, pair, batch, weight):
+    second = models.small_llama(ModelShape(32, 1, 1), VOCAB, 16, 5)
+    second.network.lm_head.weight.data.mul_(2)
+    changed = replace(config, loss=replace(config.loss, second_weight=weight))
+    objective = distill.make_objective(changed, "two-teachers", *pair, second)
+    (student, teacher, other), _ = dense((*pair, second), batch)
+    s, t, u = (x.log_softmax(-1) for x in (student, teacher, other))
+    formula = ((1 - weight) * kl(t, s) + weight * kl(u, s)).mean()
+    assert objective(batch, 0, batch.items).item() == pytest.approx(float(formula), rel=1e-4)
+
+
+def test_a_second_teacher_is_asked_for(config, pair):
+    with pytest.raises(OptionError, match="'two-teachers' needs --second-teacher"):
+        distill.make_objective(config, "two-teachers", *pair)
+    assert distill.make_objective(config, "soft", *pair, pair[1]).second is None
 
 
 def test_unknown_method_is_named():
@@ -264,6 +282,9 @@ def test_a_model_is_trained_then_distilled_then_trained(corpus, tmp_path):
     )  # fmt: skip
     assert second.exit_code == 0 and "confidence-routed" in second.output
     student = tmp_path / "two" / "models" / "confidence"
+    pair = ("--teacher", model, "--second-teacher", student, "--student", model)
+    both = invoke("distill", *text, *pair, "--method", "two-teachers", "--output", tmp_path / "2t")
+    assert both.exit_code == 0 and METHODS["two-teachers"].title in both.output
     third = invoke("train", *text, "--student", student, "--output", tmp_path / "three")
     assert third.exit_code == 0, third.output
     assert (tmp_path / "three" / "model" / "config.json").exists()

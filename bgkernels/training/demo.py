@@ -45,7 +45,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         corpus = load_corpus(config.data)
         materials = prepare(config, corpus)
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
-        make_objective(config, method, materials.student, None)
+        make_objective(config, method, materials.student, None, materials.second)
     facts = corpus_facts(corpus, materials)
     display.say(report.describe(facts))
     if materials.teacher is None:

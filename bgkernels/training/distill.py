@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +31,7 @@ class Objective:
         method: what tells this way to distil from others.
         config: what all ways share.
         steps: of the whole run, for schedules.
+        second: another teacher, weighed against the first as configured.
     """
 
     student: CausalLM
@@ -38,6 +39,7 @@ class Objective:
     method: Method
     config: DemoConfig
     steps: int
+    second: CausalLM | None = None
     policy: bg.routing.Policy = field(init=False)
     divergence: bg.divergences.Divergence = field(init=False)
 
@@ -87,7 +89,7 @@ class Objective:
         loss = bg.linear_hybrid_distillation(
             hidden,
             head.weight.to(hidden.dtype),  # another one under autocast
-            self.teacher.as_teacher(inputs) if self.teacher else None,
+            self._source(inputs),
             batch.labels if target == DATA else target,
             linear_bias=bias,
             num_items=items,
@@ -96,6 +98,15 @@ class Objective:
         )
         assert isinstance(loss, Tensor)
         return loss
+
+    def _source(self, inputs: Tensor) -> bg.LinearTeacher | bg.MixtureTeacher | None:
+        """Where the soft labels come from."""
+        if self.teacher is None:
+            return None
+        first, weight = self.teacher.as_teacher(inputs), self.config.loss.second_weight
+        if self.second is None:
+            return first
+        return bg.MixtureTeacher((first, self.second.as_teacher(inputs)), (1 - weight, weight))
 
     def _options(self, step: int) -> dict[str, Any]:
         loss = self.config.loss
@@ -110,21 +121,33 @@ class Objective:
 
 
 def make_objective(
-    config: DemoConfig, method: str, student: CausalLM, teacher: CausalLM | None
+    config: DemoConfig,
+    method: str,
+    student: CausalLM,
+    teacher: CausalLM | None,
+    second: CausalLM | None = None,
 ) -> Objective:
     """The loss of a method; where only the text counts, the teacher is not run.
 
+    Args:
+        config: of the run.
+        method: by name.
+        student: the model that learns.
+        teacher: whom it imitates, or None.
+        second: another one, for methods of two teachers; others leave it alone.
+
     Raises:
-        OptionError: an option of the loss or the method is unknown or out of range, by name.
+        OptionError: an option of the loss or the method is unknown or out of range, by name, or
+            the method wants a second teacher and there is none.
     """
-    found = find(method)
-    objective = Objective(student, teacher, found, config, config.student_training.steps)
+    found, steps = find(method), config.student_training.steps
+    if found.teachers < 2:
+        second = None
+    elif second is None:
+        raise OptionError(f"the method {method!r} needs --second-teacher: the path of a model")
+    objective = Objective(student, teacher, found, config, steps, second)
     reads = objective.policy.uses_teacher or found.target != DATA or found.written_by_teacher
-    return (
-        objective
-        if reads
-        else Objective(student, None, found, config, config.student_training.steps)
-    )
+    return objective if reads else replace(objective, teacher=None)
 
 
 def train_teacher(
@@ -163,14 +186,16 @@ def train_student(
     student = materials.student.clone()
     identity = materials.identity | asdict(config.student_training) | asdict(config.loss)
     identity |= {"method": method, "initial weights": student.digest}
-    identity |= {"teacher": teacher.digest if teacher else None}
+    objective = make_objective(config, method, student, teacher, materials.second)
+    teachers = {"teacher": teacher, "second teacher": objective.second}
+    identity |= {name: model.digest if model else None for name, model in teachers.items()}
     store = CheckpointStore(config.output / f"student-{method}", identity)
     if config.fresh:
         store.clear()
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training),
-        objective=make_objective(config, method, student, teacher),
+        objective=objective,
         batches=materials.batches,
         validate=lambda: materials.exam.curve(student, teacher),
         config=config.student_training,

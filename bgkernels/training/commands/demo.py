@@ -16,6 +16,8 @@ from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Terminal
 from bgkernels.training.results import DemoResult
 
+COMPARED = ",".join(name for name, method in METHODS.items() if method.teachers == 1)
+
 
 def demo(
     config_file: ConfigFile = None,
@@ -61,8 +63,10 @@ def compare(
     config_file: ConfigFile = None,
     methods: Annotated[
         str,
-        typer.Option(help="Methods by name, separated by commas.", show_default="all of them"),
-    ] = ",".join(METHODS),
+        typer.Option(
+            help="Methods by name, separated by commas.", show_default="all that have one teacher"
+        ),
+    ] = COMPARED,
     output: o.Output = None,
     resume: o.Resume = True,
     quick: o.Quick = False,
@@ -72,11 +76,13 @@ def compare(
     batch_size: o.BatchSize = None,
     teacher: o.Teacher = None,
     student: o.Student = None,
+    second_teacher: o.SecondTeacher = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
+    second_weight: o.SecondWeight = None,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Distil one teacher by many methods, and put them into one table.
@@ -89,7 +95,7 @@ def compare(
 
     - `bgkernels compare --methods hard,soft,static,confidence,entropy`
 
-    - `bgkernels compare --output runs/all` (every method; interrupted, it goes on where it stopped)
+    - `bgkernels compare --output runs/all` (interrupted, it goes on where it stopped)
     """
     given = locals() | {"methods": tuple(methods.split(","))}
     _run(quick, "runs/compare", report.comparison, given)
@@ -108,6 +114,7 @@ def distill(
     batch_size: o.BatchSize = None,
     teacher: o.Teacher = None,
     student: o.Student = None,
+    second_teacher: o.SecondTeacher = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
@@ -117,6 +124,7 @@ def distill(
     compile: o.Compile = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
+    second_weight: o.SecondWeight = None,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Distil a teacher into a student by one method.
@@ -127,6 +135,9 @@ def distill(
     **Examples**
 
     - `bgkernels distill --teacher runs/demo/models/teacher --method confidence`
+
+    - `bgkernels distill --method two-teachers --teacher runs/one/model
+      --second-teacher runs/two/model`
 
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`

@@ -72,6 +72,14 @@ Student = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+SecondTeacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Another Hugging Face model, for the method two-teachers. Needs the same tokenizer.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
 TeacherSteps = Annotated[
     int | None,
     typer.Option(
@@ -142,6 +150,16 @@ Temperature = Annotated[
         rich_help_panel=LOSS,
     ),
 ]
+SecondWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Weight of the second teacher's divergence; the first one's is the rest of 1.",
+        show_default=f"{DEFAULTS.loss.second_weight:g}",
+        rich_help_panel=LOSS,
+    ),
+]
 MemoryBudget = Annotated[
     int | None,
     typer.Option(
@@ -174,6 +192,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),
+        second_teacher=given.get("second_teacher"),
         teacher_training=changed(base.teacher_training, steps=given.get("teacher_steps")),
         student_training=changed(
             training,
@@ -183,7 +202,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
             compile=given.get("compile"),
         ),
         loss=changed(
-            pick(base.loss, "divergence", "temperature"),
+            pick(base.loss, "divergence", "temperature", "second_weight"),
             memory_budget=budget and budget * 2**20,
         ),
         fresh=not given.get("resume", True),
