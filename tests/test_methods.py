@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
@@ -16,7 +18,7 @@ from bgkernels.training import distill, models
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.errors import Interrupted, OptionError
+from bgkernels.training.errors import Interrupted, MissingExtra, OptionError
 from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.methods import METHODS, find
@@ -249,6 +251,47 @@ def test_log_has_a_line_a_step(config, materials, pair):
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records if "cross_entropy" in r] == [3, 6]
     assert all(r["peak_memory"] > 2**20 and r["tokens_per_second"] > 0 for r in records)
+
+
+class Crashing(Silent):
+    """Ends the run after step 5."""
+
+    def training(self, title, steps):
+        return nullcontext(self.crash)
+
+    def crash(self, now):
+        if now.step == 5:
+            raise RuntimeError("crash")
+
+
+def test_tensorboard_has_the_log(config, materials, pair):
+    """After a crash at step 5 the run goes on from 4: every step is there once."""
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = replace(config, tensorboard=True)
+    with pytest.raises(RuntimeError, match="crash"):
+        trained(shown, materials, pair, folder="board", display=Crashing())
+    trained(shown, materials, pair, folder="board")
+    folder = config.output / "board" / "student-entropy"
+    records, events = (
+        Log(folder / "log.jsonl").read(),
+        EventAccumulator(str(folder / "tensorboard")),
+    )
+    events.Reload()
+    for name in ("loss", "learning_rate", "cross_entropy"):
+        points = [(e.step, e.value) for e in events.Scalars(name)]
+        expected = [(r["step"], pytest.approx(r[name])) for r in records if name in r]
+        assert points == expected
+
+
+def test_tensorboard_is_asked_for(config, materials, pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(
+        MissingExtra, match=r"'tensorboard'.*pip install 'bgkernels\[tensorboard\]'"
+    ):
+        trained(replace(config, tensorboard=True), materials, pair, folder="no board")
 
 
 # ---- the command line

@@ -126,6 +126,7 @@ class DemoConfig:
             ``teacher_shape`` or ``student_shape``, trained from nothing.
         second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
         fresh: discard the students' checkpoints in ``output``.
+        tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
         seed: of weights, batches and samples.
     """
 
@@ -144,6 +145,7 @@ class DemoConfig:
     loss: LossConfig = LossConfig()
     evaluation: EvalConfig = EvalConfig()
     fresh: bool = False
+    tensorboard: bool = False
     seed: int = 0
 
     @classmethod

@@ -169,6 +169,7 @@ def train_teacher(
         validate=lambda: materials.exam.curve(teacher, None),
         config=config.teacher_training,
         store=CheckpointStore(config.output / name, identity),
+        tensorboard=config.tensorboard,
     )
     history = _run(task, display)
     teacher.freeze()
@@ -200,6 +201,7 @@ def train_student(
         validate=lambda: materials.exam.curve(student, teacher),
         config=config.student_training,
         store=store,
+        tensorboard=config.tensorboard,
     )
     return student, _run(task, display)
 

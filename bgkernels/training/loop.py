@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
-from bgkernels.training.log import Log, peak_memory
+from bgkernels.training.log import Board, Log, peak_memory
 from bgkernels.training.tokens import Batch, Batches
 
 Curve = list[dict[str, float]]
@@ -65,6 +65,7 @@ class Task:
         validate: measures of the model as it is; called without gradients.
         config: steps, rates, intervals.
         store: where the state is kept.
+        tensorboard: whether the log is kept for TensorBoard too.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     validate: Callable[[], dict[str, float]]
     config: TrainConfig
     store: CheckpointStore
+    tensorboard: bool = False
 
 
 @dataclass
@@ -105,11 +107,11 @@ def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: Non
         NonFiniteLoss: the loss or its gradient is not finite; no weight has changed in that step.
         Interrupted: SIGINT or SIGTERM came; the state has been saved.
         CheckpointError: see :class:`~bgkernels.training.checkpoint.CheckpointStore`.
+        MissingExtra: TensorBoard is wanted and not installed.
     """
-    run = _Run(task)
-    if run.step:
-        on_step(run.progress())
-    with _signals() as caught:
+    with closing(_Run(task)) as run, _signals() as caught:
+        if run.step:
+            on_step(run.progress())
         while run.step < task.config.steps:
             run.advance()
             if caught:
@@ -137,6 +139,8 @@ class _Run:
             self._restore(state)
         self.log = Log(task.store.folder / "log.jsonl")
         self.log.rewind(self.step)
+        folder = task.store.folder / "tensorboard"
+        self.board = Board(folder, self.step) if task.tensorboard else None
 
     def advance(self) -> None:
         """One step of the optimiser, then validation where it is due."""
@@ -161,20 +165,26 @@ class _Run:
         return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
 
     def _note(self) -> None:
-        """A line in the log."""
+        """A line in the log, and a point in TensorBoard's curves."""
         now = self.progress()
         fresh = now.validation if now.validation.get("step") == now.step else {}
-        self.log.write(
-            {
-                "step": now.step,
-                "loss": now.loss,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "tokens_per_second": now.tokens_per_second,
-                "seconds": self.history.seconds,
-                "peak_memory": peak_memory(),
-                **fresh,
-            }
-        )
+        record = {
+            "step": now.step,
+            "loss": now.loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_second": now.tokens_per_second,
+            "seconds": self.history.seconds,
+            "peak_memory": peak_memory(),
+            **fresh,
+        }
+        self.log.write(record)
+        if self.board:
+            self.board.write(record)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.board:
+            self.board.close()
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""

@@ -133,6 +133,14 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="torch.compile the student's body.", rich_help_panel=TRAINING),
 ]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Keep the log for TensorBoard too, in tensorboard/ beside the checkpoints.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Divergence = Annotated[
     str | None,
     typer.Option(
@@ -188,7 +196,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     budget = given.get("memory_budget")
     training = pick(base.student_training, "steps", "accumulate")
     made: DemoConfig = replace(
-        pick(base, "output", "seed", "methods"),
+        pick(base, "output", "seed", "methods", "tensorboard"),
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),

@@ -27,6 +27,7 @@ def train(
     bf16: o.Bf16 = False,
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
+    tensorboard: o.TensorBoard = False,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Train a model on text alone, by cross-entropy: a teacher to be, or the last step of a recipe.
