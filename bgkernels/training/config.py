@@ -125,6 +125,8 @@ class DemoConfig:
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
         second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
+        lora: rank of the adapters that are trained in place of the student's weights; None: the
+            weights themselves.
         fresh: discard the students' checkpoints in ``output``.
         tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
         seed: of weights, batches and samples.
@@ -144,6 +146,7 @@ class DemoConfig:
     student_training: TrainConfig = TrainConfig(1000, 5e-3)
     loss: LossConfig = LossConfig()
     evaluation: EvalConfig = EvalConfig()
+    lora: int | None = None
     fresh: bool = False
     tensorboard: bool = False
     seed: int = 0

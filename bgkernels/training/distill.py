@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.training import lora
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
@@ -183,13 +184,18 @@ def train_student(
     teacher: CausalLM | None,
     display: Display,
 ) -> tuple[CausalLM, History]:
-    """A copy of the initial student, trained by one method."""
+    """A copy of the initial student, trained by one method.
+
+    Of a student trained by LoRA the adapter is in ``adapters/`` of ``config.output``, by the
+    method's name; the model that is returned has it in its weights.
+    """
     student = materials.student.clone()
     identity = materials.identity | asdict(config.student_training) | asdict(config.loss)
-    identity |= {"method": method, "initial weights": student.digest}
+    identity |= {"method": method, "initial weights": student.digest, "lora": config.lora}
     objective = make_objective(config, method, student, teacher, materials.second)
     teachers = {"teacher": teacher, "second teacher": objective.second}
     identity |= {name: model.digest if model else None for name, model in teachers.items()}
+    adapter = lora.adapt(student, config.lora, config.seed) if config.lora else None
     store = CheckpointStore(config.output / f"student-{method}", identity)
     if config.fresh:
         store.clear()
@@ -203,7 +209,10 @@ def train_student(
         store=store,
         tensorboard=config.tensorboard,
     )
-    return student, _run(task, display)
+    history = _run(task, display)
+    if adapter is not None:
+        lora.merge(adapter, config.output / "adapters" / method)
+    return student, history
 
 
 def ready(model: CausalLM, config: TrainConfig) -> Any:

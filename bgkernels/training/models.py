@@ -212,12 +212,18 @@ def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
+    with writing(folder), _no_bars():
+        model.network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a failed write of a model inside the block into a message that names its folder."""
     from safetensors import SafetensorError
 
     try:
-        with _no_bars():
-            model.network.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"could not write {folder}: {error}") from error
 

@@ -123,6 +123,7 @@ def distill(
     bf16: o.Bf16 = False,
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
+    lora: o.Lora = None,
     tensorboard: o.TensorBoard = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,

@@ -133,6 +133,16 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="torch.compile the student's body.", rich_help_panel=TRAINING),
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Train adapters of this rank (LoRA) and not the weights; the adapter is kept in "
+        "adapters/, and the model is saved with it merged.",
+        show_default="train the weights",
+        rich_help_panel=TRAINING,
+    ),
+]
 TensorBoard = Annotated[
     bool,
     typer.Option(
@@ -196,7 +206,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     budget = given.get("memory_budget")
     training = pick(base.student_training, "steps", "accumulate")
     made: DemoConfig = replace(
-        pick(base, "output", "seed", "methods", "tensorboard"),
+        pick(base, "output", "seed", "methods", "lora", "tensorboard"),
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),

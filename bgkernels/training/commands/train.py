@@ -27,6 +27,7 @@ def train(
     bf16: o.Bf16 = False,
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
+    lora: o.Lora = None,
     tensorboard: o.TensorBoard = False,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
