@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.training import lora
+from bgkernels.training import lora, ranks
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
@@ -74,13 +74,14 @@ class Objective:
         labels[:, : given - 1] = IGNORED
         return Batch(tokens, labels)
 
-    def __call__(self, batch: Batch, step: int = 0, items: int | None = None) -> Tensor:
+    def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss.
 
         Args:
             batch: sequences and labels.
             step: of the optimiser.
-            items: tokens learnt in the whole step, where it has several batches.
+            items: tokens learnt in the whole step, where it has several batches; over how many
+                processes the gradient is averaged, so often smaller.
         """
         inputs, head = batch.tokens[:, :-1], self.student.head
         advance(self.policy, step / self.steps)
@@ -197,8 +198,9 @@ def train_student(
     identity |= {name: model.digest if model else None for name, model in teachers.items()}
     adapter = lora.adapt(student, config.lora, config.seed) if config.lora else None
     store = CheckpointStore(config.output / f"student-{method}", identity)
-    if config.fresh:
+    if config.fresh and ranks.first():
         store.clear()
+    ranks.meet()
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training),

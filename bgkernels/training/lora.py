@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bgkernels.training import ranks
 from bgkernels.training.errors import extra
 from bgkernels.training.models import CausalLM, writing
 
@@ -55,6 +56,7 @@ def merge(adapter: Any, folder: Path) -> None:
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
-    with writing(folder):
-        adapter.save_pretrained(folder)
+    if ranks.first():
+        with writing(folder):
+            adapter.save_pretrained(folder)
     adapter.merge_and_unload()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bgkernels.training import ranks
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
 from bgkernels.training.evaluate import Examination
@@ -75,6 +76,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
             "tokens": digest([train.numpy().tobytes(), learnt.numpy().tobytes()]),
             "sequence length": data.sequence_length,
             "batch size": data.batch_size,
+            "processes": ranks.size(),
             "seed": config.seed,
         },
         named.get("--teacher"),

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from bgkernels.training import report
+from bgkernels.training import ranks, report
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported, typer
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.demo import run_demo
 from bgkernels.training.files import write_text
 from bgkernels.training.methods import METHODS, find
-from bgkernels.training.progress import Terminal
+from bgkernels.training.progress import terminal
 from bgkernels.training.results import DemoResult
 
 COMPARED = ",".join(name for name, method in METHODS.items() if method.teachers == 1)
@@ -155,10 +155,12 @@ def _run(
     console = Console(stderr=True)
     base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
-    with reported(console):
+    with reported(console), ranks.joined():
         for method in config.methods:
             find(method)
-        table = tabulate(run_demo(config, Terminal(console)))
+        table = tabulate(run_demo(config, terminal(console)))
+        if not ranks.first():
+            return
         write_text(config.output / "results.md", report.markdown(table))
     Console().print(table)
     console.print(
