@@ -62,7 +62,7 @@ def meet() -> None:
 
 def averaging(module: nn.Module) -> nn.Module:
     """The module, whose gradients are means over the processes (DDP)."""
-    return DistributedDataParallel(module, broadcast_buffers=False) if _together() else module
+    return DistributedDataParallel(module) if _together() else module
 
 
 def apart(module: nn.Module) -> AbstractContextManager[Any]:
