@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
@@ -16,7 +18,7 @@ from bgkernels.training import distill, models
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.errors import Interrupted, OptionError
+from bgkernels.training.errors import Interrupted, MissingExtra, OptionError
 from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.methods import METHODS, find
@@ -138,7 +140,7 @@ def test_loss_is_the_formula(config, pair, batch, name, step):
 def test_every_method_moves_the_student_towards_something(config, pair, batch, name):
     """A small step against the gradient lowers the loss of the same batch."""
     student = pair[0].clone()
-    objective = distill.make_objective(config, name, student, pair[1])
+    objective = distill.make_objective(config, name, student, pair[1], pair[1])
     before = objective(batch, 3, batch.items)
     before.backward()
     with torch.no_grad():
@@ -163,6 +165,24 @@ def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):
     kept = [objective.rewrite(batch, step, step) is batch for step in range(6)]
     assert kept == [True, False] * 3
     assert distill.make_objective(config, "soft", *pair).rewrite(batch, 1, 1) is batch
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_two_teachers_are_weighed(config, pair, batch, weight):
+    second = models.small_llama(ModelShape(32, 1, 1), VOCAB, 16, 5)
+    second.network.lm_head.weight.data.mul_(2)
+    changed = replace(config, loss=replace(config.loss, second_weight=weight))
+    objective = distill.make_objective(changed, "two-teachers", *pair, second)
+    (student, teacher, other), _ = dense((*pair, second), batch)
+    s, t, u = (x.log_softmax(-1) for x in (student, teacher, other))
+    formula = ((1 - weight) * kl(t, s) + weight * kl(u, s)).mean()
+    assert objective(batch, 0, batch.items).item() == pytest.approx(float(formula), rel=1e-4)
+
+
+def test_a_second_teacher_is_asked_for(config, pair):
+    with pytest.raises(OptionError, match="'two-teachers' needs --second-teacher"):
+        distill.make_objective(config, "two-teachers", *pair)
+    assert distill.make_objective(config, "soft", *pair, pair[1]).second is None
 
 
 def test_unknown_method_is_named():
@@ -233,6 +253,47 @@ def test_log_has_a_line_a_step(config, materials, pair):
     assert all(r["peak_memory"] > 2**20 and r["tokens_per_second"] > 0 for r in records)
 
 
+class Crashing(Silent):
+    """Ends the run after step 5."""
+
+    def training(self, title, steps):
+        return nullcontext(self.crash)
+
+    def crash(self, now):
+        if now.step == 5:
+            raise RuntimeError("crash")
+
+
+def test_tensorboard_has_the_log(config, materials, pair):
+    """After a crash at step 5 the run goes on from 4: every step is there once."""
+    pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = replace(config, tensorboard=True)
+    with pytest.raises(RuntimeError, match="crash"):
+        trained(shown, materials, pair, folder="board", display=Crashing())
+    trained(shown, materials, pair, folder="board")
+    folder = config.output / "board" / "student-entropy"
+    records, events = (
+        Log(folder / "log.jsonl").read(),
+        EventAccumulator(str(folder / "tensorboard")),
+    )
+    events.Reload()
+    for name in ("loss", "learning_rate", "cross_entropy"):
+        points = [(e.step, e.value) for e in events.Scalars(name)]
+        expected = [(r["step"], pytest.approx(r[name])) for r in records if name in r]
+        assert points == expected
+
+
+def test_tensorboard_is_asked_for(config, materials, pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(
+        MissingExtra, match=r"'tensorboard'.*pip install 'bgkernels\[tensorboard\]'"
+    ):
+        trained(replace(config, tensorboard=True), materials, pair, folder="no board")
+
+
 # ---- the command line
 
 
@@ -264,6 +325,9 @@ def test_a_model_is_trained_then_distilled_then_trained(corpus, tmp_path):
     )  # fmt: skip
     assert second.exit_code == 0 and "confidence-routed" in second.output
     student = tmp_path / "two" / "models" / "confidence"
+    pair = ("--teacher", model, "--second-teacher", student, "--student", model)
+    both = invoke("distill", *text, *pair, "--method", "two-teachers", "--output", tmp_path / "2t")
+    assert both.exit_code == 0 and METHODS["two-teachers"].title in both.output
     third = invoke("train", *text, "--student", student, "--output", tmp_path / "three")
     assert third.exit_code == 0, third.output
     assert (tmp_path / "three" / "model" / "config.json").exists()

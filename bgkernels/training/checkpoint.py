@@ -66,13 +66,17 @@ class CheckpointStore:
         """The files, newest first."""
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
 
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return self.folder / f"step-{step:08d}.pt"
+
     def save(self, step: int, state: State) -> Path:
         """Write a checkpoint, then remove those that are too old.
 
         Raises:
             CheckpointError: it could not be written; the ones before it are as they were.
         """
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self.path(step)
         content = {"identity": dict(self.identity), "step": step, "state": state}
         try:
             write_atomically(path, lambda file: torch.save(content, file))

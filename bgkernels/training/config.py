@@ -88,12 +88,14 @@ class LossConfig:
         temperature: of the divergence, likewise.
         memory_budget: bytes of temporaries of the loss; None: the library's default.
         prompt: share of a sequence that is given where a model writes the rest of it.
+        second_weight: of the second of two teachers; the first one's is the rest of 1.
     """
 
     divergence: str = "forward_kl"
     temperature: float = 1.0
     memory_budget: int | None = None
     prompt: float = 0.25
+    second_weight: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ class DemoConfig:
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
+        second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
+        lora: rank of the adapters that are trained in place of the student's weights; None: the
+            weights themselves.
         fresh: discard the students' checkpoints in ``output``.
+        tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
         seed: of weights, batches and samples.
     """
 
@@ -131,6 +137,7 @@ class DemoConfig:
     data: DataConfig = DataConfig()
     teacher: str | None = None
     student: str | None = None
+    second_teacher: str | None = None
     teacher_shape: ModelShape = ModelShape(192, 4, 6)
     student_shape: ModelShape = ModelShape(64, 2, 2)
     teacher_training: TrainConfig = TrainConfig(
@@ -139,7 +146,9 @@ class DemoConfig:
     student_training: TrainConfig = TrainConfig(1000, 5e-3)
     loss: LossConfig = LossConfig()
     evaluation: EvalConfig = EvalConfig()
+    lora: int | None = None
     fresh: bool = False
+    tensorboard: bool = False
     seed: int = 0
 
     @classmethod

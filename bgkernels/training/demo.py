@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bgkernels.training import figure, models, report
+from bgkernels.training import figure, models, ranks, report
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
@@ -45,7 +45,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         corpus = load_corpus(config.data)
         materials = prepare(config, corpus)
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
-        make_objective(config, method, materials.student, None)
+        make_objective(config, method, materials.student, None, materials.second)
     facts = corpus_facts(corpus, materials)
     display.say(report.describe(facts))
     if materials.teacher is None:
@@ -62,10 +62,11 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             passage=_passage(materials, teacher),
             seconds=time.perf_counter() - started,
         )
-    write_json(config.output / "results.json", result.plain())
-    figure.draw(result, config.output / "results.png")
-    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
-        models.export(model, materials.tokenizer, config.output / "models" / name)
+    if ranks.first():
+        write_json(config.output / "results.json", result.plain())
+        figure.draw(result, config.output / "results.png")
+        for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
+            models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.training import lora, ranks
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
@@ -31,6 +32,7 @@ class Objective:
         method: what tells this way to distil from others.
         config: what all ways share.
         steps: of the whole run, for schedules.
+        second: another teacher, weighed against the first as configured.
     """
 
     student: CausalLM
@@ -38,6 +40,7 @@ class Objective:
     method: Method
     config: DemoConfig
     steps: int
+    second: CausalLM | None = None
     policy: bg.routing.Policy = field(init=False)
     divergence: bg.divergences.Divergence = field(init=False)
 
@@ -71,13 +74,14 @@ class Objective:
         labels[:, : given - 1] = IGNORED
         return Batch(tokens, labels)
 
-    def __call__(self, batch: Batch, step: int = 0, items: int | None = None) -> Tensor:
+    def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss.
 
         Args:
             batch: sequences and labels.
             step: of the optimiser.
-            items: tokens learnt in the whole step, where it has several batches.
+            items: tokens learnt in the whole step, where it has several batches; over how many
+                processes the gradient is averaged, so often smaller.
         """
         inputs, head = batch.tokens[:, :-1], self.student.head
         advance(self.policy, step / self.steps)
@@ -87,7 +91,7 @@ class Objective:
         loss = bg.linear_hybrid_distillation(
             hidden,
             head.weight.to(hidden.dtype),  # another one under autocast
-            self.teacher.as_teacher(inputs) if self.teacher else None,
+            self._source(inputs),
             batch.labels if target == DATA else target,
             linear_bias=bias,
             num_items=items,
@@ -96,6 +100,15 @@ class Objective:
         )
         assert isinstance(loss, Tensor)
         return loss
+
+    def _source(self, inputs: Tensor) -> bg.LinearTeacher | bg.MixtureTeacher | None:
+        """Where the soft labels come from."""
+        if self.teacher is None:
+            return None
+        first, weight = self.teacher.as_teacher(inputs), self.config.loss.second_weight
+        if self.second is None:
+            return first
+        return bg.MixtureTeacher((first, self.second.as_teacher(inputs)), (1 - weight, weight))
 
     def _options(self, step: int) -> dict[str, Any]:
         loss = self.config.loss
@@ -110,21 +123,33 @@ class Objective:
 
 
 def make_objective(
-    config: DemoConfig, method: str, student: CausalLM, teacher: CausalLM | None
+    config: DemoConfig,
+    method: str,
+    student: CausalLM,
+    teacher: CausalLM | None,
+    second: CausalLM | None = None,
 ) -> Objective:
     """The loss of a method; where only the text counts, the teacher is not run.
 
+    Args:
+        config: of the run.
+        method: by name.
+        student: the model that learns.
+        teacher: whom it imitates, or None.
+        second: another one, for methods of two teachers; others leave it alone.
+
     Raises:
-        OptionError: an option of the loss or the method is unknown or out of range, by name.
+        OptionError: an option of the loss or the method is unknown or out of range, by name, or
+            the method wants a second teacher and there is none.
     """
-    found = find(method)
-    objective = Objective(student, teacher, found, config, config.student_training.steps)
+    found, steps = find(method), config.student_training.steps
+    if found.teachers < 2:
+        second = None
+    elif second is None:
+        raise OptionError(f"the method {method!r} needs --second-teacher: the path of a model")
+    objective = Objective(student, teacher, found, config, steps, second)
     reads = objective.policy.uses_teacher or found.target != DATA or found.written_by_teacher
-    return (
-        objective
-        if reads
-        else Objective(student, None, found, config, config.student_training.steps)
-    )
+    return objective if reads else replace(objective, teacher=None)
 
 
 def train_teacher(
@@ -146,6 +171,7 @@ def train_teacher(
         validate=lambda: materials.exam.curve(teacher, None),
         config=config.teacher_training,
         store=CheckpointStore(config.output / name, identity),
+        tensorboard=config.tensorboard,
     )
     history = _run(task, display)
     teacher.freeze()
@@ -159,24 +185,36 @@ def train_student(
     teacher: CausalLM | None,
     display: Display,
 ) -> tuple[CausalLM, History]:
-    """A copy of the initial student, trained by one method."""
+    """A copy of the initial student, trained by one method.
+
+    Of a student trained by LoRA the adapter is in ``adapters/`` of ``config.output``, by the
+    method's name; the model that is returned has it in its weights.
+    """
     student = materials.student.clone()
     identity = materials.identity | asdict(config.student_training) | asdict(config.loss)
-    identity |= {"method": method, "initial weights": student.digest}
-    identity |= {"teacher": teacher.digest if teacher else None}
+    identity |= {"method": method, "initial weights": student.digest, "lora": config.lora}
+    objective = make_objective(config, method, student, teacher, materials.second)
+    teachers = {"teacher": teacher, "second teacher": objective.second}
+    identity |= {name: model.digest if model else None for name, model in teachers.items()}
+    adapter = lora.adapt(student, config.lora, config.seed) if config.lora else None
     store = CheckpointStore(config.output / f"student-{method}", identity)
-    if config.fresh:
+    if config.fresh and ranks.first():
         store.clear()
+    ranks.meet()
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training),
-        objective=make_objective(config, method, student, teacher),
+        objective=objective,
         batches=materials.batches,
         validate=lambda: materials.exam.curve(student, teacher),
         config=config.student_training,
         store=store,
+        tensorboard=config.tensorboard,
     )
-    return student, _run(task, display)
+    history = _run(task, display)
+    if adapter is not None:
+        lora.merge(adapter, config.output / "adapters" / method)
+    return student, history
 
 
 def ready(model: CausalLM, config: TrainConfig) -> Any:

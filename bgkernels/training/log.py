@@ -1,4 +1,4 @@
-"""What happened in a run, a line of JSON a step."""
+"""What happened in a run: a line of JSON a step, and the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bgkernels.training.errors import TrainingError
+from bgkernels.training.errors import TrainingError, extra
 from bgkernels.training.files import write_text
 
 
@@ -64,6 +64,34 @@ class Log:
             kept = [r for r in self.read() if r["step"] <= step]
             text = "".join(json.dumps(r) + "\n" for r in kept)
             write_text(self.path, text)
+
+
+class Board:
+    """The same records as TensorBoard shows them, in an event file of each start of the run.
+
+    Args:
+        folder: to name to ``tensorboard --logdir``.
+        step: that the run goes on from; TensorBoard forgets what an earlier file has after it.
+
+    Raises:
+        MissingExtra: the package ``tensorboard`` is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        with extra("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._writer = SummaryWriter(folder, purge_step=step + 1)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Each value of a record as a scalar of its name, at the record's ``step``."""
+        for name, value in record.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
 
 
 def peak_memory() -> int:

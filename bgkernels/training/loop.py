@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,11 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+import bgkernels as bg
+from bgkernels.training import ranks
 from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
-from bgkernels.training.log import Log, peak_memory
-from bgkernels.training.tokens import Batch, Batches
+from bgkernels.training.log import Board, Log, peak_memory
+from bgkernels.training.tokens import IGNORED, Batch, Batches
 
 Curve = list[dict[str, float]]
 
@@ -49,7 +51,7 @@ class Objective(Protocol):
     def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
         """The batch that is learnt from in place of this one, often itself."""
 
-    def __call__(self, batch: Batch, step: int, items: int) -> Tensor:
+    def __call__(self, batch: Batch, step: int, items: Tensor) -> Tensor:
         """Scalar loss, a sum over the batch divided by ``items``."""
 
 
@@ -65,6 +67,7 @@ class Task:
         validate: measures of the model as it is; called without gradients.
         config: steps, rates, intervals.
         store: where the state is kept.
+        tensorboard: whether the log is kept for TensorBoard too.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Task:
     validate: Callable[[], dict[str, float]]
     config: TrainConfig
     store: CheckpointStore
+    tensorboard: bool = False
 
 
 @dataclass
@@ -97,6 +101,10 @@ def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: Non
     A finished run returns at once. On one process, a run that was stopped and resumed ends with
     the same weights, bit for bit, as one that was not.
 
+    On several processes (:mod:`~bgkernels.training.ranks`) each has its own batches of a step, and
+    all have one normaliser and one gradient: that of a single process with so many times more
+    batches a step. The first process writes checkpoints and logs, which all of them must see.
+
     Args:
         task: what to train.
         on_step: called after each step, and once before them where the run is resumed.
@@ -105,24 +113,36 @@ def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: Non
         NonFiniteLoss: the loss or its gradient is not finite; no weight has changed in that step.
         Interrupted: SIGINT or SIGTERM came; the state has been saved.
         CheckpointError: see :class:`~bgkernels.training.checkpoint.CheckpointStore`.
+        MissingExtra: TensorBoard is wanted and not installed.
     """
-    run = _Run(task)
-    if run.step:
-        on_step(run.progress())
-    with _signals() as caught:
+    with closing(_Run(task)) as run, _signals() as caught:
+        if run.step:
+            on_step(run.progress())
         while run.step < task.config.steps:
             run.advance()
-            if caught:
-                path = run.save()
+            if ranks.mean(len(caught)):  # any of the processes
+                path, by = run.save(), caught[0] if caught else signal.SIGTERM
                 raise Interrupted(
-                    f"stopped by {caught[0].name} in {task.name} at step {run.step}; saved as "
-                    f"{path}. Run the same command again to go on",
-                    caught[0],
+                    f"stopped by {by.name} in {task.name} at step {run.step}; saved as {path}. "
+                    "Run the same command again to go on",
+                    by,
                 )
             if run.step == task.config.steps or run.step % task.config.checkpoint_every == 0:
                 run.save()
             on_step(run.progress())
     return run.history
+
+
+class _Step(nn.Module):
+    """The loss as a module of its own, whose parameters and calls DDP can see."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.network, self.objective = task.model, task.objective
+
+    def forward(self, batch: Batch, step: int, items: Tensor) -> Tensor:
+        """The objective."""
+        return self.objective(batch, step, items)
 
 
 class _Run:
@@ -132,11 +152,15 @@ class _Run:
         self.task, self.step, self.history = task, 0, History()
         self.optimizer = make_optimizer(task.model, task.config)
         self.tokens, self.seconds = 0, 0.0
+        self.loss = ranks.averaging(_Step(task))
         state = task.store.load()
         if state is not None:
             self._restore(state)
         self.log = Log(task.store.folder / "log.jsonl")
-        self.log.rewind(self.step)
+        if ranks.first():
+            self.log.rewind(self.step)
+        folder, wanted = task.store.folder / "tensorboard", task.tensorboard and ranks.first()
+        self.board = Board(folder, self.step) if wanted else None
 
     def advance(self) -> None:
         """One step of the optimiser, then validation where it is due."""
@@ -152,7 +176,8 @@ class _Run:
                 curve.append({"step": self.step, **self.task.validate()})
         self.history.losses.append(loss)
         self.history.seconds += time.perf_counter() - started
-        self._note()
+        if ranks.first():
+            self._note()
 
     def progress(self) -> Progress:
         """Where the run stands."""
@@ -161,23 +186,31 @@ class _Run:
         return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
 
     def _note(self) -> None:
-        """A line in the log."""
+        """A line in the log, and a point in TensorBoard's curves."""
         now = self.progress()
         fresh = now.validation if now.validation.get("step") == now.step else {}
-        self.log.write(
-            {
-                "step": now.step,
-                "loss": now.loss,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "tokens_per_second": now.tokens_per_second,
-                "seconds": self.history.seconds,
-                "peak_memory": peak_memory(),
-                **fresh,
-            }
-        )
+        record = {
+            "step": now.step,
+            "loss": now.loss,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "tokens_per_second": now.tokens_per_second,
+            "seconds": self.history.seconds,
+            "peak_memory": peak_memory(),
+            **fresh,
+        }
+        self.log.write(record)
+        if self.board:
+            self.board.write(record)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.board:
+            self.board.close()
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""
+        if not ranks.first():
+            return self.task.store.path(self.step)
         state = {
             "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -196,22 +229,28 @@ class _Run:
 
     def _batches(self) -> list[Batch]:
         """The batches of this step, written by a model where the method wants it."""
-        task, count = self.task, self.task.config.accumulate
+        task, among = self.task, ranks.size()
         task.model.eval()
-        numbers = range(self.step * count, (self.step + 1) * count)
+        count = task.config.accumulate * among
+        numbers = range(self.step * count + ranks.rank(), (self.step + 1) * count, among)
         batches = [task.objective.rewrite(task.batches[n], n, self.step) for n in numbers]
-        self.tokens += sum(batch.labels.numel() for batch in batches)
+        self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches
 
     def _optimise(self, batches: list[Batch]) -> float:
         """Gradient, clipping and update; nothing is updated where one of them is not finite."""
-        config, items, value = self.task.config, sum(batch.items for batch in batches), 0.0
+        config, value = self.task.config, 0.0
+        labels = torch.cat([batch.labels.flatten() for batch in batches])
+        items = bg.distributed.global_num_items(labels, ignore_index=IGNORED, averaged=True)
         self.task.model.train()
         for batch in batches:
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=config.bf16):
-                loss = self.task.objective(batch, self.step, max(1, items))
-            loss.backward()
+            alone = ranks.apart(self.loss) if batch is not batches[-1] else nullcontext()
+            with alone:
+                with torch.autocast(labels.device.type, torch.bfloat16, enabled=config.bf16):
+                    loss = self.loss(batch, self.step, items)
+                loss.backward()
             value += loss.item()
+        value = ranks.mean(value)
         norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
         if not math.isfinite(value) or not torch.isfinite(norm):
             raise NonFiniteLoss(self._not_finite(value, float(norm)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bgkernels.training import ranks
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
 from bgkernels.training.evaluate import Examination
@@ -34,6 +35,7 @@ class Materials:
         identity: of the data, for checkpoints.
         teacher: a pretrained teacher, or None where one must be trained.
         student: the student before distillation.
+        second: another pretrained teacher, or None.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -43,6 +45,7 @@ class Materials:
     identity: dict[str, Any]
     teacher: CausalLM | None
     student: CausalLM
+    second: CausalLM | None = None
 
 
 def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
@@ -50,12 +53,13 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
 
     Raises:
         CorpusError: there is less text than a batch needs.
-        ModelError: a named model cannot be used, or the two do not share a tokenizer.
+        ModelError: a named model cannot be used, or the models do not share a tokenizer.
     """
     data = config.data
-    teacher, student, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
+    named, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
         tokenizer = train_tokenizer(texts_of(corpus.train), data.vocab)
+    student = named.get("--student")
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
         student = small_llama(config.student_shape, vocab, length, config.seed + 1)
@@ -72,25 +76,34 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
             "tokens": digest([train.numpy().tobytes(), learnt.numpy().tobytes()]),
             "sequence length": data.sequence_length,
             "batch size": data.batch_size,
+            "processes": ranks.size(),
             "seed": config.seed,
         },
-        teacher,
+        named.get("--teacher"),
         student,
+        named.get("--second-teacher"),
     )
 
 
 def _named_models(
     config: DemoConfig, sample: str
-) -> tuple[CausalLM | None, CausalLM | None, PreTrainedTokenizerBase | None]:
-    """Teacher and student where the user named them, and the tokenizer that they bring."""
-    length = config.data.sequence_length
-    teacher = student = tokenizer = None
-    if config.teacher is not None:
-        teacher, tokenizer = load_pretrained(config.teacher, "--teacher", length)
-        teacher.freeze()
-    if config.student is not None:
-        student, students = load_pretrained(config.student, "--student", length)
+) -> tuple[dict[str, CausalLM], PreTrainedTokenizerBase | None]:
+    """The models that the user named, by option, and the one tokenizer that they bring."""
+    found: dict[str, CausalLM] = {}
+    tokenizer = None
+    options = {
+        "--teacher": config.teacher,
+        "--second-teacher": config.second_teacher,
+        "--student": config.student,
+    }
+    for option, name in options.items():
+        if name is None:
+            continue
+        model, its_own = load_pretrained(name, option, config.data.sequence_length)
         if tokenizer is not None:
-            check_same_tokenizer(tokenizer, students, sample[:10_000])
-        tokenizer = students
-    return teacher, student, tokenizer
+            pair = f"{next(iter(found))} and {option}"
+            check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
+        if option != "--student":
+            model.freeze()
+        found[option], tokenizer = model, its_own
+    return found, tokenizer

@@ -31,6 +31,7 @@ class Method:
         temperature: of the divergence: a number, a schedule, or None: as configured for all.
         written_by_student, written_by_teacher: share of the steps whose text is sampled from that
             model, after the beginning of the file's text (GKD's λ; sequence-level distillation).
+        teachers: how many are imitated; the second is the one that the run names.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Method:
     temperature: float | Schedule | None = None
     written_by_student: float = 0.0
     written_by_teacher: float = 0.0
+    teachers: int = 1
 
     def divergence_or(self, default: str) -> bg.divergences.Divergence:
         """The method's own divergence, or the one of this name."""
@@ -120,6 +122,7 @@ METHODS: dict[str, Method] = {
     "minillm": Method(
         "on-policy reverse KL", divergence=_d.reverse_kl, written_by_student=1.0
     ),
+    "two-teachers": Method("soft, two teachers", teachers=2),
 }  # fmt: skip
 """By the name that the command line knows."""
 

@@ -180,28 +180,30 @@ def read_head(network: Any, option: str) -> CausalLM:
 
 
 def check_same_tokenizer(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, sample: str
+    one: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    sample: str,
+    pair: str = "--teacher and --student",
 ) -> None:
     """Refuse a pair whose tokens differ: distributions are compared token by token.
 
     Args:
-        teacher, student: the two tokenizers.
+        one, other: the two tokenizers.
         sample: some text that both must encode alike.
+        pair: the options that named their models, for the message.
 
     Raises:
         ModelError: they differ; the message shows where.
     """
-    left, right = teacher.get_vocab(), student.get_vocab()
+    left, right = one.get_vocab(), other.get_vocab()
     odd = next((t for t in sorted(left.keys() | right.keys()) if left.get(t) != right.get(t)), None)
     if odd is not None:
         detail = f"token {odd!r} is number {left.get(odd)} in one and {right.get(odd)} in the other"
-    elif teacher.encode(sample) != student.encode(sample):
+    elif one.encode(sample) != other.encode(sample):
         detail = "they have the same tokens but cut text differently"
     else:
         return
-    raise ModelError(
-        f"--teacher and --student must share one tokenizer, and these differ: {detail}"
-    )
+    raise ModelError(f"{pair} must share one tokenizer, and these differ: {detail}")
 
 
 def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -210,12 +212,18 @@ def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
+    with writing(folder), _no_bars():
+        model.network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn a failed write of a model inside the block into a message that names its folder."""
     from safetensors import SafetensorError
 
     try:
-        with _no_bars():
-            model.network.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+        yield
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"could not write {folder}: {error}") from error
 

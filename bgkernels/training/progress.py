@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from bgkernels.training import ranks
 from bgkernels.training.errors import extra
 from bgkernels.training.loop import Progress
 
@@ -87,6 +88,11 @@ class Terminal:
         with self.console.status(title):
             yield
         self.say(f"[dim]{title}: done[/]")
+
+
+def terminal(console: Console) -> Display:
+    """The terminal for the first of several processes; the others are silent."""
+    return Terminal(console) if ranks.first() else Silent()
 
 
 def _figures(now: Progress) -> str:

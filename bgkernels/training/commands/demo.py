@@ -6,15 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from bgkernels.training import report
+from bgkernels.training import ranks, report
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported, typer
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.demo import run_demo
 from bgkernels.training.files import write_text
 from bgkernels.training.methods import METHODS, find
-from bgkernels.training.progress import Terminal
+from bgkernels.training.progress import terminal
 from bgkernels.training.results import DemoResult
+
+COMPARED = ",".join(name for name, method in METHODS.items() if method.teachers == 1)
 
 
 def demo(
@@ -61,8 +63,10 @@ def compare(
     config_file: ConfigFile = None,
     methods: Annotated[
         str,
-        typer.Option(help="Methods by name, separated by commas.", show_default="all of them"),
-    ] = ",".join(METHODS),
+        typer.Option(
+            help="Methods by name, separated by commas.", show_default="all that have one teacher"
+        ),
+    ] = COMPARED,
     output: o.Output = None,
     resume: o.Resume = True,
     quick: o.Quick = False,
@@ -72,11 +76,14 @@ def compare(
     batch_size: o.BatchSize = None,
     teacher: o.Teacher = None,
     student: o.Student = None,
+    second_teacher: o.SecondTeacher = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
+    tensorboard: o.TensorBoard = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
+    second_weight: o.SecondWeight = None,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Distil one teacher by many methods, and put them into one table.
@@ -89,7 +96,7 @@ def compare(
 
     - `bgkernels compare --methods hard,soft,static,confidence,entropy`
 
-    - `bgkernels compare --output runs/all` (every method; interrupted, it goes on where it stopped)
+    - `bgkernels compare --output runs/all` (interrupted, it goes on where it stopped)
     """
     given = locals() | {"methods": tuple(methods.split(","))}
     _run(quick, "runs/compare", report.comparison, given)
@@ -108,6 +115,7 @@ def distill(
     batch_size: o.BatchSize = None,
     teacher: o.Teacher = None,
     student: o.Student = None,
+    second_teacher: o.SecondTeacher = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
@@ -115,8 +123,11 @@ def distill(
     bf16: o.Bf16 = False,
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
+    lora: o.Lora = None,
+    tensorboard: o.TensorBoard = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
+    second_weight: o.SecondWeight = None,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Distil a teacher into a student by one method.
@@ -127,6 +138,9 @@ def distill(
     **Examples**
 
     - `bgkernels distill --teacher runs/demo/models/teacher --method confidence`
+
+    - `bgkernels distill --method two-teachers --teacher runs/one/model
+      --second-teacher runs/two/model`
 
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
@@ -141,10 +155,12 @@ def _run(
     console = Console(stderr=True)
     base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
-    with reported(console):
+    with reported(console), ranks.joined():
         for method in config.methods:
             find(method)
-        table = tabulate(run_demo(config, Terminal(console)))
+        table = tabulate(run_demo(config, terminal(console)))
+        if not ranks.first():
+            return
         write_text(config.output / "results.md", report.markdown(table))
     Console().print(table)
     console.print(

@@ -72,6 +72,14 @@ Student = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+SecondTeacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Another Hugging Face model, for the method two-teachers. Needs the same tokenizer.",
+        show_default=False,
+        rich_help_panel=MODELS,
+    ),
+]
 TeacherSteps = Annotated[
     int | None,
     typer.Option(
@@ -125,6 +133,24 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="torch.compile the student's body.", rich_help_panel=TRAINING),
 ]
+Lora = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Train adapters of this rank (LoRA) and not the weights; the adapter is kept in "
+        "adapters/, and the model is saved with it merged.",
+        show_default="train the weights",
+        rich_help_panel=TRAINING,
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option(
+        "--tensorboard",
+        help="Keep the log for TensorBoard too, in tensorboard/ beside the checkpoints.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Divergence = Annotated[
     str | None,
     typer.Option(
@@ -139,6 +165,16 @@ Temperature = Annotated[
     typer.Option(
         help="Softens both distributions in the divergence.",
         show_default="1.0",
+        rich_help_panel=LOSS,
+    ),
+]
+SecondWeight = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Weight of the second teacher's divergence; the first one's is the rest of 1.",
+        show_default=f"{DEFAULTS.loss.second_weight:g}",
         rich_help_panel=LOSS,
     ),
 ]
@@ -170,10 +206,11 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     budget = given.get("memory_budget")
     training = pick(base.student_training, "steps", "accumulate")
     made: DemoConfig = replace(
-        pick(base, "output", "seed", "methods"),
+        pick(base, "output", "seed", "methods", "lora", "tensorboard"),
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),
+        second_teacher=given.get("second_teacher"),
         teacher_training=changed(base.teacher_training, steps=given.get("teacher_steps")),
         student_training=changed(
             training,
@@ -183,7 +220,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
             compile=given.get("compile"),
         ),
         loss=changed(
-            pick(base.loss, "divergence", "temperature"),
+            pick(base.loss, "divergence", "temperature", "second_weight"),
             memory_budget=budget and budget * 2**20,
         ),
         fresh=not given.get("resume", True),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bgkernels.training import ranks
 from bgkernels.training.alone import run_training
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported
 from bgkernels.training.config import DemoConfig
-from bgkernels.training.progress import Terminal
+from bgkernels.training.progress import terminal
 
 
 def train(
@@ -27,6 +28,8 @@ def train(
     bf16: o.Bf16 = False,
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
+    lora: o.Lora = None,
+    tensorboard: o.TensorBoard = False,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
     """Train a model on text alone, by cross-entropy: a teacher to be, or the last step of a recipe.
@@ -43,8 +46,10 @@ def train(
     console = Console(stderr=True)
     base = replace(DemoConfig(), output=Path("runs/train"))
     config = o.configured(base, locals())
-    with reported(console):
-        history = run_training(config, Terminal(console))
+    with reported(console), ranks.joined():
+        history = run_training(config, terminal(console))
+        if not ranks.first():
+            return
     last = history.curve[-1]["cross_entropy"]
     console.print(
         f"Cross-entropy on held-out text: {last:.3f} nats a token. Written to {config.output}: "
