@@ -90,9 +90,11 @@ def test_the_oracle_shares_nothing() -> None:
 
 def test_training_and_integrations_use_the_public_api() -> None:
     for path in INTEGRATIONS:
-        assert own(path) <= {"integrations", "__init__"}, f"{path.name} imports {own(path)}"
+        allowed = {"integrations", "__init__"} | ({"labels"} if path.stem == "labels" else set())
+        assert own(path) <= allowed, f"{path.name} imports {own(path)}"
     for path in TRAINING:
-        allowed = {"training", "__init__"} | ({"labels"} if path.stem == "cli" else set())
+        allowed = {"training", "integrations", "__init__"}
+        allowed |= {"labels"} if path.stem == "cli" else set()
         assert own(path) <= allowed, f"{path.name} imports {own(path)}"
 
 
@@ -106,7 +108,7 @@ def test_csrc_sees_neither_torch_nor_python() -> None:
     for path in (ROOT / "csrc").rglob("*.*"):
         included = re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text(encoding="utf-8"))
         assert not [x for x in included if re.match(r"(torch|ATen|c10)/", x)], path
-        if path.name not in ("bind.cpp", "bind.h"):
+        if path.name not in ("bind.cpp", "bind.h", "bind_cuda.cpp"):
             assert not [x for x in included if re.match(r"(pybind11/|Python\.h)", x)], path
 
 
