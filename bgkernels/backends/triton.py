@@ -109,7 +109,7 @@ class TritonBackend:
         """Pass 1, second read."""
         if tile.teacher is None or not tile.teacher.numel():
             return
-        lse = (_floats(lse_s), _floats(lse_t))
+        lse = (_two_floats(lse_s), _two_floats(lse_t))
 
         def trial(launch: Launch) -> None:
             self._absorb_pairs(sums.clone(), tile, lse, spec, launch)
@@ -279,6 +279,12 @@ def _on(device: torch.device) -> torch.cuda.device:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _two_floats(x: Tensor) -> Tensor:
+    """``(2, rows)`` whose sum is ``x``: differences of large logits keep their digits."""
+    high = x.to(torch.float32)
+    return torch.stack([high, (x - high).to(torch.float32)])
 
 
 def _floats(x: Tensor) -> Tensor:

@@ -266,13 +266,15 @@ def pairs_kernel(
 ):  # fmt: skip
     """Pass 1, second read: pairwise sums over a range of columns of one row.
 
+    ``lse_s_ptr, lse_t_ptr (2, rows)``: log-sum-exps, and what fp32 leaves of them.
     With RESUME added to ``sums_ptr (·, rows)``, else written to ``(splits, ·, rows)``.
     """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     stride = tl.cast(rows, tl.int64)
     COUNT: tl.constexpr = 3 * MIXTURES + 2 * TOTAL_VARIATION
     out = sums_ptr + split * COUNT * stride + row
-    lse_s, lse_t = tl.load(lse_s_ptr + row), tl.load(lse_t_ptr + row)
+    lse_s, rest_s = load_columns(lse_s_ptr + row, stride, 0, 2)
+    lse_t, rest_t = load_columns(lse_t_ptr + row, stride, 0, 2)
     inv_t = tl.cast(inv_t, tl.float32)
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
@@ -285,8 +287,8 @@ def pairs_kernel(
         columns = begin + tl.arange(0, BLOCK)
         z = load_logits(s_row, columns, stop, s_cap, S_MAP)
         v = load_logits(t_row, columns, stop, t_cap, T_MAP)
-        lp = tl.where(columns < stop, tempered(z, inv_t, SHARED) - lse_s, NEG_INF)
-        lq = tl.where(columns < stop, tempered(v, inv_t, SHARED) - lse_t, NEG_INF)
+        lp = tl.where(columns < stop, tempered(z, inv_t, SHARED) - lse_s - rest_s, NEG_INF)
+        lq = tl.where(columns < stop, tempered(v, inv_t, SHARED) - lse_t - rest_t, NEG_INF)
         new = ()
         for i in tl.static_range(MIXTURES):
             terms = pair_sums(lp, lq, omegas[i])
