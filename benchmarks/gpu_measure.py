@@ -75,7 +75,21 @@ class Bench:
         for name in running:
             rows[name]["ms"] = round(sorted(times[name])[len(times[name]) // 2], 4)
             rows[name]["runs"] = len(times[name])
+            if self.left > 0 and (joules := self.joules(steps[name])) is not None:
+                rows[name]["J"] = round(joules, 3)
         return rows
+
+    def joules(self, step: Step, seconds: float = 0.4) -> float | None:
+        """Energy of one run, where the device counts it, some ten times a second."""
+        before, begin, runs = _energy(self.device), time.monotonic(), 0
+        if before is None:
+            return None
+        while time.monotonic() - begin < seconds:
+            step()
+            self.sync()
+            runs += 1
+        after = _energy(self.device)
+        return None if after is None else (after - before) / runs
 
     def once(self, step: Step) -> float:
         """Milliseconds of one run."""
@@ -101,6 +115,22 @@ class Bench:
         self.sync()
         del made
         return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+
+
+def _energy(device: torch.device) -> float | None:
+    """Joules since the driver was loaded, by NVML, or None."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            str(torch.cuda.get_device_properties(device).uuid)
+        )
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
+    except Exception:  # no such package, or a device that does not count
+        return None
 
 
 def products(p: Problem, rows: int = 8192) -> Step:

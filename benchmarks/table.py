@@ -92,9 +92,13 @@ def _title(field: dict[str, Any]) -> str:
 def steps(field: dict[str, Any]) -> str:
     """One field, a line an entry."""
     best = limit(field)
-    head = ("", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
-            "passes", "plan")  # fmt: skip
-    return markdown(head, [_step(e, best) for e in field["entries"]])
+    head = ["", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
+            "passes", "plan"]  # fmt: skip
+    rows = [_step(e, best) for e in field["entries"]]
+    if any(e.get("joules") is not None for e in field["entries"]):
+        head.append("energy, J")
+        rows = [[*r, _digits(e.get("joules"))] for r, e in zip(rows, field["entries"], strict=True)]
+    return markdown(head, rows)
 
 
 def _step(e: dict[str, Any], best: float) -> list[str]:
