@@ -44,11 +44,11 @@ LIMITS = ("limit", "natural")
 DENSE = ("dense", "compiled")
 PEERS = (*DENSE, "paper", "liger", "trl", "orda", "liger-jsd", "liger-kl")
 HARD_PEERS = (*DENSE, "torch-lce", "cce", "quack")
-SMALL = replace(REDUCED, rows=256, vocab=8192, dtype="bfloat16")
+SMALL = replace(REDUCED, rows=128, vocab=8192, dtype="bfloat16")
 
 
 def _form(form: str, *entries: str) -> Field:
-    return Field(replace(REDUCED, form=form), entries, seconds=5.0)
+    return Field(replace(REDUCED, form=form), entries, seconds=4.0)
 
 
 SUITES: dict[str, tuple[Field, ...]] = {
@@ -57,11 +57,12 @@ SUITES: dict[str, tuple[Field, ...]] = {
     "cpu": (
         Field(
             replace(TARGET, dtype="bfloat16"),
-            (*LIMITS, "fused-1536", "fused-1024", "fused-512", "fused-128", "widened", *DENSE),
+            (*LIMITS, "fused-1024", "fused-512", "fused-128", "widened", *DENSE),
             rounds=3,
+            seconds=20.0,
         ),
-        Field(SMALL, (*LIMITS, "fused-128", "fused-128-eager", *PEERS), rounds=3, seconds=6.0),
-        Field(REDUCED, (*LIMITS, "fused-128", "fused-32", "recompute-32", *PEERS), seconds=6.0),
+        Field(SMALL, (*LIMITS, "fused-128", "fused-128-eager", *PEERS), rounds=3, seconds=4.0),
+        Field(REDUCED, (*LIMITS, "fused-128", "fused-32", "recompute-32", *PEERS), seconds=5.0),
         _form("hard", *LIMITS, "fused-128", "recompute-32", *HARD_PEERS),
         _form("top-k", *LIMITS, "fused-128", *DENSE),
         _form("logits", "copy", "fused-128", "fused-128-eager", *DENSE),

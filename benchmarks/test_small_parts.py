@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import bgkernels as bg
+from benchmarks.cases import Case, Problem
+from benchmarks.entries import ENTRIES
 from bgkernels.planner import Workload, plan
 
 ROWS, VOCAB = 8192, 4096
@@ -38,6 +40,15 @@ def test_planner(benchmark: Any) -> None:
         statistics=True, backward=True, reads=1, device="cpu",
     )  # fmt: skip
     benchmark(plan, work, 512 * MIB)
+
+
+@pytest.mark.parametrize("who", ["products alone", "all columns", "top 64"])
+def test_cached_labels(benchmark: Any, who: str) -> None:
+    """A step with cached labels beside the linear teacher's and the products that it needs."""
+    form = "step" if who == "all columns" else "top-k"
+    problem = Problem.of(Case("small", 256, 256, 384, 8192, form=form))
+    entry = "limit" if who == "products alone" else "fused-128"
+    benchmark.pedantic(ENTRIES[entry].start(problem), rounds=5, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("name", ["static", "confidence", "threshold", "top_entropy", "entropy"])
