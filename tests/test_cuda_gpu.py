@@ -11,22 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-import bgkernels as bg
 from bgkernels.backends import BACKENDS, native_cuda
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_cuda import Cuda
 from bgkernels.spec import Mixture, RowSpec, Tilt
 from bgkernels.state import NONE, SKIP
-from bgkernels.stats import Final
-from bgkernels.vjp import vjp_coefficients
-from tests.conformance import KINDS, Case, check, make, statistics
+from tests import on_gpu
+from tests.conformance import KINDS, check, make, statistics
+from tests.on_gpu import DEVICE
 from tests.problems import conform
 from tests.problems import make as logits_problem
 from tests.test_cuda_emulated import COMPOSED
 from tests.test_native import CASES, LABELS, PADDED
 
 pytestmark = pytest.mark.gpu
-DEVICE = torch.device("cuda:0")
 
 
 class Native(NativeBackend):
@@ -67,36 +65,9 @@ def test_real_vocabularies(width: int, dtypes: str) -> None:
     check(Native(), case, out=KINDS[dtypes[0]])
 
 
-def on_device(rows: int, vocab: int, device: torch.device = DEVICE) -> Case:
-    s, t = (
-        torch.empty(rows, vocab, dtype=torch.bfloat16, device=device).normal_(std=3)
-        for _ in range(2)
-    )
-    labels = torch.randint(vocab, (rows,), device=device)
-    return Case(RowSpec(vocab, vocab, extras=(Tilt(0, 0.1), Mixture(0.5))), s, t, labels)
-
-
-def primitives(case: Case) -> tuple[Final, Tensor]:
-    """Statistics, and the gradient of Σ KL(t ‖ s) + CE over the student's logits."""
-    _, final = statistics(Native(), case)
-    one = torch.ones_like(final.stats.nll)
-    coefficients = vjp_coefficients(final, {"kl_ts": one, "nll": one}, {}, case.spec)
-    Native().vjp(case.student, case.tiles()[0], coefficients, case.spec)
-    return final, case.student
-
-
-@pytest.mark.parametrize("rows, vocab", [(70_000, 32_768), (9_000, 248_320)])
+@pytest.mark.parametrize("rows, vocab", on_gpu.SIZES)
 def test_more_rows_and_elements_than_small_integers_count(rows: int, vocab: int) -> None:
-    case = on_device(rows, vocab)
-    some = torch.tensor([0, 1, 8_999, 65_535, 65_536, rows - 1], device=DEVICE).clamp_max(rows - 1)
-    assert case.teacher is not None
-    few = replace(case, student=case.student[some], teacher=case.teacher[some])
-    few.labels = case.labels[some]
-    final, gradient = primitives(case)
-    expected, ref = primitives(few)
-    for ours, want in zip(final.stats.tensors(), expected.stats.tensors(), strict=True):
-        torch.testing.assert_close(ours[some], want, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient[some], ref, rtol=2e-2, atol=1e-6)
+    on_gpu.some_rows_are_as_alone(Native(), rows, vocab)
 
 
 @pytest.mark.parametrize("ranks", [None, 0, 4])
@@ -118,62 +89,32 @@ def test_both_passes_in_one_launch(
 
 
 def test_the_same_bits_every_time() -> None:
-    case = on_device(300, 50_000)
+    case = on_gpu.on_device(300, 50_000)
     results = [statistics(Native(3), case)[0].floats for _ in range(3)]
     assert all(torch.equal(x, results[0]) for x in results)
 
 
 def test_nothing_waits_for_the_device() -> None:
-    x, w, h, w_t = (
-        torch.randn(n, d, dtype=torch.bfloat16, device=DEVICE)
-        for n, d in ((512, 256), (8000, 256), (512, 384), (8000, 384))
-    )
-    x.requires_grad_()
-    w.requires_grad_()
-    target = torch.randint(8000, (512,), device=DEVICE)
-
-    def step() -> None:
-        teacher = bg.LinearTeacher(h, w_t)
-        bg.linear_hybrid_distillation(x, w, teacher, target, backend="native").backward()
-
-    step()  # loads the kernels
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    on_gpu.nothing_waits("native")
 
 
 def test_the_current_stream_is_used() -> None:
     """Work on another stream comes after what that stream waits for, and only there."""
-    case = on_device(64, 20_000)
-    final, expected = primitives(replace(case, student=case.student.clone()))
+    case = on_gpu.on_device(64, 20_000)
+    final, expected = on_gpu.primitives(Native(), replace(case, student=case.student.clone()))
     side, later = torch.cuda.Stream(), torch.zeros_like(case.student)
     with torch.cuda.stream(side):
         torch.cuda._sleep(50_000_000)
         later.copy_(case.student)
-        found, gradient = primitives(replace(case, student=later))
+        found, gradient = on_gpu.primitives(Native(), replace(case, student=later))
     torch.cuda.current_stream().wait_stream(side)
     assert torch.equal(found.stats.kl_ts, final.stats.kl_ts)
     assert torch.equal(gradient, expected)
 
 
 def test_a_device_that_is_not_current() -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices")
-    primitives(on_device(64, 1000, torch.device("cuda:1")))
-    assert torch.cuda.current_device() == 0
+    on_gpu.another_device_serves(Native())
 
 
 def test_graph_capture_and_replay() -> None:
-    case = on_device(300, 5000)
-    original = case.student.clone()
-    primitives(case)  # loads the kernels
-    expected = case.student.clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        primitives(case)
-    case.student.copy_(original)
-    graph.replay()
-    assert torch.equal(case.student, expected)
+    on_gpu.a_graph_replays(Native())

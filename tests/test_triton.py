@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from bgkernels import sampling
 from bgkernels.backends import triton as triton_backend
 from bgkernels.backends import triton_launch
-from bgkernels.backends.base import Backend, Tile
-from bgkernels.backends.eager import EagerBackend
 from bgkernels.backends.triton import TritonBackend
 from bgkernels.backends.triton_launch import Launch
 from bgkernels.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.state import FLOATS, NONE, SKIP, RowState, empty
-from bgkernels.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
-from bgkernels.vjp import vjp_coefficients
+from bgkernels.state import NONE, SKIP, empty
+from tests import conformance
+from tests.conformance import check, gradient, statistics
 from tests.interpreter import DEVICE, prepare
-from tests.yardstick import assert_close
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton", "ignore:All-NaN")
@@ -39,125 +35,7 @@ def backend(splits: int | None = 1) -> TritonBackend:
     return TritonBackend(SMALL, splits)
 
 
-@dataclass
-class Case:
-    """Logits ``(rows, columns)`` and ``(rows, compared)`` amid NaN, labels, and how to cut them."""
-
-    spec: RowSpec
-    student: Tensor
-    teacher: Tensor | None
-    labels: Tensor
-    cuts: tuple[int, ...] = ()
-    first_row: int = 0
-
-    def tiles(self) -> list[Tile]:
-        edges = [0, *self.cuts, self.student.shape[1]]
-        out = []
-        for start, stop in pairwise(edges):
-            end = min(stop, self.spec.compared)
-            t = self.teacher[:, start:end] if self.teacher is not None and end > start else None
-            out.append(Tile(self.student[:, start:stop], t, self.first_row, start))
-        return out
-
-    def to(self, dtype: torch.dtype) -> Case:
-        t = None if self.teacher is None else self.teacher.to(dtype)
-        return replace(self, student=self.student.to(dtype), teacher=t)
-
-
-def amid_nan(x: Tensor, dtype: torch.dtype, left: int = 3) -> Tensor:
-    """The same values in rows that are strided, misaligned and surrounded by NaN."""
-    canvas = torch.full((len(x), x.shape[1] + 11), NAN, dtype=dtype, device=DEVICE)
-    view = canvas[:, left : left + x.shape[1]]
-    view.copy_(x)
-    return view
-
-
-def make(spec: RowSpec, labels: list[int], dtypes: str = "ff", cuts: tuple[int, ...] = (),
-         seed: int = 0) -> Case:  # fmt: skip
-    g = torch.Generator().manual_seed(seed)
-    kinds = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
-    shape = (len(labels), spec.columns)
-    s = amid_nan(torch.randn(shape, generator=g) * 3, kinds[dtypes[0]])
-    t = torch.randn(len(labels), spec.compared, generator=g) * 3 + s[:, : spec.compared].cpu() / 2
-    t = amid_nan(t, kinds[dtypes[1]], left=5) if spec.compared else None
-    return Case(spec, s, t, torch.tensor(labels, device=DEVICE), cuts)
-
-
-def statistics(b: Backend, case: Case) -> tuple[RowState, Final]:
-    spec, rows = case.spec, len(case.labels)
-    wide = torch.float64 if case.student.dtype == torch.float64 else torch.float32
-    device = case.labels.device
-    state = empty(rows, len(spec.tilts), dtype=wide, device=device)
-    for tile in case.tiles():
-        b.absorb_(state, tile, case.labels, spec)
-    final = finalize(state, case.labels, spec)
-    if spec.second_read:
-        count = 3 * len(spec.mixtures) + 2 * spec.total_variation
-        sums = torch.zeros(count, rows, dtype=wide, device=device)
-        for tile in case.tiles():
-            b.absorb_pairs_(sums, tile, final.stats.lse_s, final.stats.lse_t, spec)
-        final = add_pairs(final, sums, spec)
-    return state, final
-
-
-def gradient(b: Backend, case: Case, final: Final, dtype: torch.dtype, *,
-             in_place: bool = False) -> Tensor:  # fmt: skip
-    g = torch.Generator().manual_seed(9)
-    like = final.stats.nll
-
-    def random() -> Tensor:
-        return torch.randn(len(like), generator=g, dtype=torch.float64).to(like)
-
-    own = {name: random() for name in DIFFERENTIABLE}
-    if case.teacher is None:
-        own = {name: own[name] for name in ("nll", "lse_hard", "logit_mean")}
-    extra = {e: tuple(random() for _ in v) for e, v in final.stats.extras.items()}
-    coefficients = vjp_coefficients(final, own, extra, case.spec)
-    out = amid_nan(torch.full(case.student.shape, NAN), dtype)
-    if in_place:
-        out = case.student = amid_nan(case.student, dtype)
-    for tile in case.tiles():
-        start = tile.first_column
-        b.vjp(out[:, start : start + tile.student.shape[1]], tile, coefficients, case.spec)
-    return out
-
-
-def check(case: Case, b: Backend | None = None, *, out: torch.dtype = torch.float32,
-          in_place: bool = False, zero_scale: float = 1.0) -> Final:  # fmt: skip
-    """Everything that the backend computes, against eager in float64, measured by eager in fp32."""
-    b, eager, eps = b or backend(), EagerBackend(), torch.finfo(torch.float32).eps
-    (state, final), (s32, f32), (s64, f64) = (
-        statistics(x, c)
-        for x, c in ((b, case), (eager, case.to(torch.float32)), (eager, case.to(torch.float64)))
-    )
-    assert state["label"].tolist() == s64["label"].tolist()
-    for i, name in specified(case.spec):
-        print(name)
-        assert_close(state.floats[i], s64.floats[i], s32.floats[i], eps, zero_scale=zero_scale)
-    names = [*TENSOR_FIELDS, *(str(e) for e, v in f64.stats.extras.items() for _ in v)]
-    tensors = (x.stats.tensors() for x in (final, f32, f64))
-    for name, ours, yard, ref in zip(names, *tensors, strict=True):
-        print(name)
-        if not ours.is_floating_point():
-            assert ours.tolist() == ref.tolist()
-        elif name != "logit_mean" or case.spec.logit_sum:
-            assert_close(ours, ref, yard, eps, zero_scale=zero_scale)
-    # The float64 statistics for all, so that the kernel alone is judged.
-    narrow = assemble(case.spec, [x.float() if x.is_floating_point() else x for x in f64.flat()])
-    ref = gradient(eager, case.to(torch.float64), f64, torch.float64)
-    yard = gradient(eager, case.to(torch.float32), narrow, torch.float32)
-    ours = gradient(b, case, narrow, out, in_place=in_place)
-    assert_close(ours, ref, yard.to(out), torch.finfo(out).eps)
-    return final
-
-
-def specified(spec: RowSpec) -> list[tuple[int, str]]:
-    """The float columns of a state that mean something."""
-    out = [(i, n) for i, n in enumerate(FLOATS) if n != "z_sum" or spec.logit_sum]
-    for k, tilt in enumerate(spec.tilts):
-        columns = [(len(FLOATS) + 4 * k + i, f"{n} of {tilt}") for i, n in enumerate("mdkq")]
-        out += columns if tilt.moments else columns[:2]
-    return out
+make = functools.partial(conformance.make, device=DEVICE)
 
 
 LABELS = [3, BLOCK, SKIP, WIDTH - 1]
@@ -189,7 +67,7 @@ def test_everything_against_float64(name: str, cut: bool) -> None:
     labels = LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, NONE]
     case = make(spec, labels, dtypes, (70, PADDED + 2) if cut else ())
     out = case.student.dtype if cut else torch.float32
-    check(case, backend(3 if cut else 1), out=out, in_place=cut)
+    check(backend(3 if cut else 1), case, out=out, in_place=cut)
 
 
 def test_masked_columns() -> None:
@@ -200,7 +78,7 @@ def test_masked_columns() -> None:
     case.student[:, 20:90] = case.teacher[:, 20:90] = -INF
     case.teacher[1, 100] = case.student[2, 101] = -INF
     case.student[3, :9] = case.student[3, 10:] = case.teacher[3, :9] = case.teacher[3, 10:] = -INF
-    final = check(case, backend(2))
+    final = check(backend(2), case)
     assert final.stats.kl_st[1] == final.stats.kl_ts[2] == INF
     assert final.stats.kl_ts[3] == 0
 
@@ -216,7 +94,7 @@ def test_extreme_logits(offset: float) -> None:
     case.student[3, 9] = 30.0
     case.student += offset
     case.teacher += offset
-    check(case)
+    check(backend(), case)
 
 
 def test_bad_logits_and_labels() -> None:
@@ -301,7 +179,7 @@ def test_tuning_leaves_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(triton_launch.VARIABLE, str(tmp_path / "tuned.json"))
     monkeypatch.setattr(triton_launch, "candidates", lambda kernel: [replace(SMALL, warps=2)])
     monkeypatch.setattr(triton_launch, "_milliseconds", lambda x, run, _: run(x) or -x.warps)
-    check(make(RowSpec(40, 40, extras=(Mixture(0.5),)), [3, 5]), TritonBackend(), in_place=True)
+    check(TritonBackend(), make(RowSpec(40, 40, extras=(Mixture(0.5),)), [3, 5]), in_place=True)
 
 
 def test_reasons() -> None:

@@ -1,0 +1,99 @@
+"""What every GPU backend is held to on a real device, beside conformance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bgkernels as bg
+from bgkernels.backends.base import Backend
+from bgkernels.spec import Mixture, RowSpec, Tilt
+from bgkernels.stats import Final
+from bgkernels.vjp import vjp_coefficients
+from tests.conformance import Case, statistics
+
+DEVICE = torch.device("cuda:0")
+SIZES = [(70_000, 32_768), (9_000, 248_320)]
+"""Rows and columns: more rows, and more elements, than small integers count."""
+
+
+def on_device(rows: int, vocab: int, device: torch.device = DEVICE) -> Case:
+    """Normal logits in bf16, made where they are used."""
+    s, t = (
+        torch.empty(rows, vocab, dtype=torch.bfloat16, device=device).normal_(std=3)
+        for _ in range(2)
+    )
+    labels = torch.randint(vocab, (rows,), device=device)
+    return Case(RowSpec(vocab, vocab, extras=(Tilt(0, 0.1), Mixture(0.5))), s, t, labels)
+
+
+def primitives(b: Backend, case: Case) -> tuple[Final, Tensor]:
+    """Statistics, and the gradient of Σ KL(t ‖ s) + CE over the student's logits."""
+    _, final = statistics(b, case)
+    one = torch.ones_like(final.stats.nll)
+    coefficients = vjp_coefficients(final, {"kl_ts": one, "nll": one}, {}, case.spec)
+    b.vjp(case.student, case.tiles()[0], coefficients, case.spec)
+    return final, case.student
+
+
+def some_rows_are_as_alone(b: Backend, rows: int, vocab: int) -> None:
+    """Rows among very many are what they are among few."""
+    case = on_device(rows, vocab)
+    some = torch.tensor([0, 1, 8_999, 65_535, 65_536, rows - 1], device=DEVICE).clamp_max(rows - 1)
+    assert case.teacher is not None
+    few = replace(case, student=case.student[some], teacher=case.teacher[some])
+    few.labels = case.labels[some]
+    final, gradient = primitives(b, case)
+    expected, ref = primitives(b, few)
+    for ours, want in zip(final.stats.tensors(), expected.stats.tensors(), strict=True):
+        torch.testing.assert_close(ours[some], want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient[some], ref, rtol=2e-2, atol=1e-6)
+
+
+def nothing_waits(backend: str, **options: Any) -> None:
+    """A step, forward and backward, once it is loaded or compiled, synchronises nothing."""
+    x, w, h, w_t = (
+        torch.randn(n, d, dtype=torch.bfloat16, device=DEVICE)
+        for n, d in ((512, 256), (8000, 256), (512, 384), (8000, 384))
+    )
+    x.requires_grad_()
+    w.requires_grad_()
+    options = {"target": torch.randint(8000, (512,), device=DEVICE), **options}
+
+    def step() -> None:
+        teacher = bg.LinearTeacher(h, w_t)
+        bg.linear_hybrid_distillation(x, w, teacher, backend=backend, **options).backward()
+
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def another_device_serves(b: Backend) -> None:
+    """Tensors on a device that is not current, which stays so."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    primitives(b, on_device(64, 1000, torch.device("cuda:1")))
+    assert torch.cuda.current_device() == 0
+
+
+def a_graph_replays(b: Backend) -> None:
+    """Both passes, captured, do the same again."""
+    case = on_device(300, 5000)
+    original = case.student.clone()
+    primitives(b, case)  # loads or compiles the kernels
+    expected = case.student.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        primitives(b, case)
+    case.student.copy_(original)
+    graph.replay()
+    assert torch.equal(case.student, expected)
