@@ -192,7 +192,7 @@ def forced_chunks(count: int) -> Iterator[None]:
     """Let the library cut its tokens into ``count`` chunks, whatever the planner would choose."""
     choose = driver.plan
 
-    def plan(work: Workload, budget: int) -> Plan:
+    def plan(work: Workload, budget: int | None) -> Plan:
         return replace(choose(work, budget), chunk=-(-work.rows // count))
 
     with mock.patch.object(driver, "plan", plan):

@@ -211,7 +211,7 @@ ENTRIES: dict[str, Entry] = {
     "natural": Entry("bare products, whole vocabulary", natural, "limit", buffers=2),
     "copy": Entry("copy of memory, the same bytes", copying, "limit", native=False),
     **_ours(),
-    "dense": Entry("dense torch, eager", training(dense), buffers=7, native=True),
+    "dense": Entry("dense torch, eager", training(dense), buffers=7),
     "compiled": Entry("dense torch, `torch.compile`", compiled, buffers=3, compiles=True),
     "widened": Entry(
         "dense torch on fp32 copies of the heads, `torch.compile`",

@@ -103,7 +103,7 @@ def observing() -> Iterator[Seen]:
     """Watch the planner and the backends from outside."""
     seen, choose = Seen(), driver.plan
 
-    def plan(work: Workload, budget: int) -> Plan:
+    def plan(work: Workload, budget: int | None) -> Plan:
         seen.plans.append(choose(work, budget))
         return seen.plans[-1]
 

@@ -63,7 +63,7 @@ def watch() -> list[Plan]:
     plans: list[Plan] = []
     choose = driver.plan
 
-    def watched(work: Workload, budget: int) -> Plan:
+    def watched(work: Workload, budget: int | None) -> Plan:
         plans.append(choose(work, budget))
         return plans[-1]
 

@@ -18,7 +18,7 @@ from bgkernels.comparison import Comparison, Dense, Loan, Outcome, Setting, Tile
 from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.mixture import Mixed, MixtureHead
-from bgkernels.planner import DEFAULT_BUDGET, Plan, Workload, plan
+from bgkernels.planner import Plan, Workload, plan
 from bgkernels.sources import MixtureSource, Source, TopKSource
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT
@@ -276,10 +276,7 @@ def run(
         The statistics of all rows, by teacher, and the gradients of the student's tensors.
     """
     work = workload(rows, call, needs, statistics=given is None, backward=derivative is not None)
-    p = plan(
-        work, call.budget or DEFAULT_BUDGET.get(rows.labels.device.type, DEFAULT_BUDGET["cpu"])
-    )
-    p = replace(p, columns=call.shard.own(call.spec.columns))
+    p = replace(plan(work, call.budget), columns=call.shard.own(call.spec.columns))
     student = make_head(rows.student, call, needs if derivative else Needs(), p, gradient)
     wide = torch.float64 if student.dtype == torch.float64 else torch.float32
     loan = None

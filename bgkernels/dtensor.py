@@ -40,8 +40,8 @@ def plain(name: str, x: T, group: ProcessGroup | None = None) -> T:
     """
     kind = type(x).__name__
     if kind == "AsyncCollectiveTensor":
-        return Arrived.apply(x)  # type: ignore
-    return _plain(name, x, group) if kind == "DTensor" else x  # type: ignore
+        return cast("T", Arrived.apply(x))
+    return cast("T", _plain(name, cast("DTensor", x), group)) if kind == "DTensor" else x
 
 
 def plain_teacher(teacher: T, group: ProcessGroup | None) -> T:

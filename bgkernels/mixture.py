@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Tile
+from bgkernels.backends.eager import real_logits_
 from bgkernels.comparison import Dense, Outcome, Setting
 from bgkernels.heads import Logits
 from bgkernels.sources import MixtureSource
-from bgkernels.spec import Cap, RowSpec
+from bgkernels.spec import RowSpec
 from bgkernels.state import NEG_INF, empty
 from bgkernels.stats import RowStats, finalize
 
@@ -82,17 +83,11 @@ class MixtureHead:
         out, part = (x[: shape[0] * shape[1]].view(shape) for x in (buffer, self.scratch))
         for i, (head, source) in enumerate(zip(self.heads, self.source.parts, strict=True)):
             to = part if i else out
-            _real(to.copy_(head.logits(columns, self.raw[head.dtype])), source.cap)
+            real_logits_(to.copy_(head.logits(columns, self.raw[head.dtype])), source.cap)
             to.div_(self.spec.temperature).add_(self.offsets[:, i, None])
             if i:
                 torch.logaddexp(out, part, out=out)
         return out.mul_(self.spec.temperature)
-
-
-def _real(x: Tensor, cap: Cap) -> Tensor:
-    """Raw head outputs to real logits, in place."""
-    x.mul_(cap.scale)
-    return x.div_(cap.cap).tanh_().mul_(cap.cap) if cap.cap else x
 
 
 class Mixed(Dense):

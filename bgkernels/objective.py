@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends import BACKENDS
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Tile, statistics_of_tile
 from bgkernels.divergences import Divergence
 from bgkernels.routing import Policy, Weight
 from bgkernels.sources import View
 from bgkernels.spec import ClosedForm, Extra, RowSpec
-from bgkernels.state import empty
-from bgkernels.stats import RowStats, add_pairs, finalize
+from bgkernels.stats import RowStats
 
 
 @dataclass(frozen=True)
@@ -136,14 +135,7 @@ def _infinite(divergence: Divergence) -> bool:
     spec = RowSpec(2, 2, extras=divergence.extras)
     z, label = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     tile = Tile(z, torch.tensor([[0.0, float("-inf")]], dtype=z.dtype), 0, 0)
-    state = empty(1, len(spec.tilts), dtype=z.dtype, device=z.device)
-    backend = BACKENDS["eager"]
-    backend.absorb_(state, tile, label, spec)
-    final = finalize(state, label, spec)
-    if spec.second_read:
-        sums = z.new_zeros(spec.pair_sums, 1)
-        backend.absorb_pairs_(sums, tile, final.stats.lse_s, final.stats.lse_t, spec)
-        final = add_pairs(final, sums, spec)
+    final = statistics_of_tile(BACKENDS["eager"], tile, label, spec)
     return not bool(divergence(final.stats).isfinite().all())
 
 

@@ -47,7 +47,7 @@ class Cost:
     width: int
 
 
-COST = {
+COST = {  # of other devices: the CPU's
     "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096),
     "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
 }
@@ -136,13 +136,24 @@ class Plan:
         return max(1, math.ceil(self.rows / self.chunk))
 
 
-@functools.lru_cache(maxsize=256)
-def plan(work: Workload, budget: int) -> Plan:
-    """The cheapest tiling whose temporaries fit ``budget`` bytes.
+def plan(work: Workload, budget: int | None) -> Plan:
+    """The cheapest tiling whose temporaries fit ``budget`` bytes; None: the device's default.
 
     Raises:
         BudgetError: none fits; the message says how much would.
     """
+    budget = budget or DEFAULT_BUDGET.get(work.device, DEFAULT_BUDGET["cpu"])
+    best, least = _search(work, budget)
+    if best is None:
+        raise BudgetError(
+            f"`memory_budget` must be at least {least} bytes for these shapes; got {budget}"
+        )
+    return best
+
+
+@functools.lru_cache(maxsize=256)
+def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
+    """The cheapest plan, or None; and the bytes that some plan needs. Every step asks again."""
     best: tuple[float, Plan] | None = None
     least = math.inf
     for width in _widths(work):
@@ -152,16 +163,12 @@ def plan(work: Workload, budget: int) -> Plan:
             least = min(least, _least_bytes(work, chunk, width))
             if found is not None and (best is None or _cost(work, found) < best[0]):
                 best = (_cost(work, found), found)
-    if best is None:
-        raise BudgetError(
-            f"`memory_budget` must be at least {int(least)} bytes for these shapes; got {budget}"
-        )
-    return best[1]
+    return (None if best is None else best[1]), int(least)
 
 
 def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
-    limit = COST[work.device].width
+    limit = COST.get(work.device, COST["cpu"]).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
     return sorted(found, reverse=True)
 
@@ -241,7 +248,7 @@ def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
 
 def _cost(work: Workload, p: Plan) -> float:
     """Time of a plan in multiply-adds."""
-    cost = COST[work.device]
+    cost = COST.get(work.device, COST["cpu"])
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
     tiles = len(p.tiles())
     again = 1 - p.kept / tiles

@@ -21,12 +21,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Tile, statistics_of_tile
+from bgkernels.backends.eager import real_logits_
 from bgkernels.comparison import Outcome, Setting
 from bgkernels.sources import TopKSource
 from bgkernels.spec import Cap, Extra, RowSpec
 from bgkernels.state import NEG_INF, NONE, SKIP, absorb_column, empty, shift, times
-from bgkernels.stats import Final, RowStats, add_pairs, finalize
+from bgkernels.stats import Final, RowStats, finalize
 from bgkernels.vjp import COEFFICIENTS, Coefficients
 
 ROW_BYTES = 64
@@ -103,9 +104,7 @@ class TopK:
         """The tile to mask: itself, or real logits beside it."""
         if not len(self.scratch):
             return x
-        cap = self.spec.student
-        out = self.scratch[: x.numel()].view(x.shape).copy_(x).mul_(cap.scale)
-        return out.div_(cap.cap).tanh_().mul_(cap.cap) if cap.cap else out
+        return real_logits_(self.scratch[: x.numel()].view(x.shape).copy_(x), self.spec.student)
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1."""
@@ -140,17 +139,9 @@ class TopK:
 
     def _small(self) -> Final:
         """The dense problem over kept columns and bucket, where a label outside has its place."""
-        backend, spec, wide = self.setting.backend, self.small, self.setting.wide
         tile = Tile(self.z, self.v, self.first_row, 0)
-        state = empty(len(self.z), len(spec.tilts), dtype=wide, device=self.z.device)
-        backend.absorb_(state, tile, self.category, spec)
-        final = finalize(state, self.category, spec, self.setting.ignore_index)
-        if not spec.second_read:
-            return final
-        sums = self.z.new_zeros(spec.pair_sums, len(self.z))
-        lse = (final.stats.lse_s.to(wide), final.stats.lse_t.to(wide))
-        backend.absorb_pairs_(sums, tile, *lse, spec)
-        return add_pairs(final, sums, spec)
+        given = (self.category, self.small, self.setting.ignore_index)
+        return statistics_of_tile(self.setting.backend, tile, *given)
 
     def _argmax(self, best: Tensor, column: Tensor) -> Tensor:
         """The student's first most probable column, of the rest's best one and the kept."""

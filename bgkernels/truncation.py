@@ -18,7 +18,7 @@ from bgkernels.backends.eager import real_logits
 from bgkernels.driver import Rows, make_head, workload
 from bgkernels.heads import LinearHead, Needs
 from bgkernels.options import Options
-from bgkernels.planner import DEFAULT_BUDGET, plan
+from bgkernels.planner import plan
 from bgkernels.problem import Problem, Reads, pose
 from bgkernels.spec import Cap, RowSpec, Tilt
 from bgkernels.state import NEG_INF, NONE, empty
@@ -155,10 +155,7 @@ def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
     call, device = problem.call, problem.labels.device
     spec = replace(call.spec, teacher=call.spec.student)
     rows = Rows(problem.student, (), problem.labels)
-    p = plan(
-        workload(rows, call, Needs(), statistics=True, backward=False),
-        call.budget or DEFAULT_BUDGET.get(device.type, DEFAULT_BUDGET["cpu"]),
-    )
+    p = plan(workload(rows, call, Needs(), statistics=True, backward=False), call.budget)
     head = make_head(rows.student, call)
     size = p.chunk * p.width if isinstance(head, LinearHead) else 0
     buffer = torch.empty(size, dtype=head.dtype, device=device)

@@ -86,7 +86,7 @@ def tiling(monkeypatch: pytest.MonkeyPatch) -> Tiling:
     """``tiling(chunk, width, kept)`` replaces the planner's choice, so that little is cut often."""
 
     def force(chunk: int, width: int, kept: int = 1) -> None:
-        def plan(work: Any, budget: int) -> Plan:
+        def plan(work: Any, budget: int | None) -> Plan:
             tiles = -(-work.columns // width)
             return Plan(work.rows, work.columns, chunk, width, min(kept, tiles), 0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels import oracle
 from bgkernels.backends import BACKENDS
-from tests.yardstick import assert_close
+from tests.yardstick import assert_each_close
 
 CPU = torch.device("cpu")
 IGNORED = -100
@@ -239,11 +239,7 @@ def conform(
     for run in runs:
         got = ours.ours(loss, upstream, **run)
         names = ["loss", *problem.student]
-        for name, g, r, y in zip(names, got, ref, yardstick, strict=True):
-            try:
-                assert_close(g, r, y, torch.finfo(dtype).eps)
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {run}: {error}") from None
+        assert_each_close(names, got, ref, yardstick, torch.finfo(dtype).eps, run)
 
 
 class Failures:

@@ -28,7 +28,7 @@ from torch.multiprocessing import start_processes
 
 from tests.conftest import poison_unwritten_memory
 from tests.problems import DTYPES, Loss, Problem
-from tests.yardstick import assert_close
+from tests.yardstick import assert_each_close
 
 PRELOADED = ["tests.conftest", "torch.distributed.tensor", "sympy"]
 """Imported once, for the processes of all tests; torch imports sympy when it first needs it."""
@@ -134,9 +134,5 @@ def conforms(
         [*sharded(dict(zip(names, x, strict=True)), edges, world.rank).values()]
         for x in (reference, yardstick)
     ]
-    for name, ours, ref, near in zip(names, got, *cut, strict=True):
-        try:
-            assert_close(ours, ref, near, torch.finfo(DTYPES[dtype]).eps)
-        except AssertionError as error:
-            raise AssertionError(f"{name}: {error}") from None
+    assert_each_close(names, got, *cut, torch.finfo(DTYPES[dtype]).eps, run)
     return got[0].tolist()

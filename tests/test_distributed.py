@@ -135,7 +135,7 @@ def random_shards(w: World) -> list[Any]:
 def tiled(dtype: str, groups: int, w: World) -> list[float]:
     """Ranks that have fewer tiles than others, or none, still meet in every collective."""
 
-    def few(work: Workload, budget: int) -> Plan:
+    def few(work: Workload, budget: int | None) -> Plan:
         return Plan(work.rows, work.columns, 7, 16, 2, 0, groups=1 if work.statistics else groups)
 
     with patch.object(driver, "plan", few):

@@ -91,7 +91,7 @@ def test_tiles_kept_in_the_gradient_of_the_weight(
     w, w_t = (torch.randn(1500, d, dtype=dtype) / 4 for d in (64, 16))
     y, made, choose = torch.randint(1500, (rows,)), [], driver.plan
 
-    def spy(work: Workload, budget: int) -> Plan:
+    def spy(work: Workload, budget: int | None) -> Plan:
         made.append(choose(work, budget))
         return made[-1]
 
@@ -122,7 +122,7 @@ def test_the_smallest_budgets_walk_groups_of_columns(monkeypatch: pytest.MonkeyP
     }
     plans: list[Plan] = []
 
-    def watched(work: Workload, budget: int) -> Plan:
+    def watched(work: Workload, budget: int | None) -> Plan:
         plans.append(plan(work, budget))
         return plans[-1]
 

@@ -12,7 +12,7 @@ import bgkernels as bg
 from bgkernels import oracle
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Failures, Loss, Problem, cells, labels, make, normal, runs
-from tests.yardstick import assert_close
+from tests.yardstick import assert_each_close
 
 V, ROWS = 61, (3, 7)
 DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
@@ -78,11 +78,8 @@ def check(ps: list[Problem], kind: str, loss: Loss, dtype: str, runs: list[dict[
     yard = ref if dtype == "fp64" else dense(mine, weights, kind, loss)
     for run in runs:
         got = ours(mine, weights, kind, loss, **run)
-        for name, g, r, y in zip(["loss", *mine[0].student], got, ref, yard, strict=True):
-            try:
-                assert_close(g, r, y, torch.finfo(DTYPES[dtype]).eps)
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {run}: {error}") from None
+        eps = torch.finfo(DTYPES[dtype]).eps
+        assert_each_close(["loss", *mine[0].student], got, ref, yard, eps, run)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))

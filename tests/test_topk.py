@@ -14,7 +14,7 @@ import bgkernels as bg
 from bgkernels import oracle
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Failures, Loss, cells, labels, make, runs
-from tests.yardstick import assert_close
+from tests.yardstick import assert_each_close
 
 INF = float("inf")
 V, C, K = 83, 79, 7  # the student's columns, those compared, those kept
@@ -130,11 +130,8 @@ def check(kept: Kept, loss: Loss, tail: str, dtype: str, runs: list[dict[str, An
     yard = ref if dtype == "fp64" else mine.dense(loss, tail)
     for run in runs:
         got = mine.ours(loss, mine.teacher(tail), **run)
-        for name, g, r, y in zip(["loss", *mine.student], got, ref, yard, strict=True):
-            try:
-                assert_close(g, r, y, torch.finfo(DTYPES[dtype]).eps)
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {run}: {error}") from None
+        eps = torch.finfo(DTYPES[dtype]).eps
+        assert_each_close(["loss", *mine.student], got, ref, yard, eps, run)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))

@@ -7,6 +7,7 @@ error finds local faults; (b) the projection on the reference finds a wrong scal
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,6 +56,18 @@ def assert_close(
     p, p_yard = projection(ours, ref), projection(yardstick, ref)
     bound = 2 * abs(p_yard - 1) + _projection_slack(eps)
     assert abs(p - 1) <= bound, f"projection {p:.6f}, off 1 by more than {bound:.3e} ({p_yard:.6f})"
+
+
+def assert_each_close(
+    names: Iterable[str], ours: Sequence[Tensor], ref: Sequence[Tensor],
+    yardstick: Sequence[Tensor], eps: float, run: object,
+) -> None:  # fmt: skip
+    """:func:`assert_close` of several tensors; a failure says of which, in which ``run``."""
+    for name, *values in zip(names, ours, ref, yardstick, strict=True):
+        try:
+            assert_close(*values, eps)
+        except AssertionError as error:
+            raise AssertionError(f"{name}, {run}: {error}") from None
 
 
 def _finite_pairs(ours: Tensor, ref: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bgkernels.spec import ClosedForm, RowSpec
-from bgkernels.state import RowState
+from bgkernels.state import RowState, empty
+from bgkernels.stats import Final, add_pairs, finalize
 from bgkernels.vjp import Coefficients
 
 
@@ -62,6 +63,22 @@ class Backend(Protocol):
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
         """Pass 2: write the gradient in the raw student outputs to ``out``, or over them."""
+
+
+def statistics_of_tile(
+    backend: Backend, tile: Tile, labels: Tensor, spec: RowSpec, ignore_index: int = -100
+) -> Final:
+    """Pass 1, with its second read, of rows that are a single tile; the state is in its dtype."""
+    x, wide = tile.student, torch.promote_types(tile.student.dtype, torch.float32)
+    state = empty(len(x), len(spec.tilts), dtype=wide, device=x.device)
+    backend.absorb_(state, tile, labels, spec)
+    final = finalize(state, labels, spec, ignore_index)
+    if not spec.second_read:
+        return final
+    sums = x.new_zeros(spec.pair_sums, len(x), dtype=wide)
+    lse = (final.stats.lse_s.to(wide), final.stats.lse_t.to(wide))
+    backend.absorb_pairs_(sums, tile, *lse, spec)
+    return add_pairs(final, sums, spec)
 
 
 @runtime_checkable

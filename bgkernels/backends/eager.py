@@ -22,6 +22,12 @@ def real_logits(raw: Tensor, cap: Cap) -> Tensor:
     return cap.cap * torch.tanh(x / cap.cap) if cap.cap else x
 
 
+def real_logits_(x: Tensor, cap: Cap) -> Tensor:
+    """The same in place, for a buffer that holds raw head outputs."""
+    x.mul_(cap.scale)
+    return x.div_(cap.cap).tanh_().mul_(cap.cap) if cap.cap else x
+
+
 class EagerBackend:
     """See :class:`bgkernels.backends.base.Backend`."""
 
