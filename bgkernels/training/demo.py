@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bgkernels.training import figure, models, ranks, report
+from bgkernels.training import models, ranks, report
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
@@ -27,7 +27,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
     """Run the demo, or the rest of it: what ``config.output`` holds already is not done again.
 
     Leaves in ``config.output`` the checkpoints, the models in ``models/`` (loadable with
-    ``from_pretrained``), ``results.json`` and ``results.png``.
+    ``from_pretrained``) and ``results.json``.
 
     Args:
         config: what to do.
@@ -64,7 +64,6 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-        figure.draw(result, config.output / "results.png")
         for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
             models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
