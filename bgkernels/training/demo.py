@@ -14,6 +14,7 @@ from bgkernels.training.loop import History
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.models import CausalLM
 from bgkernels.training.progress import Display, Silent
+from bgkernels.training.recall import RecallingLM
 from bgkernels.training.results import (
     CorpusFacts,
     DemoResult,
@@ -52,6 +53,8 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         teacher, history = train_teacher(config, materials, display)
     else:
         teacher, history = materials.teacher, History()
+    if len(config.methods) > 1:
+        teacher = RecallingLM.of(teacher)
     students = {m: train_student(config, materials, m, teacher, display) for m in config.methods}
     with display.working("scoring held-out files and the students' own text"):
         result = DemoResult(

@@ -41,7 +41,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def picture(path: Path, size: tuple[float, float], title: str = "") -> Iterator[Figure]:
+def picture(path: Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
     """A figure to draw on, written as a PNG in the end; needs no display.
 
     Args:
@@ -56,7 +56,7 @@ def picture(path: Path, size: tuple[float, float], title: str = "") -> Iterator[
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title or None, fontsize=13)
+        figure.suptitle(title, fontsize=13)
         yield figure
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 

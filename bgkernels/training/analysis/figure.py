@@ -24,7 +24,7 @@ def draw(analysis: Analysis, path: Path) -> None:
         from matplotlib.colors import Normalize
     passage = analysis.passages[0]
     layers, height = passage.layers(), 0.7 + 0.24 * lines_of(passage.tokens)
-    with picture(path, (11, 3.2 + height * len(layers))) as figure:
+    with picture(path, (11, 3.5 + height * len(layers)), "Where the student is wrong") as figure:
         ratios = [3.2, *[height] * len(layers)]
         top, *rest = figure.subplots(len(ratios), 1, height_ratios=ratios)
         _accumulation(top, analysis)
