@@ -1,6 +1,6 @@
 """A divergence of your own, known by its name everywhere: the squared Hellinger distance.
 
-    python examples/custom_divergence.py
+python examples/custom_divergence.py
 
 There is no gradient to derive: it is a function of row statistics, and autograd does the rest.
 """

@@ -1,6 +1,6 @@
 """A routing policy of your own: trust a label as far as the teacher finds it plausible.
 
-    python examples/custom_policy.py --noise 0.3
+python examples/custom_policy.py --noise 0.3
 
 Some labels are wrong. Each policy trains a student on them; the table is of clean labels.
 """

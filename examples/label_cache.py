@@ -1,6 +1,6 @@
 """A teacher that runs once: its labels go to disk, and the student learns without it.
 
-    python examples/label_cache.py --k 16 --folder runs/labels
+python examples/label_cache.py --k 16 --folder runs/labels
 
 For a large teacher, `bgkernels generate-labels` does the first half, under torchrun if need be.
 """

@@ -1,6 +1,6 @@
 """A plain torch loop: the heads and the loss in one call, and no logits.
 
-    python examples/raw_loop.py --routing entropy --divergence forward_kl --temperature 2
+python examples/raw_loop.py --routing entropy --divergence forward_kl --temperature 2
 """
 
 import argparse

@@ -3,8 +3,6 @@
 In earnest these are your data and ``from_pretrained``; nothing here belongs to bgkernels.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from pydoc_data.topics import topics
@@ -15,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TEXT = "".join(topics.values())[:100_000]
-"""What ``help()`` says of the language: prose, grammar and code."""
+"""Of what ``help()`` says of the language."""
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The ``Trainer`` of transformers: a teacher, the options of the loss, and all else as always.
 
-    python examples/trainer.py --output distilled
+python examples/trainer.py --output distilled
 """
 
 import argparse

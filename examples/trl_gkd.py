@@ -1,6 +1,6 @@
 """TRL's GKD: some completions are the student's own, and the loss is the hybrid one.
 
-    python examples/trl_gkd.py --lmbda 0.5 --beta 0.5
+python examples/trl_gkd.py --lmbda 0.5 --beta 0.5
 """
 
 import argparse

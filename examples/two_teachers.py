@@ -1,6 +1,6 @@
 """Two teachers, one of prose and one of code: who is surer of a token says more.
 
-    python examples/two_teachers.py
+python examples/two_teachers.py
 """
 
 import argparse

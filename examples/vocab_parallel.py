@@ -1,6 +1,6 @@
 """Heads shared out among processes by vocabulary, and the loss and gradients of whole ones.
 
-    torchrun --nproc-per-node 2 examples/vocab_parallel.py
+torchrun --nproc-per-node 2 examples/vocab_parallel.py
 """
 
 import argparse
