@@ -79,7 +79,7 @@ def trl_gkd(run: Any, capsys: Any) -> None:
 
 def label_cache(run: Any, capsys: Any) -> None:
     falls(run("label_cache", "--epochs", "1")["losses"])
-    manifest, *shards = sorted(Path("runs/labels").iterdir())
+    _, *shards = sorted(Path("runs/labels").iterdir())
     written = [p.stat().st_mtime_ns for p in shards]
     run("label_cache", "--epochs", "0")  # finds that all is done
     assert [p.stat().st_mtime_ns for p in shards] == written
