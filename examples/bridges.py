@@ -37,20 +37,21 @@ with torch.no_grad():  # the teacher beside itself
     stats = bg.linear_row_stats(
         teacher.hidden, teacher.weight, teacher, tokens[1:], extras=policy.extras
     )
-    hard, soft = (torch.as_tensor(weight).expand(len(rows)) for weight in policy(stats))
+    found = (torch.as_tensor(x).expand(len(rows)) for x in (stats.entropy_t, *policy(stats)))
+entropy, hard, soft = (x.numpy() for x in found)
 
-for i in stats.entropy_t.argsort()[[0, 1, 2, -3, -2, -1]]:
+for i in entropy.argsort()[[0, 1, 2, -3, -2, -1]]:
     kind = "bridge" if hard[i] > soft[i] else "garden"
     before, token = tokenizer.decode(tokens[: i + 1])[-20:], tokenizer.decode(tokens[i + 1])
-    print(f"{kind}: {stats.entropy_t[i]:5.2f} nats, hard {hard[i]:.2f}: ...{before!r} {token!r}")
+    print(f"{kind}: {entropy[i]:5.2f} nats, hard {hard[i]:.2f}: ...{before!r} {token!r}")
 
 figure = Figure(figsize=(max(6, 0.16 * len(tokens)), 4), layout="constrained")
 top, bottom = figure.subplots(2, sharex=True)
-top.bar(rows, stats.entropy_t, color="#0072b2")
+top.bar(rows.numpy(), entropy, color="#0072b2")
 top.set_ylabel("teacher's entropy, nats")
-bottom.bar(rows, hard, color="#d55e00", label="hard")
-bottom.bar(rows, soft, bottom=hard, color="#009e73", label="soft")
+bottom.bar(rows.numpy(), hard, color="#d55e00", label="hard")
+bottom.bar(rows.numpy(), soft, bottom=hard, color="#009e73", label="soft")
 bottom.set_ylabel(f"weights by {policy.name!r}")
 bottom.legend(loc="lower right")
-bottom.set_xticks(rows, [repr(tokenizer.decode(t))[1:-1] for t in tokens[1:]])
+bottom.set_xticks(rows.numpy(), [repr(tokenizer.decode(t))[1:-1] for t in tokens[1:]])
 figure.savefig(args.output, dpi=150)

@@ -39,7 +39,7 @@ def quotes(page: str) -> Iterator[Quote]:
 def says(quote: Quote, error: BaseException) -> bool:
     """Whether the quote is of this error."""
     name, message = quote
-    pattern = ".+".join(map(re.escape, message.split("…")))
+    pattern = ".*".join(map(re.escape, message.split("…")))
     said = " ".join(str(error.args[0] if error.args else error).split())
     return type(error).__name__ == name and re.fullmatch(pattern, said) is not None
 
@@ -87,8 +87,7 @@ def without_a_package() -> None:
 
     with pytest.MonkeyPatch.context() as patch, extra("labels"):
         patch.setitem(sys.modules, "pyarrow", None)
-        patch.delitem(sys.modules, "pyarrow.compute", raising=False)
-        import pyarrow.compute  # noqa: F401
+        import pyarrow  # noqa: F401
 
 
 def negative(s: bg.RowStats) -> Any:
@@ -108,7 +107,7 @@ PRODUCERS: dict[str, Callable[[Path], Any]] = {
     "extra": lambda _: loss(divergence=AFFINITY),
     "fused": lambda _: loss(mode="fused", routing="top_entropy"),
     "budget": lambda _: loss(memory_budget=100),
-    "backend": lambda _: loss(backend="triton", input=torch.randn(4, 8).double()),
+    "backend": lambda _: loss(backend="triton"),
     "function transforms": lambda _: torch.func.grad(lambda x: loss(input=x))(torch.randn(4, 8)),
     "tail": lambda _: cached(temperature=2.0),
     "infinite": lambda _: loss(
@@ -133,7 +132,7 @@ def raised(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseException]
     """What each producer raises."""
     found: dict[str, BaseException] = {}
     for name, produce in PRODUCERS.items():
-        with pytest.raises(Exception) as caught:  # noqa: B017, PT011
+        with pytest.raises(Exception) as caught:
             produce(tmp_path_factory.mktemp("labels"))
         found[name] = caught.value
     return found
