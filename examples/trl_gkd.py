@@ -22,14 +22,9 @@ tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<eos>{% endfor 
 
 
 def chat(line: str) -> dict[str, list[dict[str, str]]]:
-    """The first words of a line are the question, and the rest is the answer."""
-    question, answer = line[:20], line[20:]
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-    }
+    """The beginning of a line is the question, and the rest the answer."""
+    said = {"user": line[:20], "assistant": line[20:]}
+    return {"messages": [{"role": role, "content": text} for role, text in said.items()]}
 
 
 trainer = HybridGKDTrainer(

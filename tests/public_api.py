@@ -11,7 +11,7 @@ import ast
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import bgkernels
 
@@ -174,12 +174,11 @@ def command_line() -> Iterator[str]:
     for command in app.registered_commands:
         run: Any = command.callback
         name = f"$ bgkernels {run.__name__.replace('_', '-')}"
-        hints = get_type_hints(run, include_extras=True)
         yield name
-        for parameter in inspect.signature(run).parameters.values():
-            if parameter.name not in hints or not get_args(hints[parameter.name]):
+        for parameter in inspect.signature(run, eval_str=True).parameters.values():
+            if not get_args(parameter.annotation):
                 continue  # typer's context
-            kind, option = get_args(hints[parameter.name])
+            kind, option = get_args(parameter.annotation)
             given = option.default if isinstance(option.default, str) else ""
             flags = given or f"--{parameter.name.replace('_', '-')}"
             kinds = [x.__name__ for x in get_args(kind) or (kind,) if x is not type(None)]

@@ -19,12 +19,13 @@ import torch
 import bgkernels as bg
 from tests.test_repo import imports
 
-for package in ("transformers", "datasets", "trl"):
-    pytest.importorskip(package, reason=f"needs the extra `integrations`: {package}")
+pytest.importorskip("transformers", reason="needs the extra `training`: transformers")
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = {p.stem: p for p in sorted(FOLDER.glob("*.py")) if p.stem != "tiny"}
 PARALLEL = "vocab_parallel"
+NEEDS = {"trainer": "accelerate", "trl_gkd": "trl"}
+"""Packages of the extra `integrations`."""
 PUBLIC = {"integrations", "labels", "training.models.CausalLM"}
 
 Namespace = dict[str, Any]
@@ -141,6 +142,8 @@ TESTS = (
 
 @pytest.mark.parametrize("test", TESTS, ids=lambda test: test.__name__)
 def test_script(test: Callable[..., None], run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if package := NEEDS.get(test.__name__):
+        pytest.importorskip(package, reason=f"needs the extra `integrations`: {package}")
     test(run, capsys)
 
 
