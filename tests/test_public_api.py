@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib
 import re
+from pathlib import Path
 
 import pytest
 
@@ -58,18 +59,24 @@ def test_the_snapshot_is_of_this_tree() -> None:
     )
 
 
-def test_what_changed_since_the_last_release_is_in_the_changelog() -> None:
-    log = sections(CHANGELOG.read_text(encoding="utf-8"))
+def complaint(changelog: str, folder: Path) -> str | None:
+    """What is wrong with the API of a tree since its last release; None before the first."""
+    log = sections(changelog)
     releases = [version for version in log if version != "Unreleased"]
-    saved = {p.stem for p in PRESENT.parent.glob("*.txt")} - {PRESENT.stem}
-    assert set(releases[:1]) <= saved <= set(releases), (
-        f"a release keeps its API: copy tests/api/present.txt to tests/api/{releases[:1]}.txt"
-    )
-    if releases:
-        before = PRESENT.with_name(f"{releases[0]}.txt").read_text(encoding="utf-8")
-        now = PRESENT.read_text(encoding="utf-8")
-        missing = unannounced(before, now, log["Unreleased"])
-        assert not missing, f"changed since {releases[0]}, and not under `Unreleased`: {missing}"
+    saved = {p.stem for p in folder.glob("*.txt")} - {PRESENT.stem}
+    if not set(releases[:1]) <= saved <= set(releases):
+        return f"{releases[:1]}: copy {PRESENT.name} to {folder.name}/VERSION.txt at a release"
+    if not releases:
+        return None
+    before, now = (folder / f"{name}.txt" for name in (releases[0], PRESENT.stem))
+    missing = unannounced(before.read_text("utf-8"), now.read_text("utf-8"), log["Unreleased"])
+    if missing:
+        return f"changed since {releases[0]}, and not under `Unreleased`: {missing}"
+    return None
+
+
+def test_what_changed_since_the_last_release_is_in_the_changelog() -> None:
+    assert complaint(CHANGELOG.read_text(encoding="utf-8"), PRESENT.parent) is None
 
 
 BEFORE = """\
@@ -111,12 +118,16 @@ def test_a_new_class_speaks_for_its_methods_and_a_command_for_its_options() -> N
     assert unannounced(BEFORE, BEFORE, "") == []
 
 
-def test_lines_of_an_older_release_do_not_count() -> None:
-    log = "# Changelog\n\n## [Unreleased]\n\n- `f`\n\n## [0.1.0] - 2030-01-01\n\n- `A`\n"
-    assert {name: text.strip() for name, text in sections(log).items()} == {
-        "Unreleased": "- `f`",
-        "0.1.0": "- `A`",
-    }
+def test_a_release_keeps_its_api_and_lines_of_an_older_one_do_not_count(tmp_path: Path) -> None:
+    log = "# Changelog\n\n## [Unreleased]\n\n- `g`\n"
+    released = log + "\n## [0.2.0] - 2030-01-01\n\n- `f`\n\n## [0.1.0] - 2029-01-01\n\n- `A`\n"
+    (tmp_path / PRESENT.name).write_text(BEFORE.replace("y: int = 3", "y: int = 4"))
+    assert complaint(log, tmp_path) is None
+    assert "copy present.txt" in (complaint(released, tmp_path) or "")
+    (tmp_path / "0.2.0.txt").write_text(BEFORE)
+    assert "['bgkernels.f']" in (complaint(released, tmp_path) or "")
+    assert complaint(released.replace("`g`", "`f`"), tmp_path) is None
+    assert "copy present.txt" in (complaint(log, tmp_path) or "")  # of a release that is not listed
 
 
 SOURCE = """
