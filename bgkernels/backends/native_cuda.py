@@ -51,11 +51,12 @@ class Cuda:
         splits = self._splits(call.student)
         made = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in (floats, ints)]
         parts = (splits, *(x.data_ptr() for x in made))
-        addresses = (*strided(floats), *strided(ints), labels.data_ptr(), parts)
+        columns = (*strided(floats), *strided(ints))
         with self._current():
-            return self._checked(
-                self.module.absorb(call.spec, call.tile, *addresses, self._place())
+            status = self.module.absorb(
+                call.spec, call.tile, columns, labels.data_ptr(), parts, self._place()
             )
+        return self._checked(status)
 
     def absorb_pairs(self, call: Call, sums: Tensor, lse_s: Tensor, lse_t: Tensor) -> int:
         """Pass 1, second read."""
@@ -63,19 +64,21 @@ class Cuda:
             return 0
         splits = self._splits(call.teacher)
         out = sums.new_empty(splits, *sums.shape) if splits > 1 else sums[None]
-        addresses = (out.data_ptr(), out.stride(1), lse_s.data_ptr(), lse_t.data_ptr(), splits)
+        to, lse = (out.data_ptr(), out.stride(1)), (lse_s.data_ptr(), lse_t.data_ptr())
         with self._current():
-            status = self.module.absorb_pairs(call.spec, call.tile, *addresses, self._place())
+            status = self.module.absorb_pairs(call.spec, call.tile, to, lse, splits, self._place())
         if splits > 1 and not status:
             sums += out.sum(0)
         return self._checked(status)
 
     def vjp(self, call: Call, out: Tensor, *given: Tensor) -> int:
         """Pass 2; ``given`` are row, tilt and pair coefficients and labels."""
-        addresses = (*(x.data_ptr() for x in given), self._splits(out))
-        made = logits(out, Cap())
+        row, tilts, pairs, labels = (x.data_ptr() for x in given)
+        made, splits = logits(out, Cap()), self._splits(out)
         with self._current():
-            status = self.module.vjp(call.spec, call.tile, made, *addresses, self._place())
+            status = self.module.vjp(
+                call.spec, call.tile, made, (row, tilts, pairs), labels, splits, self._place()
+            )
         return self._checked(status)
 
     def compose(
