@@ -40,25 +40,38 @@ int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Factor
   return status ? status : cuda::vjp(args, splits, where_of(place));
 }
 
-Objective make_objective(double kl_ts, double kl_st, int policy, double hard, double soft,
-                         double tau, double sharpness, bool reversed, double label_smoothing,
-                         double z_loss) {
-  return {kl_ts,     kl_st,    (Policy)policy,  hard,  soft, tau,
-          sharpness, reversed, label_smoothing, z_loss};
+// `divergence`: factors of KL(t ‖ s), KL(s ‖ t), KL(t ‖ m), KL(s ‖ m) and the total variation.
+Objective make_objective(const std::array<double, 5>& divergence, int policy, double hard,
+                         double soft, double tau, double sharpness, bool reversed,
+                         double label_smoothing, double z_loss) {
+  const auto& [kl_ts, kl_st, kl_tm, kl_sm, variation] = divergence;
+  return {kl_ts, kl_st, kl_tm,     kl_sm,    variation,       (Policy)policy, hard,
+          soft,  tau,   sharpness, reversed, label_smoothing, z_loss};
 }
 
 // `loss`: scale and losses.
 int compose(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Objective& objective,
-            const Columns& state, Address labels, const std::pair<Address, Address>& loss,
-            int ranks, const Place& place) {
-  const ComposedArgs args = {absorb_args(spec, tile, state, labels), out, objective,
-                             (const double*)loss.first, (double*)loss.second};
+            const Columns& state, const Sums& sums, Address labels,
+            const std::pair<Address, Address>& loss, int ranks, const Place& place) {
+  const ComposedArgs args = {absorb_args(spec, tile, state, labels),
+                             out,
+                             objective,
+                             (float*)sums.first,
+                             sums.second,
+                             (const double*)loss.first,
+                             (double*)loss.second};
   const Status status = known(out) ? check_cuda(args.spec, tile) : kUnknownDType;
   return status ? status : cuda::compose(args, ranks, where_of(place));
 }
 
-int resident_blocks(const Tile& tile, const Place& place) {
-  return cuda::resident_blocks(tile, where_of(place));
+// None, or the reason why not.
+const char* separate(const OwnedSpec& spec, const Tile& tile) {
+  return cuda::separate(spec.get(), tile);
+}
+
+std::pair<int, const char*> residence(const Tile& tile, const Place& place) {
+  const cuda::Residence found = cuda::residence(tile, where_of(place));
+  return {found.blocks, found.reason};
 }
 
 }  // namespace
@@ -73,11 +86,12 @@ void bind_cuda(py::module_ m) {
   m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "factors"_a, "labels"_a, "splits"_a, "place"_a,
         unlocked);
   py::class_<Objective>(m, "Objective", py::module_local())
-      .def(py::init(&make_objective), py::kw_only(), "kl_ts"_a, "kl_st"_a, "policy"_a, "hard"_a,
-           "soft"_a, "tau"_a, "sharpness"_a, "reversed"_a, "label_smoothing"_a, "z_loss"_a);
-  m.def("compose", &compose, "spec"_a, "tile"_a, "out"_a, "objective"_a, "state"_a, "labels"_a,
-        "loss"_a, "ranks"_a, "place"_a, unlocked);
-  m.def("resident_blocks", &resident_blocks, "tile"_a, "place"_a);
+      .def(py::init(&make_objective), py::kw_only(), "divergence"_a, "policy"_a, "hard"_a, "soft"_a,
+           "tau"_a, "sharpness"_a, "reversed"_a, "label_smoothing"_a, "z_loss"_a);
+  m.def("compose", &compose, "spec"_a, "tile"_a, "out"_a, "objective"_a, "state"_a, "sums"_a,
+        "labels"_a, "loss"_a, "ranks"_a, "place"_a, unlocked);
+  m.def("separate", &separate, "spec"_a, "tile"_a);
+  m.def("residence", &residence, "tile"_a, "place"_a);
   m.def("probe", &cuda::probe, "device"_a);
   m.def("error", &cuda::error, "status"_a);
 }
