@@ -49,7 +49,7 @@ class Cost:
 
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
 # 3 TB/s, 10 µs to start the kernels of a tile, and products in blocks of 128 rows, of which half a
-# block is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
+# one is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
 # that starting it costs little; wider tiles would leave less choice of how many are kept.
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
