@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,15 +13,17 @@ from benchmarks.cases import Case, Problem
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products
 from bgkernels import planner
 
+WIDTHS = (4096, 8192, 16_384, 32_768, 65_536)
 Ours = Callable[[int], Callable[[Problem], Step]]
 """From a memory budget to a step of ours."""
 
 
 @contextmanager
-def only(device: str, width: int) -> Iterator[None]:
-    """The planner considers tiles of this width alone."""
-    widths, cost = planner.WIDTHS, planner.COST.get(device, planner.COST["cpu"])
-    planner.WIDTHS, planner.COST[device] = (width,), replace(cost, width=width)
+def only(device: str, width: int, beside: bool = False) -> Iterator[None]:
+    """The planner considers tiles of this width alone; ``beside``: on a second stream, too."""
+    widths, cost = planner.WIDTHS, planner.cost_of(device)
+    planner.WIDTHS = (width,)
+    planner.COST[device] = replace(cost, width=width, beside=beside and device == "cuda")
     planner._search.cache_clear()
     try:
         yield
@@ -30,17 +33,16 @@ def only(device: str, width: int) -> Iterator[None]:
 
 
 def widths(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
-    """A step at each width of a tile, and budget, beside the bare products."""
+    """A step at each budget and width of a tile, on one stream and on two; ``ratio`` to products."""
     p = b.problem(b.case(case))
     bare = b.race({"": products(p)}).get("", {}).get("ms", 0.0)
-    for gib in (0.5, 1, 4):
-        for width in (2048, 4096, 8192, 16_384, 32_768, 65_536):
-            with only(b.device.type, width):
-                row = b.race({"": ours(int(gib * GIB))(p)}, 2.0)[""]
-            ratio = {"ratio": round(row["ms"] / bare, 3)} if "ms" in row and bare else {}
-            yield {"GiB": gib, "width": width} | row | ratio
-            if b.left < 20:
-                return
+    for gib, width, beside in itertools.product((1, 4, 0.5), WIDTHS, (False, True)):
+        with only(b.device.type, width, beside):
+            row = b.race({"": ours(int(gib * GIB))(p)}, 2.0)[""]
+        ratio = {"ratio": round(row["ms"] / bare, 3)} if "ms" in row and bare else {}
+        yield {"GiB": gib, "width": width, "beside": beside} | row | ratio
+        if b.left < 20:
+            return
 
 
 def costs(b: Bench, ours: Ours) -> Row:
@@ -70,10 +72,10 @@ def launch(b: Bench, ours: Ours, tiles: int = 128) -> float:
 
 
 def tiles(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
-    """The measured units with the narrowest width within 1 % of the best, then all widths."""
+    """The measured units with the narrowest tiles within 1 % of the best, then all widths."""
     found = list(widths(b, case, ours))
     timed = [row for row in found if "ms" in row and row["GiB"] == 1]
     least = min((row["ms"] for row in timed), default=0.0)
-    good = [row["width"] for row in timed if row["ms"] <= 1.01 * least]
-    yield {"for planner.COST": f"{costs(b, ours) | {'width': min(good, default=None)}}"}
+    good = [{k: row[k] for k in ("width", "beside")} for row in timed if row["ms"] <= 1.01 * least]
+    yield {"for planner.COST": f"{costs(b, ours) | (good[0] if good else {})}"}
     yield from found

@@ -1,8 +1,8 @@
 """What each CUDA kernel takes of a multiprocessor: registers, shared memory, spills.
 
 ``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed) and writes
-``benchmarks/results/ptxas/sm_*.json``; with ``--sources`` it renews the kernels of some files alone.
-It fails if a kernel spills.
+``benchmarks/results/ptxas/sm_*.json``; with ``--sources`` it renews some files' kernels alone. It
+fails if a kernel spills.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels import planner
 from bgkernels.backends import BACKENDS, native_cuda
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_cuda import Cuda
@@ -161,3 +162,28 @@ def test_one_launch_waits_for_nothing_and_replays() -> None:
         found = step()
     graph.replay()
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_tiles_ahead_on_a_second_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as on one, again and again, and from a captured graph."""
+    problem = logits_problem(hidden=(256, 384), vocab=(20_000, 20_000), leading=(512,))
+    for side in (problem.student, problem.teacher):
+        side |= {name: x.to(DEVICE) for name, x in side.items()}
+    assert isinstance(problem.target, Tensor)
+    problem = replace(problem, target=problem.target.to(DEVICE)).to(torch.bfloat16)
+
+    def step() -> list[Tensor]:
+        return problem.ours(Loss(), backend="native", mode="fused")
+
+    cost = replace(planner.COST["cuda"], width=4096)
+    monkeypatch.setitem(planner.COST, "cuda", cost)
+    planner._search.cache_clear()
+    expected = step()
+    monkeypatch.setitem(planner.COST, "cuda", replace(cost, beside=True))
+    graph = torch.cuda.CUDAGraph()
+    found = [step() for _ in range(20)]
+    with torch.cuda.graph(graph):
+        found.append(step())
+    graph.replay()
+    for made in found:
+        assert all(torch.equal(x, y) for x, y in zip(made, expected, strict=True))
