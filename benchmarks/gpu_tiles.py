@@ -33,7 +33,7 @@ def only(device: str, width: int, beside: bool = False) -> Iterator[None]:
 
 
 def widths(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
-    """A step at each budget and width of a tile, on one stream and on two; ``ratio`` to products."""
+    """A step at each budget and width of a tile, on one stream and two; ``ratio`` to products."""
     p = b.problem(b.case(case))
     bare = b.race({"": products(p)}).get("", {}).get("ms", 0.0)
     for gib, width, beside in itertools.product((1, 4, 0.5), WIDTHS, (False, True)):

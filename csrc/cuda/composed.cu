@@ -58,7 +58,10 @@ const char* separate(const Spec& spec, const Tile& tile) {
 // is, in which an H100 issues about 50 instructions a column pair; both passes take about 45, with
 // 5 exponentials. Streaming: 10·V bytes moved, of which the second read of 4·V comes from the L2
 // cache as far as the rows in work fit it. Both save three launches, and the statistics' way
-// through torch, over separate passes.
+// through torch, over separate passes. A mixture is one more read, of shared memory or the L2
+// cache, of about 70 instructions a column pair, and at most 100 more in pass 2 (counted in SASS
+// for sm_90a): bound by arithmetic, four times the floor of memory in 16 bits and twice in 32. A
+// label from the teacher costs a comparison a column, and a sample a draw where it could win.
 int compose(const ComposedArgs& args, int ranks, const Where& where) {
   const Tile& tile = args.tile;
   const Spec& spec = args.spec;

@@ -1,4 +1,4 @@
-// Both passes in one launch, for whole rows and objectives of math/objective.h.
+// All passes in one launch, for whole rows and objectives of math/objective.h.
 #pragma once
 
 #include "cuda/absorb.cuh"

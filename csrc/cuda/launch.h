@@ -28,7 +28,7 @@ int absorb_pairs(const PairArgs& args, int splits, const Where& where);
 
 int vjp(const VjpArgs& args, int splits, const Where& where);
 
-// Both passes of whole rows in one launch. `ranks`: blocks that hold a row in their shared memory,
+// All passes of whole rows in one launch. `ranks`: blocks that hold a row in their shared memory,
 // as residence() says; 0: none do, and each logit is read again by every pass. kNotComposed where
 // separate() has a reason.
 int compose(const ComposedArgs& args, int ranks, const Where& where);
