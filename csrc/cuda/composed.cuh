@@ -28,11 +28,11 @@ BGK_DEVICE Spec without_tilts(Spec spec) {
 
 // What a kernel is not for cannot be asked of it: so that no code is there for it, and no index is
 // left to run time.
-template <bool kAny>
+template <bool kGeneral>
 BGK_DEVICE Spec narrowed(Spec spec) {
   spec.tilt_count = spec.tilt_count > 0;
-  spec.mixture_count = kAny && spec.mixture_count > 0;
-  spec.total_variation = kAny && spec.total_variation;
+  spec.mixture_count = kGeneral && spec.mixture_count > 0;
+  spec.total_variation = kGeneral && spec.total_variation;
   return spec;
 }
 
@@ -118,13 +118,13 @@ BGK_DEVICE void report(const ComposedArgs& args, const Spec& spec, int64_t row, 
   for (int k = 0; k < pair_count(spec); ++k) args.sums[k * args.sums_stride + row] = shared.sums[k];
 }
 
-// Grid: a row a block, or a row a cluster of blocks that hold it in their shared memory. kAny:
+// Grid: a row a block, or a row a cluster of blocks that hold it in their shared memory. kGeneral:
 // labels may come from the teacher, and the divergence from a pairwise statistic.
-template <class Format, bool kResident, bool kAny>
+template <class Format, bool kResident, bool kGeneral>
 __global__ void __launch_bounds__(kThreads, 2)
     composed_kernel(const __grid_constant__ Launched<ComposedArgs> in) {
   const ComposedArgs& args = in.args;
-  const Spec spec = narrowed<kAny>(in.spec());
+  const Spec spec = narrowed<kGeneral>(in.spec());
   const int ranks = kResident ? cluster_size() : 1, rank = kResident ? cluster_rank() : 0;
   const int64_t row = block().x / ranks;
   Composed& shared = *(Composed*)dynamic_shared();
@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   const bool skip = args.labels[row] == kSkip, speaker = thread() == 0 && rank == 0;
   if (!skip) {
     if (kResident) make_resident(rows, share, dynamic_shared() + kComposedBytes);
-    absorb_share<Format, kPower, kAny>(args, spec, row, rows, share, shared.states);
+    absorb_share<Format, kPower, kGeneral>(args, spec, row, rows, share, shared.states);
     if (thread() == 0) empty_state(shared.states[kWarps], spec.tilt_count);
     sync_block();
     if (warp() == 0) merge_warps(shared.states, spec);
     RowState<float>& state = kResident ? gather(shared, spec, ranks) : shared.states[0];
     if (thread() == 0) end_statistics(args, spec, state, shared);
-    if (kAny && pair_count(spec)) {
+    if (kGeneral && pair_count(spec)) {
       sync_block();
       gather_pairs<Format, kResident>(spec, rows, share, shared, ranks);
     }
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     args.losses[row] = 0.0;
   }
   const int label = skip ? -1 : column_in(args.tile, shared.label);
-  vjp_share<Format, kAny>(without_tilts(spec), args.tile.student.cap, rows, Sink(args.out, row),
-                          label, share, skip, shared.vjp);
+  vjp_share<Format, kGeneral>(without_tilts(spec), args.tile.student.cap, rows, Sink(args.out, row),
+                              label, share, skip, shared.vjp);
 }
 
 }  // namespace bgk::cuda
