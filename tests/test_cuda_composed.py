@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels import oracle
+from bgkernels import sampling
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Tile
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_call import Call
 from bgkernels.routing import Policy
-from bgkernels.spec import ClosedDivergence, Mixture, RowSpec, Tilt, TotalVariation
+from bgkernels.spec import CLOSED_WEIGHTS, ClosedDivergence, Mixture, RowSpec, Tilt, TotalVariation
 from tests.cuda_emulation import Emulated, module
 from tests.problems import Failures, Loss, Params, Problem, make
 from tests.yardstick import assert_each_close
@@ -82,15 +82,22 @@ class Composing(Emulated):
 
 
 def conform(problem: Problem, loss: Loss, dtype: torch.dtype) -> None:
-    """Loss and gradient against the oracle, which is told the labels that a sampler drew."""
+    """Loss and gradient against the oracle, which is told the labels that all backends draw."""
     ours = given = problem.to(dtype)
     if problem.target == "teacher_sample":
-        compared = min(x["logits"].shape[-1] for x in (ours.student, ours.teacher))
-        logits = ours.teacher["logits"][..., :compared].float()
-        given = replace(ours, target=oracle.gumbel_label(logits, SEED))
+        given = replace(ours, target=drawn(ours))
     ref, yardstick = given.to(torch.float64).dense(loss, 0.5), given.dense(loss, 0.5)
     got = ours.ours(loss, 0.5, backend="native", mode="fused", seed=SEED)
     assert_each_close(["loss", "logits"], got, ref, yardstick, torch.finfo(dtype).eps, loss)
+
+
+def drawn(problem: Problem) -> Tensor:
+    """Samples of the teacher's compared columns."""
+    columns = min(x["logits"].shape[-1] for x in (problem.student, problem.teacher))
+    logits = problem.teacher["logits"][..., :columns]
+    rows = logits.flatten(0, -2).float()
+    noise = sampling.gumbel(0, len(rows), 0, columns, SEED, rows.device)
+    return (rows + noise).argmax(1).view(logits.shape[:-1])
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -106,6 +113,14 @@ def test_closed_forms(name: str, divergence: str, monkeypatch: pytest.MonkeyPatc
             with failures.cell(routing, params):
                 conform(problem, loss, variant.dtype)
     assert backend.rows == 6 * len(POLICIES)
+
+
+def test_every_closed_form_is_here() -> None:
+    """A new one has to be added above."""
+    registry = bg.divergences.registry
+    assert {name for name in registry if registry.get(name).closed} == set(DIVERGENCES)
+    policies = [bg.routing.get(name, **params).closed for name, params in POLICIES]
+    assert {closed.kind for closed in policies if closed} == set(CLOSED_WEIGHTS)
 
 
 def swapped(policy: Policy) -> Policy:

@@ -171,9 +171,11 @@ def test_tiles_ahead_on_a_second_stream(monkeypatch: pytest.MonkeyPatch) -> None
         side |= {name: x.to(DEVICE) for name, x in side.items()}
     assert isinstance(problem.target, Tensor)
     problem = replace(problem, target=problem.target.to(DEVICE)).to(torch.bfloat16)
+    leaves = problem.leaves()
 
-    def step() -> list[Tensor]:
-        return problem.ours(Loss(), backend="native", mode="fused")
+    def step() -> tuple[Tensor, ...]:
+        loss = problem.call(leaves, backend="native", mode="fused")
+        return (loss.detach(), *torch.autograd.grad(loss, list(leaves.values())))
 
     cost = replace(planner.COST["cuda"], width=4096)
     monkeypatch.setitem(planner.COST, "cuda", cost)
