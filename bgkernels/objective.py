@@ -48,10 +48,10 @@ class Objective:
     @property
     def closed_form(self) -> ClosedForm | None:
         """The same loss as a formula that backends know, if it is one."""
-        weights, kls = self.policy.closed, self.divergence.kls
-        if weights is None or kls is None or self.policy.hard_term or self.policy.batchwide:
+        weights, divergence = self.policy.closed, self.divergence.closed
+        if weights is None or divergence is None or self.policy.hard_term or self.policy.batchwide:
             return None
-        return ClosedForm(*kls, weights, self.label_smoothing, self.z_loss)
+        return ClosedForm(divergence, weights, self.label_smoothing, self.z_loss)
 
     def refuse_infinite(self) -> None:
         """Raise if the divergence is infinite where only the student has mass."""
