@@ -165,16 +165,17 @@ def continues(written, batch):
     assert not torch.equal(written.tokens, batch.tokens)
 
 
-def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch):
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, stride):
     """Each text is the same whichever is asked for first, as a resumed run must find it."""
     batches, calls = prepare(config, load_corpus(config.data)).batches, []
     monkeypatch.setattr(
         writing, "continue_text", lambda *x: calls.append(x) or evaluate.continue_text(*x)
     )
     write = writing.Writer(pair[1], VOCAB, prompt=0.25, seed=0)
-    forward, backward = (writing.WrittenBatches(batches, write) for _ in range(2))
+    forward, backward = (writing.WrittenBatches(batches, write, stride) for _ in range(2))
     size = writing.SEQUENCES // len(batches[0].tokens)
-    numbers = range(2 * size)
+    numbers = range(stride - 1, 2 * size * stride, stride)
     found = {n: forward[n] for n in numbers}
     assert len(calls) == 2
     for n in reversed(numbers):

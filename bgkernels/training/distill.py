@@ -199,7 +199,7 @@ def train_student(
     ranks.meet()
     batches: Numbered = materials.batches
     if teacher is not None and find(method).written_by_teacher:
-        batches = WrittenBatches(batches, objective.writer(teacher))
+        batches = WrittenBatches(batches, objective.writer(teacher), ranks.size())
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training),

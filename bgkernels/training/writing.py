@@ -58,16 +58,20 @@ class WrittenBatches:
     Args:
         batches: of the corpus.
         write: continues them.
+        stride: between the numbers that are asked for: how many processes share the batches out. So
+            each writes its own ones only, and all of them at the same steps.
     """
 
     batches: Numbered
     write: Writer
+    stride: int = 1
     _group: tuple[int, list[Batch]] = field(default=(-1, []), init=False, repr=False)
 
     def __getitem__(self, number: int) -> Batch:
-        first = self.batches[number]
-        size = max(1, SEQUENCES // len(first.tokens))
-        start = number - number % size
+        size = max(1, SEQUENCES // len(self.batches[number].tokens))
+        place = number // self.stride % size
+        start = number - place * self.stride
         if self._group[0] != start:
-            self._group = start, self.write([self.batches[start + i] for i in range(size)], start)
-        return self._group[1][number - start]
+            numbers = range(start, start + size * self.stride, self.stride)
+            self._group = start, self.write([self.batches[n] for n in numbers], start)
+        return self._group[1][place]
