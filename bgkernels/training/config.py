@@ -114,6 +114,10 @@ class EvalConfig:
     curve_windows: int = 64
     threshold: float = 0.25
 
+    def given(self, length: int) -> int:
+        """Tokens of the prompt of a sequence."""
+        return max(1, int(self.prompt * length))
+
 
 @dataclass(frozen=True)
 class DemoConfig:

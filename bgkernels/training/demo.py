@@ -21,6 +21,7 @@ from bgkernels.training.results import (
     StudentResult,
     TeacherFacts,
 )
+from bgkernels.training.tokens import Batch
 
 
 def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
@@ -101,7 +102,7 @@ def _teacher_facts(
     config: DemoConfig, materials: Materials, teacher: CausalLM, history: History
 ) -> TeacherFacts:
     exam = materials.exam
-    tokens = score(teacher, None, exam.windows, exam.start)
+    tokens = score(teacher, None, exam.files)
     cross_entropy = float(tokens.nll[tokens.valid].mean())
     return TeacherFacts(
         name=config.teacher or "trained here",
@@ -115,7 +116,7 @@ def _teacher_facts(
 def _passage(materials: Materials, teacher: CausalLM) -> Passage:
     """The held-out window whose share of bridges is the median one."""
     exam, tokenizer = materials.exam, materials.tokenizer
-    ambiguity = score(teacher, teacher, exam.windows, 1).ambiguity
+    ambiguity = score(teacher, teacher, Batch.of(exam.windows)).ambiguity
     share = (ambiguity < exam.config.threshold).float().mean(-1)
     index = int(share.argsort()[len(share) // 2])
     text = [str(tokenizer.decode([token])) for token in exam.windows[index, 1:].tolist()]

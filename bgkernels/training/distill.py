@@ -70,9 +70,7 @@ class Objective:
         vocab = min(x.vocab for x in (self.student, self.teacher) if x)
         seed = self.config.seed * 1_000_003 + number
         tokens = continue_text(writer, batch.tokens[:, :given], length - given, vocab, seed)
-        labels = tokens[:, 1:].clone()
-        labels[:, : given - 1] = IGNORED
-        return Batch(tokens, labels)
+        return Batch.of(tokens).after(given)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss.

@@ -17,7 +17,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
 from bgkernels.training.models import CausalLM
-from bgkernels.training.tokens import IGNORED
+from bgkernels.training.tokens import Batch
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,17 @@ Measures = Mapping[str, Parts]
 
 
 @torch.no_grad()
-def score(student: CausalLM, teacher: CausalLM | None, text: Tensor, start: int) -> Tokens:
-    """Statistics of both models at every token of a text from position ``start`` on.
+def score(student: CausalLM, teacher: CausalLM | None, text: Batch) -> Tokens:
+    """Statistics of both models at every token of a text that has a label.
 
     Args:
         student: the student.
         teacher: the teacher; None: only ``nll`` is meaningful.
-        text: ``(sequences, length + 1)`` tokens.
-        start: tokens that are given and not scored.
+        text: sequences and what is scored of them.
     """
     chunks: list[tuple[Tensor, ...]] = []
-    for part in text.split(16):
-        inputs, target = part[:, :-1], part[:, 1:].clone()
-        target[:, : start - 1] = IGNORED
+    for tokens, target in zip(text.tokens.split(16), text.labels.split(16), strict=True):
+        inputs = tokens[:, :-1]
         stats = bg.linear_row_stats(
             student.hidden(inputs),
             student.head.weight,
@@ -168,18 +166,26 @@ class Examination:
 
     Args:
         windows: ``(sequences, length + 1)`` tokens; the beginning of each is the prompt.
+        learnt: of the same shape, which of them count on the files: of conversations, as in
+            training, the answers. Of what models say themselves, all that follows the prompt does.
         config: prompt and threshold.
         seed: of the samples.
     """
 
     windows: Tensor
+    learnt: Tensor
     config: EvalConfig
     seed: int
 
     @property
     def start(self) -> int:
         """Tokens of a prompt."""
-        return max(1, int(self.config.prompt * (self.windows.shape[1] - 1)))
+        return self.config.given(self.windows.shape[1] - 1)
+
+    @property
+    def files(self) -> Batch:
+        """The windows and what is scored of them."""
+        return Batch.of(self.windows, self.learnt).after(self.start)
 
     def speak(self, model: CausalLM, vocab: int) -> Tensor:
         """The windows, with what follows each prompt replaced by the model's own words."""
@@ -190,7 +196,7 @@ class Examination:
     def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
         """A point of each validation curve, on a few of the windows; without a teacher, of one."""
         stride = math.ceil(len(self.windows) / self.config.curve_windows)
-        tokens = score(student, teacher, self.windows[::stride], self.start)
+        tokens = score(student, teacher, self.files[::stride])
         point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
         return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
 
@@ -202,8 +208,8 @@ class Examination:
             teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
         """
         own_text = self.speak(student, min(student.vocab, teacher.vocab))
-        texts = (self.windows, teacher_text, own_text)
-        return Readings(*(score(student, teacher, text, self.start) for text in texts))
+        spoken = (Batch.of(text).after(self.start) for text in (teacher_text, own_text))
+        return Readings(*(score(student, teacher, text) for text in (self.files, *spoken)))
 
 
 @dataclass(frozen=True)

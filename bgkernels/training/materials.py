@@ -64,12 +64,15 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         vocab, length = len(tokenizer), data.sequence_length
         student = small_llama(config.student_shape, vocab, length, config.seed + 1)
     train, learnt = token_stream(tokenizer, corpus.train)
-    held_out, _ = token_stream(tokenizer, corpus.held_out)
-    windows = held_out_windows(held_out, config.evaluation.windows, data.sequence_length)
+    held_out, scored = token_stream(tokenizer, corpus.held_out)
+    evaluation, length = config.evaluation, data.sequence_length
+    windows = held_out_windows(
+        held_out, scored, evaluation.windows, length, evaluation.given(length)
+    )
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(windows, config.evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
