@@ -133,6 +133,8 @@ class DemoConfig:
             weights themselves.
         fresh: discard the students' checkpoints in ``output``.
         tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
+        parallel: how several processes have a model: each all of it (``"ddp"``) or its share of the
+            parameters (``"fsdp"``).
         seed: of weights, batches and samples.
     """
 
@@ -153,6 +155,7 @@ class DemoConfig:
     lora: int | None = None
     fresh: bool = False
     tensorboard: bool = False
+    parallel: str = "ddp"
     seed: int = 0
 
     @classmethod

@@ -66,8 +66,8 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
         figure.draw(result, config.output / "results.png")
-        for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
-            models.export(model, materials.tokenizer, config.output / "models" / name)
+    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
+        models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
 
 

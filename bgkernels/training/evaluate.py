@@ -17,6 +17,7 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
 from bgkernels.training.models import CausalLM
+from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import Batch
 
 
@@ -115,19 +116,41 @@ def score(student: CausalLM, teacher: CausalLM | None, text: Batch) -> Tokens:
     """
     chunks: list[tuple[Tensor, ...]] = []
     for tokens, target in zip(text.tokens.split(16), text.labels.split(16), strict=True):
-        inputs = tokens[:, :-1]
-        stats = bg.linear_row_stats(
-            student.hidden(inputs),
-            student.head.weight,
-            teacher.as_teacher(inputs) if teacher else None,
-            target,
-            linear_bias=student.head.bias,
-            logit_scale=student.logit_scale,
-            logit_softcap=student.logit_softcap,
-        )
+        stats = row_stats(student, teacher, tokens[:, :-1], target)
         ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
         chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid))
     return Tokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
+def row_stats(
+    student: CausalLM,
+    teacher: CausalLM | None,
+    inputs: Tensor,
+    target: Tensor,
+    policy: bg.routing.Policy | None = None,
+) -> bg.RowStats:
+    """What :func:`bgkernels.linear_row_stats` says of a pair on ``(sequences, length)`` tokens.
+
+    Args:
+        student, teacher: the pair; without a teacher, the student alone.
+        inputs: tokens that are read.
+        target: those that follow.
+        policy: whose statistics are wanted too.
+    """
+    head = student.head
+    return whole(
+        (student, teacher),
+        lambda: bg.linear_row_stats(
+            student.hidden(inputs),
+            head.weight,
+            teacher.as_teacher(inputs) if teacher else None,
+            target,
+            extras=policy.extras if policy else (),
+            linear_bias=head.bias,
+            logit_scale=student.logit_scale,
+            logit_softcap=student.logit_softcap,
+        ),
+    )
 
 
 @torch.no_grad()
@@ -148,16 +171,20 @@ def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, see
         ``(sequences, given + length)``.
     """
     generator = torch.Generator().manual_seed(seed)
-    text, inputs, past = [prompts], prompts, None
-    for _ in range(length):
-        with torch.compiler.set_stance("force_eager"):  # or it would be compiled for each length
-            out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
-        logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
-        race = torch.empty_like(logits).exponential_(generator=generator)
-        inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
-        text.append(inputs)
-        past = out.past_key_values
-    return torch.cat(text, dim=1)
+
+    def speak() -> Tensor:
+        text, inputs, past = [prompts], prompts, None
+        for _ in range(length):
+            with torch.compiler.set_stance("force_eager"):  # or it would be compiled each time
+                out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
+            logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
+            race = torch.empty_like(logits).exponential_(generator=generator)
+            inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
+            text.append(inputs)
+            past = out.past_key_values
+        return torch.cat(text, dim=1)
+
+    return whole([model], speak)
 
 
 @dataclass(frozen=True)

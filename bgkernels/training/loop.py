@@ -15,10 +15,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 import bgkernels as bg
 from bgkernels.training import ranks
-from bgkernels.training.checkpoint import CheckpointStore, State
+from bgkernels.training.checkpoint import WHOLE, CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
 from bgkernels.training.log import Board, Log, peak_memory
@@ -103,7 +105,8 @@ def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: Non
 
     On several processes (:mod:`~bgkernels.training.ranks`) each has its own batches of a step, and
     all have one normaliser and one gradient: that of a single process with so many times more
-    batches a step. The first process writes checkpoints and logs, which all of them must see.
+    batches a step. The first process writes checkpoints and logs, which all of them must see. What
+    it writes is what one process would, and can be gone on from by another number of them.
 
     Args:
         task: what to train.
@@ -209,11 +212,12 @@ class _Run:
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""
+        model, optimizer = get_state_dict(self.task.model, self.optimizer, options=WHOLE)
         if not ranks.first():
             return self.task.store.path(self.step)
         state = {
-            "model": self.task.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "generator": torch.get_rng_state(),
             "step": self.step,  # also the position in the data
             "history": asdict(self.history),
@@ -221,8 +225,13 @@ class _Run:
         return self.task.store.save(self.step, state)
 
     def _restore(self, state: State) -> None:
-        self.task.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        set_state_dict(
+            self.task.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=WHOLE,
+        )
         torch.set_rng_state(state["generator"])
         self.step = state["step"]
         self.history = History(**state["history"])
@@ -252,6 +261,7 @@ class _Run:
             value += loss.item()
         value = ranks.mean(value)
         norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not math.isfinite(value) or not torch.isfinite(norm):
             raise NonFiniteLoss(self._not_finite(value, float(norm)))
         for group in self.optimizer.param_groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bgkernels.training import ranks
+from bgkernels.training import sharding
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
 from bgkernels.training.evaluate import Examination
@@ -79,7 +79,6 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
             "tokens": digest([train.numpy().tobytes(), learnt.numpy().tobytes()]),
             "sequence length": data.sequence_length,
             "batch size": data.batch_size,
-            "processes": ranks.size(),
             "seed": config.seed,
         },
         named.get("--teacher"),
@@ -108,5 +107,7 @@ def _named_models(
             check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
         if option != "--student":
             model.freeze()
+            if config.parallel == "fsdp":
+                sharding.shard(model, config.student_training.bf16)
         found[option], tokenizer = model, its_own
     return found, tokenizer

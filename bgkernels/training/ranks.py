@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -27,12 +27,12 @@ def joined() -> Iterator[None]:
 
 def size() -> int:
     """How many processes there are."""
-    return dist.get_world_size() if _together() else 1
+    return dist.get_world_size() if together() else 1
 
 
 def rank() -> int:
     """The number of this one."""
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if together() else 0
 
 
 def first() -> bool:
@@ -47,7 +47,7 @@ def first() -> bool:
 
 def mean(value: float) -> float:
     """Of the values of all processes."""
-    if not _together():
+    if not together():
         return value
     total = torch.tensor(value, dtype=torch.float64)
     dist.all_reduce(total)
@@ -56,19 +56,31 @@ def mean(value: float) -> float:
 
 def meet() -> None:
     """Wait for the others."""
-    if _together():
+    if together():
         dist.barrier()
 
 
 def averaging(module: nn.Module) -> nn.Module:
-    """The module, whose gradients are means over the processes (DDP)."""
-    return DistributedDataParallel(module) if _together() else module
+    """The module, whose gradients are means over the processes: FSDP's, or else DDP's work."""
+    alone = not together() or any(_shards(module))
+    return module if alone else DistributedDataParallel(module)
 
 
-def apart(module: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def apart(module: nn.Module) -> Iterator[None]:
     """Keep gradients to this process inside the block: more are to be added to them."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    with module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext():
+        for part in _shards(module):
+            part.set_requires_gradient_sync(False, recurse=False)
+        yield
+        for part in _shards(module):
+            part.set_requires_gradient_sync(True, recurse=False)
 
 
-def _together() -> bool:
+def _shards(module: nn.Module) -> Iterator[FSDPModule]:
+    return (part for part in module.modules() if isinstance(part, FSDPModule))
+
+
+def together() -> bool:
+    """Whether this is one of the processes of ``torchrun``, be it the only one."""
     return dist.is_available() and dist.is_initialized()

@@ -29,6 +29,7 @@ def train(
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
     lora: o.Lora = None,
+    parallel: o.Parallel = "ddp",
     tensorboard: o.TensorBoard = False,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
