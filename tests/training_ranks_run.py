@@ -54,6 +54,7 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
         lora=3 if case == ADAPTED else None,
         output=folder / " ".join(case),
         parallel=parallel,
+        device="cpu",
     )
     materials = prepare(config, load_corpus(config.data))
     stream = materials.batches.stream  # runs of 30 learnt tokens: batches have some, all or none
@@ -62,7 +63,7 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
     teacher = models.small_llama(ModelShape(16, 1, 1), len(materials.tokenizer), 16, 2)
     teacher.freeze()
     if parallel == "fsdp":
-        sharding.shard(teacher)
+        sharding.shard(teacher, torch.device("cpu"))
     display = Silent()
     if stopped and ranks.rank() == ranks.size() - 1:
         display = Signals(2, signal.SIGTERM)
@@ -76,7 +77,7 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    with ranks.joined():
+    with ranks.joined(torch.device("cpu")):
         found = {
             case: {
                 run: student(folder / run.replace("resumed", "stopped"), case, 2, stopped)

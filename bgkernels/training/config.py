@@ -135,6 +135,7 @@ class DemoConfig:
         tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
         parallel: how several processes have a model: each all of it (``"ddp"``) or its share of the
             parameters (``"fsdp"``).
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
         seed: of weights, batches and samples.
     """
 
@@ -156,6 +157,7 @@ class DemoConfig:
     fresh: bool = False
     tensorboard: bool = False
     parallel: str = "ddp"
+    device: str = "auto"
     seed: int = 0
 
     @classmethod

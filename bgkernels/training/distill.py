@@ -168,7 +168,7 @@ def train_teacher(
     name = "teacher-" + digest([repr(sorted(identity.items())).encode()])
     task = Task(
         name="teacher",
-        model=ready(teacher, config.teacher_training, config.parallel),
+        model=ready(teacher, config.teacher_training, config),
         objective=make_objective(config, "hard", teacher, None),
         batches=materials.batches,
         validate=lambda: materials.exam.curve(teacher, None),
@@ -206,7 +206,7 @@ def train_student(
     ranks.meet()
     task = Task(
         name=find(method).title,
-        model=ready(student, config.student_training, config.parallel),
+        model=ready(student, config.student_training, config),
         objective=objective,
         batches=materials.batches,
         validate=lambda: materials.exam.curve(student, teacher),
@@ -227,19 +227,17 @@ def _described(training: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def ready(model: CausalLM, config: TrainConfig, parallel: str) -> Any:
-    """The network, set up as the configuration says; sharded in place where it is to be."""
-    if config.gradient_checkpointing:
+def ready(model: CausalLM, training: TrainConfig, config: DemoConfig) -> Any:
+    """The network, set up as the configuration says, in its place."""
+    if training.gradient_checkpointing:
         network = model.network  # the name changed in transformers 5
         name = "activation_checkpointing_enable"
         getattr(network, name, network.gradient_checkpointing_enable)()
-    if config.compile:
-        model.body.compile()
-    if parallel == "fsdp":
-        if config.compile:
+    if training.compile:
+        if config.parallel == "fsdp":
             raise OptionError("--compile takes a model in one piece; it needs --parallel ddp")
-        sharding.shard(model, config.bf16)
-    return model.network
+        model.body.compile()
+    return sharding.place(model, config, training.bf16).network
 
 
 def _run(task: Task, display: Display) -> History:

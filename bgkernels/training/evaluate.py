@@ -113,13 +113,17 @@ def score(student: CausalLM, teacher: CausalLM | None, text: Batch) -> Tokens:
         student: the student.
         teacher: the teacher; None: only ``nll`` is meaningful.
         text: sequences and what is scored of them.
+
+    Returns:
+        Statistics in the memory of the CPU.
     """
     chunks: list[tuple[Tensor, ...]] = []
+    text = text.to(student.device)
     for tokens, target in zip(text.tokens.split(16), text.labels.split(16), strict=True):
         stats = row_stats(student, teacher, tokens[:, :-1], target)
         ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
         chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid))
-    return Tokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    return Tokens(*(torch.cat(parts).cpu() for parts in zip(*chunks, strict=True)))
 
 
 def row_stats(
@@ -168,9 +172,10 @@ def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, see
         seed: of the samples.
 
     Returns:
-        ``(sequences, given + length)``.
+        ``(sequences, given + length)``, where the model is.
     """
-    generator = torch.Generator().manual_seed(seed)
+    prompts = prompts.to(model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
 
     def speak() -> Tensor:
         text, inputs, past = [prompts], prompts, None

@@ -33,8 +33,8 @@ class Materials:
         exam: held-out tokens.
         tokens: how many are in the training part and in the held-out part.
         identity: of the data, for checkpoints.
-        teacher: a pretrained teacher, or None where one must be trained.
-        student: the student before distillation.
+        teacher: a pretrained teacher on its device, or None where one must be trained.
+        student: the student before distillation, in the memory of the CPU.
         second: another pretrained teacher, or None.
     """
 
@@ -107,7 +107,6 @@ def _named_models(
             check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
         if option != "--student":
             model.freeze()
-            if config.parallel == "fsdp":
-                sharding.shard(model, config.student_training.bf16)
+            sharding.place(model, config, config.student_training.bf16)
         found[option], tokenizer = model, its_own
     return found, tokenizer

@@ -58,6 +58,11 @@ class CausalLM:
         return head
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head.weight.device
+
+    @property
     def vocab(self) -> int:
         """Columns of the head; at least the tokenizer's size."""
         return self.head.out_features

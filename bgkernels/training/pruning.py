@@ -112,7 +112,7 @@ def measure(model: CausalLM, windows: Tensor) -> Importance:
 
     def add_squares(name: str, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            square[name][i] += inputs[0].double().square().flatten(0, -2).sum(0)
+            square[name][i] += inputs[0].double().square().flatten(0, -2).sum(0).cpu()
 
         return hook
 
@@ -120,7 +120,7 @@ def measure(model: CausalLM, windows: Tensor) -> Importance:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             after = output[0] if isinstance(output, tuple) else output
             alike = nn.functional.cosine_similarity(inputs[0].double(), after.double(), dim=-1)
-            influence[i] += (1 - alike).sum()
+            influence[i] += (1 - alike).sum().cpu()
 
         return hook
 
@@ -131,7 +131,7 @@ def measure(model: CausalLM, windows: Tensor) -> Importance:
             handles.append(module.register_forward_pre_hook(add_squares(name, i)))
     try:
         for part in windows.split(16):
-            model.hidden(part)
+            model.hidden(part.to(model.device))
     finally:
         for handle in handles:
             handle.remove()
@@ -149,7 +149,7 @@ def _columns(block: Any, name: str) -> Tensor:
     """Squared norms of the columns of an output projection."""
     module = block.self_attn.o_proj if name == "heads" else block.mlp.down_proj
     squares: Tensor = module.weight.double().square().sum(0)
-    return squares
+    return squares.cpu()
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     """A model of the most important parts; the given one is not changed.
 
     Args:
-        model: to choose from.
+        model: to choose from, on any device; the result is in the memory of the CPU.
         importance: of its parts.
         shape: of the result.
 
@@ -176,7 +176,7 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     network.to(next(model.network.parameters()).dtype)
     state = _outside(model)
     for i, j in enumerate(kept.tolist()):
-        block = blocks[j].state_dict()
+        block = {k: v.cpu() for k, v in blocks[j].state_dict().items()}
         heads = _best(importance.heads[j], shape.heads)
         neurons = _best(importance.neurons[j], shape.width)
         state |= {f"{i}.{k}": v for k, v in _slice(block, heads, neurons, whole.heads).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -11,14 +12,43 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from bgkernels.training.errors import OptionError
+
+
+def device(name: str = "auto") -> torch.device:
+    """Where this process computes: a GPU has the number of the process on its machine.
+
+    Args:
+        name: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
+
+    Raises:
+        OptionError: there is no GPU, or none for this process.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not gpus):
+        return torch.device("cpu")
+    mine = int(os.environ.get("LOCAL_RANK", 0))
+    if mine >= gpus:
+        raise OptionError(
+            f"--device {name} needs a GPU for each process, and torch sees {gpus} on this machine, "
+            f"which has no. {mine}; start fewer processes, or choose --device cpu"
+        )
+    return torch.device("cuda", mine)
+
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes of ``torchrun`` inside the block; without it, nothing happens."""
+def joined(place: torch.device) -> Iterator[None]:
+    """Join the processes of ``torchrun`` inside the block; without it, nothing happens.
+
+    Args:
+        place: where this process computes. A GPU talks by NCCL, tensors of a CPU by gloo.
+    """
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     if not dist.is_available() or not dist.is_torchelastic_launched():
         yield
         return
-    dist.init_process_group()  # gloo for tensors of the CPU, NCCL for those of a GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import (
 )
 
 from bgkernels.training import ranks
+from bgkernels.training.config import DemoConfig
 from bgkernels.training.errors import OptionError
 from bgkernels.training.models import CausalLM
 
@@ -31,11 +32,31 @@ GATHERED = "call_gathered"
 """Name of that method."""
 
 
-def shard(model: CausalLM, bf16: bool = False) -> None:
+def place(model: CausalLM, config: DemoConfig, bf16: bool = False) -> CausalLM:
+    """Bring a model to this process's device, or its share of it, in place.
+
+    Args:
+        model: whole, and the same on every process.
+        config: says where, and how it is shared.
+        bf16: as for :func:`shard`.
+
+    Raises:
+        OptionError: there is no such device, or nobody to share with.
+    """
+    device = ranks.device(config.device)
+    if config.parallel == "fsdp":
+        shard(model, device, bf16)
+    else:
+        model.network.to(device)
+    return model
+
+
+def shard(model: CausalLM, device: torch.device, bf16: bool = False) -> None:
     """Share out a model's parameters among all processes, layer by layer, in place.
 
     Args:
         model: whole, and the same on every process.
+        device: of the shares; the model may be elsewhere, where there is room for it.
         bf16: gather parameters in bfloat16; shards, gradients and their sums stay as they are.
 
     Raises:
@@ -47,7 +68,7 @@ def shard(model: CausalLM, bf16: bool = False) -> None:
             "`torchrun --nproc-per-node N -m bgkernels.training ...`"
         )
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()
-    mesh = init_device_mesh(model.head.weight.device.type, (ranks.size(),))
+    mesh = init_device_mesh(device.type, (ranks.size(),))
     share = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     network = model.network
     for layer in _layers(network):

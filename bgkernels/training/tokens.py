@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,6 +97,13 @@ class Batch:
     def __getitem__(self, chosen: slice) -> Batch:
         """Some of the sequences."""
         return Batch(self.tokens[chosen], self.labels[chosen])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; a GPU fetches it while the program goes on."""
+        if device.type != "cuda":
+            return Batch(self.tokens.to(device), self.labels.to(device))
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        return Batch(move(self.tokens.pin_memory()), move(self.labels.pin_memory()))
 
     def after(self, given: int) -> Batch:
         """The same sequences, of which the first ``given`` tokens are a prompt."""

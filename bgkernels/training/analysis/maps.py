@@ -90,6 +90,7 @@ def read_passage(
             :func:`~bgkernels.training.analysis.risk.choice_risk`; without them no risk is
             estimated, which is most of the work.
     """
+    text = text.to(student.device)
     inputs, target = text[None, :-1], text[None, 1:]
     stats = row_stats(student, teacher, inputs, target, policy)
     hard, soft = (torch.as_tensor(w).expand_as(stats.nll) for w in policy(stats))

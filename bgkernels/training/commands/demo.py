@@ -25,6 +25,7 @@ def demo(
     resume: o.Resume = True,
     quick: o.Quick = False,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -71,6 +72,7 @@ def compare(
     resume: o.Resume = True,
     quick: o.Quick = False,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -111,6 +113,7 @@ def distill(
     output: o.Output = None,
     resume: o.Resume = True,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -157,7 +160,7 @@ def _run(
     console = Console(stderr=True)
     base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
-    with reported(console), ranks.joined():
+    with reported(console), ranks.joined(ranks.device(config.device)):
         for method in config.methods:
             find(method)
         table = tabulate(run_demo(config, terminal(console)))

@@ -133,6 +133,13 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="torch.compile the student's body.", rich_help_panel=TRAINING),
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(
+        help="Where models compute; auto is a GPU if there is one, and under torchrun each process "
+        "has its own."
+    ),
+]
 Parallel = Annotated[
     Literal["ddp", "fsdp"],
     typer.Option(
@@ -214,7 +221,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     budget = given.get("memory_budget")
     training = pick(base.student_training, "steps", "accumulate")
     made: DemoConfig = replace(
-        pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel"),
+        pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel", "device"),
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),
