@@ -38,8 +38,9 @@ def prune(
     """Make a smaller model of a large one's most useful parts, to distil into.
 
     Layers, heads and feed-forward neurons are scored by what they do on the text; the best are
-    kept. The result is a plain model of the same kind. It speaks badly until it is trained: the
-    way of Llama 3.2 is to prune, to distil, and to fine-tune.
+    kept. The result is a plain model of the same kind: Llama, Mistral, Qwen, Gemma, or DeepSeek,
+    whose experts stay whole, so that `--width` cannot be given. It speaks badly until it is
+    trained: the way of Llama 3.2 is to prune, to distil, and to fine-tune.
 
     **Example**: the three steps
 
