@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from bgkernels.training.log import Log
+from bgkernels.training.models import load_pretrained
 from tests.test_training_parts import write_notes
-from tests.training_ranks_run import CASES, student
+from tests.training_ranks_run import CASES, demo, student
 
 each_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +97,18 @@ def test_one_process_goes_on_from_two(folder, found, case, tmp_path):
     weights, losses, _ = one_process(tmp_path / "run", case)
     assert losses == pytest.approx(found[0][case]["straight"][1], rel=1e-4)
     assert_close(weights, found[0][case]["straight"][0])
+
+
+def test_a_sharded_demo_measures_and_saves_what_one_process_does(folder, found):
+    (folder / "one").mkdir()
+    expected = demo(folder / "one")
+    assert found[0]["demo"] == found[1]["demo"]
+    for measure in ("cross_entropy", "kl"):  # of files; samples of models that differ would differ
+        part = found[0]["demo"][measure]["all"]
+        assert part["mean"] == pytest.approx(expected[measure]["all"]["mean"], rel=1e-4)
+    for name in ("teacher", "entropy"):
+        one, two = (
+            load_pretrained(f"{folder}/{run}/models/{name}", name, 16)[0].network.state_dict()
+            for run in ("one", "two")
+        )
+        assert_close(two, one)

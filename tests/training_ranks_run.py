@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from bgkernels.training import distill, models, ranks, sharding
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
+from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import Interrupted
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Silent
@@ -75,6 +76,22 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
     return state, history.losses, None
 
 
+def demo(folder: Path):
+    """The measures of a whole demo: both models trained, scored and saved under FSDP."""
+    training = TrainConfig(4, 1e-2, validate_every=4, accumulate=2 // ranks.size())
+    config = replace(
+        DemoConfig.quick(),
+        data=DataConfig(folder.parent / "corpus", 300, 16, batch_size=2, held_out=0.1),
+        teacher_training=training,
+        student_training=training,
+        methods=("entropy",),
+        output=folder,
+        parallel="fsdp" if ranks.together() else "ddp",
+        device="cpu",
+    )
+    return run_demo(config).plain()["students"]["entropy"]["measures"]
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with ranks.joined(torch.device("cpu")):
@@ -85,4 +102,5 @@ if __name__ == "__main__":
             }
             for case in CASES
         }
+        found["demo"] = demo(folder / "two")
         torch.save(found, folder / f"rank{os.environ['RANK']}.pt")

@@ -92,8 +92,9 @@ def meet() -> None:
 
 def averaging(module: nn.Module) -> nn.Module:
     """The module, whose gradients are means over the processes: FSDP's, or else DDP's work."""
-    alone = not together() or any(_shards(module))
-    return module if alone else DistributedDataParallel(module)
+    if not together() or next(_shards(module), None) is not None:
+        return module
+    return DistributedDataParallel(module)
 
 
 @contextmanager

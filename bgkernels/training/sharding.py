@@ -97,7 +97,7 @@ def whole(models: Iterable[CausalLM | None], work: Callable[[], T]) -> T:
         >>> whole([None], lambda: 3)
         3
     """
-    for network in (model.network for model in models if model is not None):
+    for network in dict.fromkeys(model.network for model in models if model is not None):
         if isinstance(network, FSDPModule):
             work = partial(getattr(network, GATHERED), work)
     return work()

@@ -149,6 +149,9 @@ def distill(
 
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
+
+    - `torchrun --nproc-per-node 8 -m bgkernels.training distill --parallel fsdp --bf16
+      --gradient-checkpointing --teacher ~/models/large --student ~/models/small`
     """
     _run(False, "runs/distill", report.table, locals() | {"methods": (method,)})
 
