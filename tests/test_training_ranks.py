@@ -112,3 +112,11 @@ def test_a_sharded_demo_measures_and_saves_what_one_process_does(folder, found):
             for run in ("one", "two")
         )
         assert_close(two, one)
+
+
+def test_bfloat16_is_what_is_gathered_alone(found):
+    assert found[0]["bf16"] == found[1]["bf16"] == {
+        "gathered": ["torch.bfloat16", "Tensor"],
+        "kept": ["torch.float32", "DTensor"],
+        "gradient": ["torch.float32", "DTensor"],
+    }  # fmt: skip

@@ -76,6 +76,25 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
     return state, history.losses, None
 
 
+def bf16() -> dict[str, list[str]]:
+    """Dtypes of a sharded model's head, and whether it is a share: gathered, kept, and gradient."""
+    model = models.small_llama(ModelShape(16, 2, 1), 32, 8, 0)
+    sharding.shard(model, torch.device("cpu"), bf16=True)
+    found = {}
+
+    def note(name: str, x: torch.Tensor) -> None:
+        found[name] = [str(x.dtype), type(x).__name__]
+
+    def work():
+        note("gathered", model.head.weight.data)
+        return model.hidden(torch.arange(8)[None]).float().sum()
+
+    sharding.whole([model, None, model], work).backward()
+    note("kept", model.head.weight.data)
+    note("gradient", model.network.model.layers[0].mlp.up_proj.weight.grad)
+    return found
+
+
 def demo(folder: Path):
     """The measures of a whole demo: both models trained, scored and saved under FSDP."""
     training = TrainConfig(4, 1e-2, validate_every=4, accumulate=2 // ranks.size())
@@ -102,5 +121,6 @@ if __name__ == "__main__":
             }
             for case in CASES
         }
+        found["bf16"] = bf16()
         found["demo"] = demo(folder / "two")
         torch.save(found, folder / f"rank{os.environ['RANK']}.pt")
