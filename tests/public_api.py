@@ -181,7 +181,11 @@ def command_line() -> Iterator[str]:
             kind, option = get_args(parameter.annotation)
             given = option.default if isinstance(option.default, str) else ""
             flags = given or f"--{parameter.name.replace('_', '-')}"
-            kinds = [x.__name__ for x in get_args(kind) or (kind,) if x is not type(None)]
+            kinds = [
+                getattr(x, "__name__", repr(x))
+                for x in get_args(kind) or (kind,)
+                if x is not type(None)
+            ]
             required = parameter.default is inspect.Parameter.empty
             default = " (required)" if required else f" = {parameter.default}"
             if isinstance(option.show_default, str):

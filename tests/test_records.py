@@ -15,7 +15,7 @@ from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import CorpusError
 from bgkernels.training.materials import prepare
 from bgkernels.training.records import Conversation, read_records
-from bgkernels.training.tokens import IGNORED, token_stream, train_tokenizer
+from bgkernels.training.tokens import IGNORED, held_out_windows, token_stream, train_tokenizer
 
 CHATS = [
     [
@@ -102,6 +102,42 @@ def test_batches_are_packed_and_masked(tmp_path):
     kept = batch.labels != IGNORED
     assert 0 < batch.items == int(kept.sum()) < kept.numel()
     assert torch.equal(batch.labels[kept], batch.tokens[:, 1:][kept])
+
+
+def test_only_answers_are_scored(tmp_path):
+    """Against dense log-probabilities of the answers, after the given part of each sequence."""
+    path = write_lines(tmp_path / "chats.jsonl", [{"messages": chat} for chat in CHATS])
+    data = DataConfig(path, vocab=300, sequence_length=24, batch_size=2, held_out=0.2)
+    config = replace(DemoConfig.quick(), data=data)
+    materials = prepare(config, load_corpus(data))
+    exam, student = materials.exam, materials.student
+    answers: list[bool] = []
+    for chat in load_corpus(data).held_out:
+        for role, content in chat.turns:
+            for text, scored in ((f"{role}: ", False), (f"{content}\n", role == "assistant")):
+                answers += [scored] * len(materials.tokenizer(text)["input_ids"])
+        answers.append(True)  # the end of the text, after an answer
+    with torch.no_grad():
+        found = student.network(exam.windows[:, :-1]).logits.double().log_softmax(-1)
+    costs = -found.gather(-1, exam.windows[:, 1:, None])[..., 0][:, exam.start - 1 :]
+    places = range(0, len(answers) - 24, 24)
+    picked = torch.tensor([answers[i : i + 25] for i in places])[:, exam.start :]
+    picked = picked[picked.any(-1)]
+    assert picked.shape == costs.shape and 0 < picked.sum() < picked.numel()
+    expected = float(costs[picked].mean())
+    assert exam.curve(student, None)["cross_entropy"] == pytest.approx(expected, rel=1e-5)
+    assert float(costs.mean()) != pytest.approx(expected, rel=1e-3), "prompts would show"
+    parts = exam.read(student, student, exam.windows).measures(0.25)
+    assert parts["cross_entropy"]["all"].mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_windows_have_something_to_score():
+    stream, learnt = torch.arange(81), torch.zeros(81, dtype=torch.bool)
+    learnt[[22, 38]] = True  # in the given part of the third window, and beyond it in the fourth
+    windows, kept = held_out_windows(stream, learnt, count=5, length=10, given=4)
+    assert torch.equal(windows, stream[None, 30:41]) and torch.equal(kept, learnt[None, 30:41])
+    with pytest.raises(CorpusError, match=r"no answer beyond the first 9 tokens"):
+        held_out_windows(stream, learnt, count=5, length=10, given=9)
 
 
 def test_equal_records_are_on_one_side(tmp_path):

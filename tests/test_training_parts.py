@@ -234,7 +234,7 @@ def test_unloadable_model_and_too_long_sequences(config, saved, tmp_path):
 
 def test_scores_equal_dense_torch(materials, teacher):
     student, exam = materials.student, materials.exam
-    tokens = evaluate.score(student, teacher, exam.windows, exam.start)
+    tokens = evaluate.score(student, teacher, exam.files)
     inputs, target = exam.windows[:, :-1], exam.windows[:, 1:, None]
     with torch.no_grad():
         s, t = (m.network(inputs).logits.double().log_softmax(-1) for m in (student, teacher))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from bgkernels.training.log import Log
+from bgkernels.training.models import load_pretrained
 from tests.test_training_parts import write_notes
-from tests.training_ranks_run import METHODS, student
+from tests.training_ranks_run import CASES, demo, student
 
+each_case = pytest.mark.parametrize("case", CASES, ids=" ".join)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,26 +39,84 @@ def found(folder):
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_are_one_with_twice_the_batches(folder, found, method):
-    weights, losses, _ = found[0][method][1]
-    expected, alone, _ = student(folder, method, accumulate=4, stopped=False)
-    assert losses == pytest.approx(alone, rel=1e-4)
+def checkpoints(folder, case):
+    """Where a run of a case keeps its state."""
+    return folder / " ".join(case) / f"student-{case[0]}"
+
+
+def one_process(folder, case):
+    """What one process makes of the same batches."""
+    return student(folder, case, accumulate=4)
+
+
+def assert_close(weights, expected):
+    assert weights.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_processes_agree(found, method):
-    (one, first, _), (two, second, _) = (rank[method][1] for rank in found)
+@each_case
+def test_two_processes_are_one_with_twice_the_batches(folder, found, case):
+    weights, losses, _ = found[0][case]["straight"]
+    expected, alone, _ = one_process(folder / "alone", case)
+    assert losses == pytest.approx(alone, rel=1e-4)
+    assert_close(weights, expected)
+
+
+@each_case
+def test_processes_agree(found, case):
+    (one, first, _), (two, second, _) = (rank[case]["resumed"] for rank in found)
     assert first == second
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_signal_to_one_stops_both(folder, found, method):
+@each_case
+def test_a_signal_to_one_stops_both(folder, found, case):
     for rank in found:
-        weights, _, message = rank[method][0]
+        weights, _, message = rank[case]["stopped"]
         assert weights is None and "stopped by SIGTERM" in message and "at step 3" in message
-    records = Log(folder / f"2 {method}" / f"student-{method}" / "log.jsonl").read()
+    records = Log(checkpoints(folder / "stopped", case) / "log.jsonl").read()
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5]
+
+
+@each_case
+def test_interrupted_and_resumed_is_bit_identical(found, case):
+    (straight, losses, _), (resumed, again, _) = (
+        found[0][case][run] for run in ("straight", "resumed")
+    )
+    assert losses == again
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@each_case
+def test_one_process_goes_on_from_two(folder, found, case, tmp_path):
+    """From their checkpoint after step 3; its weights are those of two processes all the way."""
+    shutil.copytree(checkpoints(folder / "stopped", case), checkpoints(tmp_path / "run", case))
+    (checkpoints(tmp_path / "run", case) / "step-00000005.pt").unlink()
+    (tmp_path / "corpus").symlink_to(folder / "corpus")
+    weights, losses, _ = one_process(tmp_path / "run", case)
+    assert losses == pytest.approx(found[0][case]["straight"][1], rel=1e-4)
+    assert_close(weights, found[0][case]["straight"][0])
+
+
+def test_a_sharded_demo_measures_and_saves_what_one_process_does(folder, found):
+    (folder / "one").mkdir()
+    expected = demo(folder / "one")
+    assert found[0]["demo"] == found[1]["demo"]
+    for measure in ("cross_entropy", "kl"):  # of files; samples of models that differ would differ
+        part = found[0]["demo"][measure]["all"]
+        assert part["mean"] == pytest.approx(expected[measure]["all"]["mean"], rel=1e-4)
+    for name in ("teacher", "entropy"):
+        one, two = (
+            load_pretrained(f"{folder}/{run}/models/{name}", name, 16)[0].network.state_dict()
+            for run in ("one", "two")
+        )
+        assert_close(two, one)
+
+
+def test_bfloat16_is_what_is_gathered_alone(found):
+    assert found[0]["bf16"] == found[1]["bf16"] == {
+        "gathered": ["torch.bfloat16", "Tensor"],
+        "kept": ["torch.float32", "DTensor"],
+        "gradient": ["torch.float32", "DTensor"],
+    }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from bgkernels.labels.documents import Documents, read_documents
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.generation import CaptureConfig, generate
 from bgkernels.labels.store import Shard
+from bgkernels.training import ranks
 from bgkernels.training.commands.shared import typer
 from bgkernels.training.errors import TrainingError
 from bgkernels.training.models import CausalLM, load_pretrained
@@ -80,7 +80,8 @@ def generate_labels(
     device: Annotated[
         str,
         typer.Option(
-            help="Such as cpu or cuda; under torchrun, cuda is the process's own.",
+            help="Such as cpu or cuda, which under torchrun is the process's own; auto: a GPU if "
+            "there is one.",
             rich_help_panel=MACHINE,
         ),
     ] = "cpu",
@@ -129,12 +130,11 @@ def _load(teacher: str, length: int, device: str, dtype: str) -> tuple[CausalLM,
     """The teacher where it is to run, and its tokenizer."""
     if dtype not in DTYPES:
         raise LabelError(f"--dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    place = ranks.device(device) if device in ("auto", "cuda") else device
     model, tokenizer = load_pretrained(teacher, "--teacher", length)
     model.freeze()
     try:
-        model.network.to(device, DTYPES[dtype])
+        model.network.to(place, DTYPES[dtype])
     except (RuntimeError, AssertionError) as error:
         raise LabelError(f"--device must be one that torch can use; {device}: {error}") from error
     return model, tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bgkernels.training import models, ranks, report
+from bgkernels.training import models, report
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.demo import corpus_facts
@@ -28,6 +28,5 @@ def run_training(config: DemoConfig, display: Display | None = None) -> History:
         materials = prepare(config, corpus)
     display.say(report.describe(corpus_facts(corpus, materials)))
     model, history = train_student(config, materials, "hard", None, display)
-    if ranks.first():
-        models.export(model, materials.tokenizer, config.output / "model")
+    models.export(model, materials.tokenizer, config.output / "model")
     return history

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions
 
 from bgkernels.training.errors import CheckpointError, TrainingError
 from bgkernels.training.files import write_atomically
@@ -25,6 +26,8 @@ from bgkernels.training.files import write_atomically
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""States as one process has them, in the memory of the first: for files, whoever goes on."""
 _UNREADABLE = (
     OSError,
     RuntimeError,

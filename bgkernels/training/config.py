@@ -114,6 +114,10 @@ class EvalConfig:
     curve_windows: int = 64
     threshold: float = 0.25
 
+    def given(self, length: int) -> int:
+        """Tokens of the prompt of a sequence."""
+        return max(1, int(self.prompt * length))
+
 
 @dataclass(frozen=True)
 class DemoConfig:
@@ -129,6 +133,9 @@ class DemoConfig:
             weights themselves.
         fresh: discard the students' checkpoints in ``output``.
         tensorboard: keep the log of each run for TensorBoard too, beside its checkpoints.
+        parallel: how several processes have a model: each all of it (``"ddp"``) or its share of the
+            parameters (``"fsdp"``).
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"``: a GPU if there is one.
         seed: of weights, batches and samples.
     """
 
@@ -149,6 +156,8 @@ class DemoConfig:
     lora: int | None = None
     fresh: bool = False
     tensorboard: bool = False
+    parallel: str = "ddp"
+    device: str = "auto"
     seed: int = 0
 
     @classmethod

@@ -22,6 +22,7 @@ from bgkernels.training.results import (
     StudentResult,
     TeacherFacts,
 )
+from bgkernels.training.tokens import Batch
 
 
 def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
@@ -53,7 +54,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         teacher, history = train_teacher(config, materials, display)
     else:
         teacher, history = materials.teacher, History()
-    if len(config.methods) > 1:
+    if len(config.methods) > 1 and config.parallel == "ddp":
         teacher = RecallingLM.of(teacher)
     students = {m: train_student(config, materials, m, teacher, display) for m in config.methods}
     with display.working("scoring held-out files and the students' own text"):
@@ -67,8 +68,8 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-        for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
-            models.export(model, materials.tokenizer, config.output / "models" / name)
+    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
+        models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
 
 
@@ -103,7 +104,7 @@ def _teacher_facts(
     config: DemoConfig, materials: Materials, teacher: CausalLM, history: History
 ) -> TeacherFacts:
     exam = materials.exam
-    tokens = score(teacher, None, exam.windows, exam.start)
+    tokens = score(teacher, None, exam.files)
     cross_entropy = float(tokens.nll[tokens.valid].mean())
     return TeacherFacts(
         name=config.teacher or "trained here",
@@ -117,7 +118,7 @@ def _teacher_facts(
 def _passage(materials: Materials, teacher: CausalLM) -> Passage:
     """The held-out window whose share of bridges is the median one."""
     exam, tokenizer = materials.exam, materials.tokenizer
-    ambiguity = score(teacher, teacher, exam.windows, 1).ambiguity
+    ambiguity = score(teacher, teacher, Batch.of(exam.windows)).ambiguity
     share = (ambiguity < exam.config.threshold).float().mean(-1)
     index = int(share.argsort()[len(share) // 2])
     text = [str(tokenizer.decode([token])) for token in exam.windows[index, 1:].tolist()]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.training import lora, ranks
+from bgkernels.training import lora, ranks, sharding
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
@@ -18,6 +18,7 @@ from bgkernels.training.materials import Materials
 from bgkernels.training.methods import DATA, Method, advance, find
 from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
+from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
@@ -71,7 +72,7 @@ class Objective:
         return Writer(model, vocab, self.config.loss.prompt, self.config.seed)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
-        """Scalar loss.
+        """Scalar loss, computed where the parameters of all models are whole.
 
         Args:
             batch: sequences and labels.
@@ -79,6 +80,10 @@ class Objective:
             items: tokens learnt in the whole step, where it has several batches; over how many
                 processes the gradient is averaged, so often smaller.
         """
+        models = (self.student, self.teacher, self.second)
+        return whole(models, lambda: self._loss(batch, step, items))
+
+    def _loss(self, batch: Batch, step: int, items: Tensor | int | None) -> Tensor:
         inputs, head = batch.tokens[:, :-1], self.student.head
         advance(self.policy, step / self.steps)
         hidden = self.student.hidden(inputs)
@@ -157,11 +162,11 @@ def train_teacher(
     """
     shape, length = config.teacher_shape, config.data.sequence_length
     teacher = small_llama(shape, len(materials.tokenizer), length, config.seed)
-    identity = materials.identity | asdict(config.teacher_training) | asdict(shape)
+    identity = materials.identity | _described(config.teacher_training) | asdict(shape)
     name = "teacher-" + digest([repr(sorted(identity.items())).encode()])
     task = Task(
         name="teacher",
-        model=ready(teacher, config.teacher_training),
+        model=ready(teacher, config.teacher_training, config),
         objective=make_objective(config, "hard", teacher, None),
         batches=materials.batches,
         validate=lambda: materials.exam.curve(teacher, None),
@@ -187,7 +192,7 @@ def train_student(
     method's name; the model that is returned has it in its weights.
     """
     student = materials.student.clone()
-    identity = materials.identity | asdict(config.student_training) | asdict(config.loss)
+    identity = materials.identity | _described(config.student_training) | asdict(config.loss)
     identity |= {"method": method, "initial weights": student.digest, "lora": config.lora}
     objective = make_objective(config, method, student, teacher, materials.second)
     teachers = {"teacher": teacher, "second teacher": objective.second}
@@ -202,7 +207,7 @@ def train_student(
         batches = WrittenBatches(batches, objective.writer(teacher), ranks.size())
     task = Task(
         name=find(method).title,
-        model=ready(student, config.student_training),
+        model=ready(student, config.student_training, config),
         objective=objective,
         batches=batches,
         validate=lambda: materials.exam.curve(student, teacher),
@@ -216,15 +221,24 @@ def train_student(
     return student, history
 
 
-def ready(model: CausalLM, config: TrainConfig) -> Any:
-    """The network, set up as the configuration says."""
-    if config.gradient_checkpointing:
+def _described(training: TrainConfig) -> dict[str, Any]:
+    """What tells a run from others, by however many processes: the batches of a step are theirs."""
+    values = asdict(training)
+    values["batches a step"] = values.pop("accumulate") * ranks.size()
+    return values
+
+
+def ready(model: CausalLM, training: TrainConfig, config: DemoConfig) -> Any:
+    """The network, set up as the configuration says, in its place."""
+    if training.gradient_checkpointing:
         network = model.network  # the name changed in transformers 5
         name = "activation_checkpointing_enable"
         getattr(network, name, network.gradient_checkpointing_enable)()
-    if config.compile:
+    if training.compile:
+        if config.parallel == "fsdp":
+            raise OptionError("--compile takes a model in one piece; it needs --parallel ddp")
         model.body.compile()
-    return model.network
+    return sharding.place(model, config, training.bf16).network
 
 
 def _run(task: Task, display: Display) -> History:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 
 class TrainingError(RuntimeError):
     """A run cannot start or go on; the message names the cause and the remedy."""
@@ -63,13 +65,13 @@ def enough_memory(name: str, step: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        by_torch = not isinstance(error, TrainingError) and "memory" in str(error).lower()
-        if not by_torch and not isinstance(error, MemoryError):
+        known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if isinstance(error, TrainingError) or not (known or "memory" in str(error).lower()):
             raise
         raise OutOfMemory(
             f"{name}: out of memory at step {step}. Lower --memory-budget (temporaries of the "
             "loss), then --batch-size with as much more --accumulate, then --sequence-length; "
-            "--gradient-checkpointing saves activations"
+            "--gradient-checkpointing saves activations, --parallel fsdp shares out models"
         ) from error
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
 from bgkernels.training.models import CausalLM
-from bgkernels.training.tokens import IGNORED
+from bgkernels.training.sharding import whole
+from bgkernels.training.tokens import Batch
 
 
 @dataclass(frozen=True)
@@ -105,31 +106,55 @@ Measures = Mapping[str, Parts]
 
 
 @torch.no_grad()
-def score(student: CausalLM, teacher: CausalLM | None, text: Tensor, start: int) -> Tokens:
-    """Statistics of both models at every token of a text from position ``start`` on.
+def score(student: CausalLM, teacher: CausalLM | None, text: Batch) -> Tokens:
+    """Statistics of both models at every token of a text that has a label.
 
     Args:
         student: the student.
         teacher: the teacher; None: only ``nll`` is meaningful.
-        text: ``(sequences, length + 1)`` tokens.
-        start: tokens that are given and not scored.
+        text: sequences and what is scored of them.
+
+    Returns:
+        Statistics in the memory of the CPU.
     """
     chunks: list[tuple[Tensor, ...]] = []
-    for part in text.split(16):
-        inputs, target = part[:, :-1], part[:, 1:].clone()
-        target[:, : start - 1] = IGNORED
-        stats = bg.linear_row_stats(
-            student.hidden(inputs),
-            student.head.weight,
-            teacher.as_teacher(inputs) if teacher else None,
-            target,
-            linear_bias=student.head.bias,
-            logit_scale=student.logit_scale,
-            logit_softcap=student.logit_softcap,
-        )
+    text = text.to(student.device)
+    for tokens, target in zip(text.tokens.split(16), text.labels.split(16), strict=True):
+        stats = row_stats(student, teacher, tokens[:, :-1], target)
         ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
         chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid))
-    return Tokens(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    return Tokens(*(torch.cat(parts).cpu() for parts in zip(*chunks, strict=True)))
+
+
+def row_stats(
+    student: CausalLM,
+    teacher: CausalLM | None,
+    inputs: Tensor,
+    target: Tensor,
+    policy: bg.routing.Policy | None = None,
+) -> bg.RowStats:
+    """What :func:`bgkernels.linear_row_stats` says of a pair on ``(sequences, length)`` tokens.
+
+    Args:
+        student, teacher: the pair; without a teacher, the student alone.
+        inputs: tokens that are read.
+        target: those that follow.
+        policy: whose statistics are wanted too.
+    """
+    head = student.head
+    return whole(
+        (student, teacher),
+        lambda: bg.linear_row_stats(
+            student.hidden(inputs),
+            head.weight,
+            teacher.as_teacher(inputs) if teacher else None,
+            target,
+            extras=policy.extras if policy else (),
+            linear_bias=head.bias,
+            logit_scale=student.logit_scale,
+            logit_softcap=student.logit_softcap,
+        ),
+    )
 
 
 @torch.no_grad()
@@ -147,19 +172,24 @@ def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, see
         seed: of the samples.
 
     Returns:
-        ``(sequences, given + length)``.
+        ``(sequences, given + length)``, where the model is.
     """
-    generator = torch.Generator().manual_seed(seed)
-    text, inputs, past = [prompts], prompts, None
-    for _ in range(length):
-        with torch.compiler.set_stance("force_eager"):  # or it would be compiled for each length
-            out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
-        logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
-        race = torch.empty_like(logits).exponential_(generator=generator)
-        inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
-        text.append(inputs)
-        past = out.past_key_values
-    return torch.cat(text, dim=1)
+    prompts = prompts.to(model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+
+    def speak() -> Tensor:
+        text, inputs, past = [prompts], prompts, None
+        for _ in range(length):
+            with torch.compiler.set_stance("force_eager"):  # or it would be compiled each time
+                out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
+            logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
+            race = torch.empty_like(logits).exponential_(generator=generator)
+            inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
+            text.append(inputs)
+            past = out.past_key_values
+        return torch.cat(text, dim=1)
+
+    return whole([model], speak)
 
 
 @dataclass(frozen=True)
@@ -168,18 +198,26 @@ class Examination:
 
     Args:
         windows: ``(sequences, length + 1)`` tokens; the beginning of each is the prompt.
+        learnt: of the same shape, which of them count on the files: of conversations, as in
+            training, the answers. Of what models say themselves, all that follows the prompt does.
         config: prompt and threshold.
         seed: of the samples.
     """
 
     windows: Tensor
+    learnt: Tensor
     config: EvalConfig
     seed: int
 
     @property
     def start(self) -> int:
         """Tokens of a prompt."""
-        return max(1, int(self.config.prompt * (self.windows.shape[1] - 1)))
+        return self.config.given(self.windows.shape[1] - 1)
+
+    @property
+    def files(self) -> Batch:
+        """The windows and what is scored of them."""
+        return Batch.of(self.windows, self.learnt).after(self.start)
 
     def speak(self, model: CausalLM, vocab: int) -> Tensor:
         """The windows, with what follows each prompt replaced by the model's own words."""
@@ -190,7 +228,7 @@ class Examination:
     def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
         """A point of each validation curve, on a few of the windows; without a teacher, of one."""
         stride = math.ceil(len(self.windows) / self.config.curve_windows)
-        tokens = score(student, teacher, self.windows[::stride], self.start)
+        tokens = score(student, teacher, self.files[::stride])
         point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
         return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
 
@@ -202,8 +240,8 @@ class Examination:
             teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
         """
         own_text = self.speak(student, min(student.vocab, teacher.vocab))
-        texts = (self.windows, teacher_text, own_text)
-        return Readings(*(score(student, teacher, text, self.start) for text in texts))
+        spoken = (Batch.of(text).after(self.start) for text in (teacher_text, own_text))
+        return Readings(*(score(student, teacher, text) for text in (self.files, *spoken)))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bgkernels.training.errors import TrainingError, extra
 from bgkernels.training.files import write_text
 
@@ -94,8 +96,14 @@ class Board:
         self._writer.close()
 
 
-def peak_memory() -> int:
-    """Bytes of resident memory that the process has had at most; 0 where that cannot be known."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes that the process has had at most on a device; 0 where that cannot be known.
+
+    Args:
+        device: a GPU, of which torch's allocations count, or the CPU: resident memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows

@@ -8,17 +8,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
 
 import bgkernels as bg
 from bgkernels.training import ranks
-from bgkernels.training.checkpoint import CheckpointStore, State
+from bgkernels.training.checkpoint import WHOLE, CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
 from bgkernels.training.log import Board, Log, peak_memory
@@ -38,12 +40,14 @@ class Progress:
         tokens_per_second: since the run was started or resumed, validation left out; 0 before its
             first step.
         validation: the newest measures; empty before the first.
+        memory: bytes that this process has had at most, of its GPU or resident.
     """
 
     step: int
     loss: float
     tokens_per_second: float
     validation: dict[str, float]
+    memory: int = 0
 
 
 class Objective(Protocol):
@@ -104,7 +108,8 @@ def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: Non
 
     On several processes (:mod:`~bgkernels.training.ranks`) each has its own batches of a step, and
     all have one normaliser and one gradient: that of a single process with so many times more
-    batches a step. The first process writes checkpoints and logs, which all of them must see.
+    batches a step. The first process writes checkpoints and logs, which all of them must see. What
+    it writes is what one process would, and can be gone on from by another number of them.
 
     Args:
         task: what to train.
@@ -151,6 +156,7 @@ class _Run:
 
     def __init__(self, task: Task) -> None:
         self.task, self.step, self.history = task, 0, History()
+        self.device = next(task.model.parameters()).device
         self.optimizer = make_optimizer(task.model, task.config)
         self.tokens, self.seconds = 0, 0.0
         self.loss = ranks.averaging(_Step(task))
@@ -173,7 +179,7 @@ class _Run:
         config, curve = self.task.config, self.history.curve
         if self.step % config.validate_every == 0 or self.step == config.steps:
             self.task.model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), enough_memory(self.task.name, self.step):
                 curve.append({"step": self.step, **self.task.validate()})
         self.history.losses.append(loss)
         self.history.seconds += time.perf_counter() - started
@@ -184,7 +190,8 @@ class _Run:
         """Where the run stands."""
         losses, curve = self.history.losses, self.history.curve
         speed = self.tokens / self.seconds if self.tokens else 0.0
-        return Progress(self.step, losses[-1], speed, curve[-1] if curve else {})
+        validation = curve[-1] if curve else {}
+        return Progress(self.step, losses[-1], speed, validation, peak_memory(self.device))
 
     def _note(self) -> None:
         """A line in the log, and a point in TensorBoard's curves."""
@@ -196,7 +203,7 @@ class _Run:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "tokens_per_second": now.tokens_per_second,
             "seconds": self.history.seconds,
-            "peak_memory": peak_memory(),
+            "peak_memory": now.memory,
             **fresh,
         }
         self.log.write(record)
@@ -210,21 +217,31 @@ class _Run:
 
     def save(self) -> Path:
         """Write everything that the rest of the run depends on."""
+        model, optimizer = get_state_dict(self.task.model, self.optimizer, options=WHOLE)
         if not ranks.first():
             return self.task.store.path(self.step)
-        state = {
-            "model": self.task.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generator": torch.get_rng_state(),
+        state: State = {
+            "model": model,
+            "optimizer": optimizer,
+            "generators": {"cpu": torch.get_rng_state()},
             "step": self.step,  # also the position in the data
             "history": asdict(self.history),
         }
+        if self.device.type == "cuda":
+            state["generators"]["cuda"] = torch.cuda.get_rng_state(self.device)
         return self.task.store.save(self.step, state)
 
     def _restore(self, state: State) -> None:
-        self.task.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generator"])
+        set_state_dict(
+            self.task.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=replace(WHOLE, cpu_offload=False),
+        )
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["generators"]:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         self.step = state["step"]
         self.history = History(**state["history"])
 
@@ -234,7 +251,8 @@ class _Run:
         task.model.eval()
         count = task.config.accumulate * among
         numbers = range(self.step * count + ranks.rank(), (self.step + 1) * count, among)
-        batches = [task.objective.rewrite(task.batches[n], n, self.step) for n in numbers]
+        given = ((task.batches[n].to(self.device), n) for n in numbers)
+        batches = [task.objective.rewrite(batch, n, self.step) for batch, n in given]
         self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches
 
@@ -253,6 +271,7 @@ class _Run:
             value += loss.item()
         value = ranks.mean(value)
         norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), config.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not math.isfinite(value) or not torch.isfinite(norm):
             raise NonFiniteLoss(self._not_finite(value, float(norm)))
         for group in self.optimizer.param_groups:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from bgkernels.training import ranks
+from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.errors import extra
 from bgkernels.training.models import CausalLM, writing
 
@@ -56,7 +58,8 @@ def merge(adapter: Any, folder: Path) -> None:
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
+    state = get_model_state_dict(adapter, options=WHOLE)
     if ranks.first():
         with writing(folder):
-            adapter.save_pretrained(folder)
+            adapter.save_pretrained(folder, state_dict=state)
     adapter.merge_and_unload()

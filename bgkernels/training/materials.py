@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bgkernels.training import ranks
+from bgkernels.training import sharding
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
 from bgkernels.training.evaluate import Examination
@@ -33,8 +33,8 @@ class Materials:
         exam: held-out tokens.
         tokens: how many are in the training part and in the held-out part.
         identity: of the data, for checkpoints.
-        teacher: a pretrained teacher, or None where one must be trained.
-        student: the student before distillation.
+        teacher: a pretrained teacher on its device, or None where one must be trained.
+        student: the student before distillation, in the memory of the CPU.
         second: another pretrained teacher, or None.
     """
 
@@ -64,19 +64,21 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         vocab, length = len(tokenizer), data.sequence_length
         student = small_llama(config.student_shape, vocab, length, config.seed + 1)
     train, learnt = token_stream(tokenizer, corpus.train)
-    held_out, _ = token_stream(tokenizer, corpus.held_out)
-    windows = held_out_windows(held_out, config.evaluation.windows, data.sequence_length)
+    held_out, scored = token_stream(tokenizer, corpus.held_out)
+    evaluation, length = config.evaluation, data.sequence_length
+    windows = held_out_windows(
+        held_out, scored, evaluation.windows, length, evaluation.given(length)
+    )
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(windows, config.evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
             "tokens": digest([train.numpy().tobytes(), learnt.numpy().tobytes()]),
             "sequence length": data.sequence_length,
             "batch size": data.batch_size,
-            "processes": ranks.size(),
             "seed": config.seed,
         },
         named.get("--teacher"),
@@ -105,5 +107,6 @@ def _named_models(
             check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
         if option != "--student":
             model.freeze()
+            sharding.place(model, config, config.student_training.bf16)
         found[option], tokenizer = model, its_own
     return found, tokenizer

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.training import ranks
+from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.config import ModelShape
 from bgkernels.training.errors import ModelError, TrainingError, extra
 from bgkernels.training.files import digest
@@ -54,6 +58,11 @@ class CausalLM:
         return head
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head.weight.device
+
+    @property
     def vocab(self) -> int:
         """Columns of the head; at least the tokenizer's size."""
         return self.head.out_features
@@ -65,8 +74,8 @@ class CausalLM:
 
     @property
     def digest(self) -> str:
-        """Identifies the weights."""
-        tensors = self.network.state_dict().values()
+        """Identifies the weights; of a sharded model, every process must ask."""
+        tensors = map(_gathered, self.network.state_dict().values())
         flat = (x.detach().cpu().contiguous().flatten().view(torch.uint8) for x in tensors)
         return digest(x.numpy().tobytes() for x in flat)
 
@@ -85,7 +94,7 @@ class CausalLM:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Real logits of a few hidden states: one position a sequence, to sample from."""
-        logits: Tensor = self.head(hidden) * self.logit_scale
+        logits: Tensor = self.head(hidden).float() * self.logit_scale
         cap = self.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -96,6 +105,10 @@ class CausalLM:
     def clone(self) -> CausalLM:
         """A model of the same weights that shares none of them."""
         return CausalLM(copy.deepcopy(self.network), self.logit_scale, self.logit_softcap)
+
+
+def _gathered(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def small_llama(shape: ModelShape, vocab: int, length: int, seed: int) -> CausalLM:
@@ -209,12 +222,16 @@ def check_same_tokenizer(
 def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer so that ``from_pretrained(folder)`` loads them.
 
+    Every process must come here, and the first one writes.
+
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
-    with writing(folder), _no_bars():
-        model.network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    state = get_model_state_dict(model.network, options=WHOLE)
+    if ranks.first():
+        with writing(folder), _no_bars():
+            model.network.save_pretrained(folder, state_dict=state)
+            tokenizer.save_pretrained(folder)
 
 
 @contextmanager

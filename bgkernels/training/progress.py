@@ -47,7 +47,7 @@ class Silent:
 
 
 class Terminal:
-    """Bars with step, loss, validation, tokens per second and time left.
+    """Bars with step, loss, validation, tokens per second, most memory and time left.
 
     Args:
         console: where to draw; where it is no terminal, each validation is a line.
@@ -96,8 +96,8 @@ def terminal(console: Console) -> Display:
 
 
 def _figures(now: Progress) -> str:
-    """Loss, validation and speed in a few columns."""
+    """Loss, validation, speed and memory in a few columns."""
     validation = now.validation.get("cross_entropy")
     held_out = f" held-out {validation:.2f}" if validation is not None else ""
     speed = f"{now.tokens_per_second:,.0f} tok/s" if now.tokens_per_second else "from disk"
-    return f"loss {now.loss:.2f}{held_out} [cyan]{speed}[/]"
+    return f"loss {now.loss:.2f}{held_out} [cyan]{speed}[/] {now.memory / 2**30:.1f} GiB"

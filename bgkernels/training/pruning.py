@@ -8,8 +8,11 @@ Parts are scored by what they do on data, without gradients:
   norm of its activations times that of its columns of the output projection (in the manner of
   Wanda, Sun et al. 2024, and Minitron, Muralidharan et al. 2024).
 
-Query heads that share a key-value head are kept or dropped together. The result is a plain
-``transformers`` model of the same class, to be distilled into: the way of Llama 3.2.
+Query heads that share a key-value head are kept or dropped together. Where a block normalises what
+attention and feed-forward net add (Gemma 2 and 3), scores rank the parts of one block all the same.
+Of models with latent attention and experts (DeepSeek-V2 and V3) layers and heads are chosen, and
+what a layer has of experts stays whole. The result is a plain ``transformers`` model of the same
+class, to be distilled into: the way of Llama 3.2.
 """
 
 from __future__ import annotations
@@ -25,12 +28,19 @@ from torch import Tensor, nn
 from bgkernels.training.errors import ModelError, OptionError
 from bgkernels.training.models import CausalLM, read_head
 
-ATTENTION_IN = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+SEPARATE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+LATENT = ("self_attn.q_b_proj", "self_attn.kv_b_proj")
+LATENT_KEYS = ("self_attn.q_proj", "self_attn.kv_b_proj")
+ATTENTION_IN = {*SEPARATE, *LATENT}
+"""Projections into heads: of queries, keys and values apart, or out of latents, of which a small
+model has none for queries."""
 ATTENTION_OUT = "self_attn.o_proj"
 WIDE = ("mlp.gate_proj", "mlp.up_proj")
 NARROW = "mlp.down_proj"
-NEEDED = (*ATTENTION_IN, ATTENTION_OUT, *WIDE, NARROW)
-"""The projections of a block; gated feed-forward nets and separate queries, keys and values."""
+DENSE = (*WIDE, NARROW)
+"""A gated feed-forward net; blocks of experts have none of this name."""
+DENSE_FIRST = "first_k_dense_replace"
+"""How DeepSeek's configurations count the blocks before those of experts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Importance:
     Args:
         layers: ``(layers,)``.
         heads: ``(layers, key-value heads)``.
-        neurons: ``(layers, width)``.
+        neurons: ``(layers, width)``; zeros for blocks of experts.
     """
 
     layers: Tensor
@@ -76,15 +86,22 @@ def _blocks(model: CausalLM) -> list[Any]:
         ModelError: they are not made of the projections that are pruned here.
     """
     blocks = list(getattr(model.body, "layers", []))
-    for block in blocks[:1]:
-        missing = [name for name in NEEDED if not _has(block, name)]
-        if not missing:
-            return blocks
+    missing = "a list `layers`" if not blocks else _missing(model, blocks)
+    if not missing:
+        return blocks
     raise ModelError(
-        "--model cannot be pruned: its blocks lack "
-        + (", ".join(missing) if blocks else "a list `layers`")
-        + "; Llama, Mistral, Qwen 2 and 3 and their like can be"
+        f"--model cannot be pruned: its blocks lack {missing}; "
+        "Llama, Mistral, Qwen 2 and 3, Gemma 1 to 3, DeepSeek-V2 and V3 and their like can be"
     )
+
+
+def _missing(model: CausalLM, blocks: list[Any]) -> str:
+    """Names of projections that some block should have, or nothing."""
+    latent = next((x for x in (LATENT, LATENT_KEYS) if all(_has(blocks[0], n) for n in x)), None)
+    needed = [*(latent or SEPARATE), ATTENTION_OUT]
+    experts = hasattr(model.network.config.get_text_config(), DENSE_FIRST)
+    needed += [] if experts else DENSE
+    return ", ".join(n for n in needed if not all(_has(block, n) for block in blocks))
 
 
 def _has(block: nn.Module, name: str) -> bool:
@@ -112,7 +129,7 @@ def measure(model: CausalLM, windows: Tensor) -> Importance:
 
     def add_squares(name: str, i: int) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            square[name][i] += inputs[0].double().square().flatten(0, -2).sum(0)
+            square[name][i] += inputs[0].double().square().flatten(0, -2).sum(0).cpu()
 
         return hook
 
@@ -120,36 +137,35 @@ def measure(model: CausalLM, windows: Tensor) -> Importance:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
             after = output[0] if isinstance(output, tuple) else output
             alike = nn.functional.cosine_similarity(inputs[0].double(), after.double(), dim=-1)
-            influence[i] += (1 - alike).sum()
+            influence[i] += (1 - alike).sum().cpu()
 
         return hook
 
     handles = []
     for i, block in enumerate(blocks):
         handles.append(block.register_forward_hook(add_influence(i)))
-        for name, module in (("heads", block.self_attn.o_proj), ("neurons", block.mlp.down_proj)):
+        for name, module in _outputs(block).items():
             handles.append(module.register_forward_pre_hook(add_squares(name, i)))
     try:
         for part in windows.split(16):
-            model.hidden(part)
+            model.hidden(part.to(model.device))
     finally:
         for handle in handles:
             handle.remove()
-    added = {
-        name: square[name] * torch.stack([_columns(b, name) for b in blocks]) for name in square
-    }
+    for i, block in enumerate(blocks):
+        for name, module in _outputs(block).items():
+            square[name][i] *= module.weight.double().square().sum(0).cpu()  # of its columns
     return Importance(
         influence / windows.numel(),
-        added["heads"].unflatten(1, (shape.heads, -1)).sum(-1).sqrt(),
-        added["neurons"].sqrt(),
+        square["heads"].unflatten(1, (shape.heads, -1)).sum(-1).sqrt(),
+        square["neurons"].sqrt(),
     )
 
 
-def _columns(block: Any, name: str) -> Tensor:
-    """Squared norms of the columns of an output projection."""
-    module = block.self_attn.o_proj if name == "heads" else block.mlp.down_proj
-    squares: Tensor = module.weight.double().square().sum(0)
-    return squares
+def _outputs(block: Any) -> dict[str, Any]:
+    """The output projections of a block's heads, and of its neurons if it has no experts."""
+    dense = {"neurons": block.mlp.down_proj} if _has(block, NARROW) else {}
+    return {"heads": block.self_attn.o_proj, **dense}
 
 
 @torch.no_grad()
@@ -157,12 +173,13 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     """A model of the most important parts; the given one is not changed.
 
     Args:
-        model: to choose from.
+        model: to choose from, on any device; the result is in the memory of the CPU.
         importance: of its parts.
         shape: of the result.
 
     Raises:
-        OptionError: the shape is larger than the model's, or empty.
+        OptionError: the shape is larger than the model's, or empty, or narrower where there are
+            experts.
         ModelError: its blocks are of another kind.
     """
     blocks, whole = _blocks(model), Shape.of(model)
@@ -171,12 +188,17 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     ):
         if not 1 <= wanted <= there:
             raise OptionError(f"--{name} must be between 1 and the model's {there}; got {wanted}")
+    if shape.width < whole.width and not all(_has(block, NARROW) for block in blocks):
+        raise OptionError(
+            "--width cannot be chosen for --model: its experts are kept whole; leave it out, and "
+            "choose --layers and --heads"
+        )
     kept = _best(importance.layers, shape.layers)
     network = type(model.network)(_config(model, kept, shape))
     network.to(next(model.network.parameters()).dtype)
     state = _outside(model)
     for i, j in enumerate(kept.tolist()):
-        block = blocks[j].state_dict()
+        block = {k: v.cpu() for k, v in blocks[j].state_dict().items()}
         heads = _best(importance.heads[j], shape.heads)
         neurons = _best(importance.neurons[j], shape.width)
         state |= {f"{i}.{k}": v for k, v in _slice(block, heads, neurons, whole.heads).items()}
@@ -204,6 +226,8 @@ def _config(model: CausalLM, kept: Tensor, shape: Shape) -> Any:
     size = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
     if isinstance(getattr(inner, "layer_types", None), list):
         inner.layer_types = [inner.layer_types[i] for i in kept.tolist()]
+    if hasattr(inner, DENSE_FIRST):
+        setattr(inner, DENSE_FIRST, int((kept < getattr(inner, DENSE_FIRST)).sum()))
     inner.head_dim = size
     inner.num_hidden_layers = shape.layers
     inner.num_key_value_heads = shape.heads

@@ -18,7 +18,8 @@ class RecallingLM(CausalLM):
     """A frozen model that keeps the hidden states of what it has read, until its memory is full.
 
     Methods are compared on the same batches and validated on the same windows, and hidden states
-    are small where logits are not: 768 bytes a token for the demo's teacher, of 192 columns.
+    are small where logits are not: 768 bytes a token for the demo's teacher, of 192 columns. Not
+    for sharded models, which all processes must ask at once.
 
     Args:
         limit: bytes to keep; what comes later is read each time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,6 +94,23 @@ class Batch:
         labels = tokens[:, 1:]
         return cls(tokens, labels if learnt is None else labels.where(learnt[:, 1:], IGNORED))
 
+    def __getitem__(self, chosen: slice) -> Batch:
+        """Some of the sequences."""
+        return Batch(self.tokens[chosen], self.labels[chosen])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device; a GPU fetches it while the program goes on."""
+        if device.type != "cuda":
+            return Batch(self.tokens.to(device), self.labels.to(device))
+        move = partial(Tensor.to, device=device, non_blocking=True)
+        return Batch(move(self.tokens.pin_memory()), move(self.labels.pin_memory()))
+
+    def after(self, given: int) -> Batch:
+        """The same sequences, of which the first ``given`` tokens are a prompt."""
+        labels = self.labels.clone()
+        labels[:, : given - 1] = IGNORED
+        return Batch(self.tokens, labels)
+
 
 @dataclass
 class Batches:
@@ -150,11 +168,23 @@ class Batches:
         )
 
 
-def held_out_windows(stream: Tensor, count: int, length: int) -> Tensor:
-    """``(≤ count, length + 1)`` windows spread evenly over a held-out stream.
+def held_out_windows(
+    stream: Tensor, learnt: Tensor, count: int, length: int, given: int
+) -> tuple[Tensor, Tensor]:
+    """Windows spread evenly over a held-out stream, each with something to score.
+
+    Args:
+        stream: ``(tokens,)``.
+        learnt: ``(tokens,)`` which of them count, as in training.
+        count: at most so many.
+        length: of a window, to which the last label adds one token.
+        given: tokens of a window that are its prompt, and not scored.
+
+    Returns:
+        ``(≤ count, length + 1)`` tokens and which of them count.
 
     Raises:
-        CorpusError: the stream is shorter than a window.
+        CorpusError: the stream is shorter than a window, or no window has anything to score.
     """
     windows = (len(stream) - 1) // length
     if windows < 1:
@@ -162,8 +192,16 @@ def held_out_windows(stream: Tensor, count: int, length: int) -> Tensor:
             f"the held-out text is too short: a sequence needs {length + 1} tokens and there are "
             f"{len(stream)}; name a larger --corpus or lower --sequence-length"
         )
-    chosen = torch.linspace(0, windows - 1, min(count, windows)).long()
-    return stream[_positions(chosen, length)]
+    scored = learnt[_positions(torch.arange(windows), length)][:, given:].any(-1)
+    useful = scored.nonzero()[:, 0]
+    if not len(useful):
+        raise CorpusError(
+            f"the held-out conversations have no answer beyond the first {given} tokens of any "
+            "sequence; name a larger --corpus, or another --sequence-length"
+        )
+    chosen = torch.linspace(0, len(useful) - 1, min(count, len(useful))).long()
+    positions = _positions(useful[chosen], length)
+    return stream[positions], learnt[positions]
 
 
 def _positions(chosen: Tensor, length: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from bgkernels.training.evaluate import continue_text
 from bgkernels.training.models import CausalLM
-from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.tokens import Batch
 
 SEQUENCES = 64
 """That the teacher continues at once: a token of many takes little longer than a token of one."""
@@ -45,10 +45,10 @@ class Writer:
         given = max(1, int(self.prompt * (length - 1)))
         seed = self.seed * 1_000_003 + number
         text = continue_text(self.model, tokens[:, :given], length - given, self.vocab, seed)
-        labels = text[:, 1:].clone()
-        labels[:, : given - 1] = IGNORED
+        written = Batch.of(text).after(given)
         sizes = [len(batch.tokens) for batch in batches]
-        return [Batch(*x) for x in zip(text.split(sizes), labels.split(sizes), strict=True)]
+        parts = zip(written.tokens.split(sizes), written.labels.split(sizes), strict=True)
+        return [Batch(*part) for part in parts]
 
 
 @dataclass

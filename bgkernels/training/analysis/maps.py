@@ -11,6 +11,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.training.analysis.risk import choice_risk
+from bgkernels.training.evaluate import row_stats
 from bgkernels.training.models import CausalLM
 
 if TYPE_CHECKING:
@@ -89,17 +90,9 @@ def read_passage(
             :func:`~bgkernels.training.analysis.risk.choice_risk`; without them no risk is
             estimated, which is most of the work.
     """
+    text = text.to(student.device)
     inputs, target = text[None, :-1], text[None, 1:]
-    stats = bg.linear_row_stats(
-        student.hidden(inputs),
-        student.head.weight,
-        teacher.as_teacher(inputs),
-        target,
-        extras=policy.extras,
-        linear_bias=student.head.bias,
-        logit_scale=student.logit_scale,
-        logit_softcap=student.logit_softcap,
-    )
+    stats = row_stats(student, teacher, inputs, target, policy)
     hard, soft = (torch.as_tensor(w).expand_as(stats.nll) for w in policy(stats))
     share = soft / (hard + soft).clamp_min(torch.finfo(stats.nll.dtype).tiny)
     ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))

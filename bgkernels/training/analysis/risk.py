@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bgkernels.training.evaluate import continue_text, score
 from bgkernels.training.models import CausalLM
+from bgkernels.training.tokens import Batch
 
 
 @torch.no_grad()
@@ -51,5 +52,5 @@ def _later_loss(
 ) -> Tensor:
     """Mean over rollouts of the loss in ``horizon`` tokens that the teacher says next."""
     text = continue_text(teacher, said, horizon, min(student.vocab, teacher.vocab), seed)
-    tokens = score(student, teacher, text, said.shape[1])
+    tokens = score(student, teacher, Batch.of(text).after(said.shape[1]))
     return tokens.kl.sum(-1).mean()

@@ -13,6 +13,7 @@ from bgkernels.training.errors import OptionError
 from bgkernels.training.evaluate import Measures, Parts
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.progress import Display, Silent
+from bgkernels.training.sharding import place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,6 +91,7 @@ def run_analysis(config: AnalysisConfig, display: Display | None = None) -> Anal
     if teacher is None or config.pair.student is None:
         raise OptionError("an analysis needs two trained models; name --teacher and --student")
     student.freeze()
+    place(student, config.pair)
     threshold = exam.config.threshold
     with display.working("scoring held-out text, the teacher's and the student's"):
         taught = exam.speak(teacher, min(teacher.vocab, student.vocab))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bgkernels.training.analysis import AnalysisConfig, figure, page, report, run_analysis
+from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.files import write_json, write_text
@@ -24,6 +25,7 @@ def analyze(
         Path, typer.Option(help="Folder of analysis.json, analysis.html and analysis.png.")
     ] = Path("runs/analysis"),
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled texts.")] = 0,
+    device: o.Device = "auto",
     corpus: Annotated[
         Path | None,
         typer.Option(
@@ -81,6 +83,7 @@ def analyze(
         data=changed(DEFAULTS.data, corpus=corpus, sequence_length=sequence_length),
         evaluation=replace(DEFAULTS.evaluation, windows=windows, threshold=threshold),
         seed=seed,
+        device=device,
     )
     with reported(console):
         analysis = run_analysis(

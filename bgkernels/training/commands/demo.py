@@ -35,6 +35,7 @@ def demo(
     resume: o.Resume = True,
     quick: o.Quick = False,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -81,6 +82,7 @@ def compare(
     resume: o.Resume = True,
     quick: o.Quick = False,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -90,6 +92,7 @@ def compare(
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
+    parallel: o.Parallel = "ddp",
     tensorboard: o.TensorBoard = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
@@ -108,7 +111,7 @@ def compare(
 
     - `bgkernels compare --output runs/all` (interrupted, it goes on where it stopped)
     """
-    given = locals() | {"methods": tuple(methods.split(","))}
+    given = locals() | {"methods": tuple(methods.split(",")), "validate_every": 250}
     _run(quick, "runs/compare", MANY, given)
 
 
@@ -120,6 +123,7 @@ def distill(
     output: o.Output = None,
     resume: o.Resume = True,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -134,6 +138,7 @@ def distill(
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
     lora: o.Lora = None,
+    parallel: o.Parallel = "ddp",
     tensorboard: o.TensorBoard = False,
     divergence: o.Divergence = None,
     temperature: o.Temperature = None,
@@ -154,6 +159,9 @@ def distill(
 
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
+
+    - `torchrun --nproc-per-node 8 -m bgkernels.training distill --parallel fsdp --bf16
+      --gradient-checkpointing --teacher ~/models/large --student ~/models/small`
     """
     _run(False, "runs/distill", FEW, locals() | {"methods": (method,)})
 
@@ -163,7 +171,7 @@ def _run(quick: bool, folder: str, view: View, given: dict[str, Any]) -> None:
     console = Console(stderr=True)
     base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
-    with reported(console), ranks.joined():
+    with reported(console), ranks.joined(ranks.device(config.device)):
         for method in config.methods:
             find(method)
         result = run_demo(config, terminal(console))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from bgkernels.training.commands.shared import changed, typer
 from bgkernels.training.config import PRETRAINED_RATE, DemoConfig
@@ -133,6 +133,21 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="torch.compile the student's body.", rich_help_panel=TRAINING),
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(
+        help="Where models compute; auto is a GPU if there is one, and under torchrun each process "
+        "has its own."
+    ),
+]
+Parallel = Annotated[
+    Literal["ddp", "fsdp"],
+    typer.Option(
+        help="How processes of torchrun have the models: each a copy (ddp), or each its share of "
+        "all parameters, gathered layer by layer where they are used (fsdp).",
+        rich_help_panel=TRAINING,
+    ),
+]
 Lora = Annotated[
     int | None,
     typer.Option(
@@ -204,9 +219,9 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     if rate is None and given.get("student") is not None:
         rate = PRETRAINED_RATE
     budget = given.get("memory_budget")
-    training = pick(base.student_training, "steps", "accumulate")
+    training = pick(base.student_training, "steps", "accumulate", "validate_every")
     made: DemoConfig = replace(
-        pick(base, "output", "seed", "methods", "lora", "tensorboard"),
+        pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel", "device"),
         data=pick(base.data, "corpus", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),

@@ -13,6 +13,7 @@ from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Terminal
+from bgkernels.training.sharding import place
 
 
 def prune(
@@ -32,12 +33,14 @@ def prune(
     ] = 64,
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
+    device: o.Device = "auto",
 ) -> None:
     """Make a smaller model of a large one's most useful parts, to distil into.
 
     Layers, heads and feed-forward neurons are scored by what they do on the text; the best are
-    kept. The result is a plain model of the same kind. It speaks badly until it is trained: the
-    way of Llama 3.2 is to prune, to distil, and to fine-tune.
+    kept. The result is a plain model of the same kind: Llama, Mistral, Qwen, Gemma, or DeepSeek,
+    whose experts stay whole, so that `--width` cannot be given. It speaks badly until it is
+    trained: the way of Llama 3.2 is to prune, to distil, and to fine-tune.
 
     **Example**: the three steps
 
@@ -54,8 +57,9 @@ def prune(
     display = Terminal(console)
     with reported(console):
         with display.working("reading model and text"):
-            materials = prepare(replace(base, student=model, data=data), load_corpus(data))
-        large, exam = materials.student, materials.exam
+            config = replace(base, student=model, data=data, device=device)
+            materials = prepare(config, load_corpus(data))
+        large, exam = place(materials.student, config), materials.exam
         text = exam.windows[:windows, :-1]
         whole = pruning.Shape.of(large)
         with display.working("scoring its parts"):
@@ -64,6 +68,7 @@ def prune(
                 pruning.measure(large, text),
                 changed(whole, layers=layers, heads=heads, width=width),
             )
+        place(small, config)
         before, after = (exam.curve(x, None)["cross_entropy"] for x in (large, small))
         models.export(small, materials.tokenizer, output)
     console.print(

@@ -18,6 +18,7 @@ def train(
     output: o.Output = None,
     resume: o.Resume = True,
     seed: o.Seed = 0,
+    device: o.Device = "auto",
     corpus: o.Corpus = None,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -29,6 +30,7 @@ def train(
     gradient_checkpointing: o.GradientCheckpointing = False,
     compile: o.Compile = False,
     lora: o.Lora = None,
+    parallel: o.Parallel = "ddp",
     tensorboard: o.TensorBoard = False,
     memory_budget: o.MemoryBudget = None,
 ) -> None:
@@ -46,7 +48,7 @@ def train(
     console = Console(stderr=True)
     base = replace(DemoConfig(), output=Path("runs/train"))
     config = o.configured(base, locals())
-    with reported(console), ranks.joined():
+    with reported(console), ranks.joined(ranks.device(config.device)):
         history = run_training(config, terminal(console))
         if not ranks.first():
             return
