@@ -67,7 +67,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             if files.get_file_from_path(uri) or not (ROOT / target).is_file():
                 continue
             files.append(
-                File.generated(config, uri, content=shown(target), inclusion=InclusionLevel.NOT_IN_NAV)
+                File.generated(
+                    config, uri, content=shown(target), inclusion=InclusionLevel.NOT_IN_NAV
+                )
             )
             if target.endswith(".md"):
                 waiting.append(target)
@@ -124,7 +126,7 @@ def on_page_content(content: str, **_: Any) -> str:
 def drawn(latex: str, inline: bool = False) -> str:
     """A formula as SVG, in the size and colour of the text around it."""
     made = ziamath.Latex(latex.replace(r"\Vert", r"\|"), size=SIZE, inline=inline)
-    svg, (_, height), below = made.svgxml(), made.getsize(), made.getyofst()
+    svg, below = made.svgxml(), made.getyofst()
     for side in ("width", "height"):
         svg.set(side, f"{float(svg.get(side)) / SIZE * SCALE:.3f}em")
     svg.set("style", f"vertical-align: {below / SIZE * SCALE:.3f}em")
