@@ -35,6 +35,7 @@ LINK = re.compile(r"(\]\()([^)\s:]*[^)\s:#/])(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 ROLE = re.compile(r":(?:mod|func|class|meth|attr):`(~?)([\w.]+)`")
+SEVERAL = re.compile(r"^ +\w+(?:, \w+)+: ", re.M)
 
 ziamath.config.svg2 = False  # no identifiers, which would meet on one page
 
@@ -142,6 +143,7 @@ class Roles(griffe.Extension):
         """Rewrite a docstring before it is parsed."""
         if obj.docstring:
             text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
+            text = SEVERAL.sub(lambda m: m[0][:-1].replace(", ", ",\u00a0") + " ", text)
             obj.docstring.value = ROLE.sub(self.link, text)
 
     @staticmethod
