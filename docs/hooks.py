@@ -38,6 +38,7 @@ ROLE = re.compile(r":(?:mod|func|class|meth|attr):`(~?)([\w.]+)`")
 SEVERAL = re.compile(r"^ +\w+(?:, \w+)+: ", re.M)
 
 ziamath.config.svg2 = False  # no identifiers, which would meet on one page
+ziamath.config.math.color = "currentColor"
 
 
 def place(uri: str) -> str:
