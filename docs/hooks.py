@@ -34,6 +34,9 @@ SIZE, SCALE = 24, 1.12
 LINK = re.compile(r"(\]\()([^)\s:]*[^)\s:#/])(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
+TIGHT = re.compile(r"(?<=[=(])-|(?<== )-|\\(?:pm|partial)\b")
+"""What stands before a symbol as a sign of its own, not between two."""
+
 ROLE = re.compile(r":(?:mod|func|class|meth|attr):`(~?)([\w.]+)`")
 SEVERAL = re.compile(r"^ +\w+(?:, \w+)+: ", re.M)
 
@@ -127,7 +130,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def drawn(latex: str, inline: bool = False) -> str:
     """A formula as SVG, in the size and colour of the text around it."""
-    made = ziamath.Latex(latex.replace(r"\Vert", r"\|"), size=SIZE, inline=inline)
+    tight = TIGHT.sub(r"{\g<0>}", latex.replace(r"\Vert", r"\|"))
+    made = ziamath.Latex(tight, size=SIZE, inline=inline)
     svg, below = made.svgxml(), made.getyofst()
     for side in ("width", "height"):
         svg.set(side, f"{float(svg.get(side)) / SIZE * SCALE:.3f}em")
