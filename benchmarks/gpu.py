@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from benchmarks import machine
+from benchmarks import gpu_tiles, machine
 from benchmarks.accuracy import distance, truth
 from benchmarks.cases import LOGIT_STD, Case, Problem
 from benchmarks.entries import ENTRIES, Entry, training
@@ -33,6 +33,8 @@ from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, tabl
 from benchmarks.suites import PAIRS
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Tile
+from bgkernels.backends.native_call import Call
+from bgkernels.backends.native_cuda import Cuda
 from bgkernels.backends.triton import TritonBackend
 from bgkernels.spec import Extra, Mixture, RowSpec, Tilt
 from bgkernels.state import empty
@@ -151,7 +153,16 @@ def from_logits(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Ro
     names = ("forward_kl", "generalized_jsd")
     for name, row in b.race({n: partial(step, n) for n in names}).items():
         rate = (2 * z.nbytes + t.nbytes) / row["ms"] / 1e6 if "ms" in row else 0.0
-        yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)}
+        yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)} | held(b, z, t)
+
+
+def held(b: Bench, z: Tensor, t: Tensor) -> Row:
+    """How the native backend walks these rows, and why."""
+    if b.backend != "native" or b.device.type != "cuda":
+        return {}
+    call = Call(Tile(z, t, 0, 0), RowSpec(z.shape[1], t.shape[1]))
+    blocks, reason = Cuda(b.device).residence(call)
+    return {"rows are": f"held by {blocks} blocks" if blocks else f"streamed: {reason}"}
 
 
 HEADLINE = Case("headline", 8192, 4096, 4096, 128_256, dtype="bfloat16")
@@ -170,6 +181,15 @@ def headline(b: Bench) -> Iterator[Row]:
     steps["hard labels only, 1 GiB"] = training(partial(one, routing="hard"))(p)
     steps["no gradient, 1 GiB"] = torch.no_grad()(partial(one, p))
     yield from ratios(p, b.race(steps, 20.0))
+
+
+def tiles(b: Bench) -> Iterator[Row]:
+    """Ours at several widths of a tile, and the planner's other numbers."""
+
+    def ours(budget: int) -> Callable[[Problem], Step]:
+        return training(partial(loss_of, b, memory_budget=budget))
+
+    yield from gpu_tiles.tiles(b, HEADLINE, ours)
 
 
 def ratios(p: Problem, rows: dict[str, Row]) -> Iterator[Row]:
@@ -253,6 +273,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "headline": headline,
     "primitives": primitives,
     "from logits": from_logits,
+    "tiles": tiles,
     "pairs": pairs,
     "accuracy": accuracy,
     "peers": peers,

@@ -1,7 +1,8 @@
 """What each CUDA kernel takes of a multiprocessor: registers, shared memory, spills.
 
 ``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed) and writes
-``benchmarks/results/ptxas/sm_*.json``. It fails if a kernel spills.
+``benchmarks/results/ptxas/sm_*.json``; with ``--sources`` it renews some files' kernels alone. It
+fails if a kernel spills.
 """
 
 from __future__ import annotations
@@ -56,6 +57,13 @@ def demangled(name: str) -> str:
     return found[1] + re.sub(r"bgk::cuda::|\((?:bgk::cuda::)?\w+\)", "", found[2] or "")
 
 
+def renewed(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table, those of the kernels that were compiled again replaced."""
+    again = {row["kernel"].partition("<")[0] for row in new}
+    kept = [row for row in old if row["kernel"].partition("<")[0] not in again]
+    return sorted(kept + new, key=lambda row: row["kernel"])
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """For people."""
     columns = [c for c in rows[0] if c != "kernel"]
@@ -70,18 +78,20 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ptxas", description=__doc__)
     parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
+    parser.add_argument("--sources", nargs="*", default=[], help="as composed.cu; default: all")
     options = parser.parse_args()
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release ([\d.]+)", version)
     spilled = []
     RESULTS.mkdir(parents=True, exist_ok=True)
     for architecture in options.architectures:
-        sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-        rows = sorted((r for s in sources for r in compiled(s, architecture)),
-                      key=lambda r: r["kernel"])  # fmt: skip
+        path = RESULTS / f"{architecture}.json"
+        every = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+        sources = [s for s in every if not options.sources or s.name in options.sources]
+        old = json.loads(path.read_text())["kernels"] if options.sources and path.exists() else []
+        rows = renewed(old, [r for s in sources for r in compiled(s, architecture)])
         print(f"{architecture}\n{table(rows)}", flush=True)
         made = {"nvcc": release[1] if release else version, "kernels": rows}
-        path = RESULTS / f"{architecture}.json"
         path.write_text(json.dumps(made, indent=1) + "\n")
         spilled += [f"{architecture} {r['kernel']}" for r in rows if r["spilled"]]
     if spilled:

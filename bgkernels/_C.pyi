@@ -42,34 +42,17 @@ class Tile:
         first_column: int,
     ) -> None: ...
 
-def absorb(
-    spec: Spec,
-    tile: Tile,
-    floats: int,
-    floats_stride: int,
-    ints: int,
-    ints_stride: int,
-    labels: int,
-    threads: int,
-) -> int: ...
-def absorb_pairs(
-    spec: Spec,
-    tile: Tile,
-    sums: int,
-    sums_stride: int,
-    lse_s: int,
-    lse_t: int,
-    threads: int,
-) -> int: ...
+# Addresses: of floats and ints, a stride each; of sums, and their stride; of two normalisers; of
+# row, tilt and pair coefficients.
+Columns = tuple[int, int, int, int]
+Sums = tuple[int, int]
+Normalisers = tuple[int, int]
+Factors = tuple[int, int, int]
+
+def absorb(spec: Spec, tile: Tile, state: Columns, labels: int, threads: int) -> int: ...
+def absorb_pairs(spec: Spec, tile: Tile, sums: Sums, lse: Normalisers, threads: int) -> int: ...
 def vjp(
-    spec: Spec,
-    tile: Tile,
-    out: Logits,
-    row: int,
-    tilts: int,
-    pairs: int,
-    labels: int,
-    threads: int,
+    spec: Spec, tile: Tile, out: Logits, factors: Factors, labels: int, threads: int
 ) -> int: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...

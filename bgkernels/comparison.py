@@ -11,11 +11,12 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.distributed import Shard
-from bgkernels.heads import Logits, LogitsHead
+from bgkernels.heads import LinearHead, Logits, LogitsHead
 from bgkernels.planner import Plan
 from bgkernels.spec import RowSpec
 from bgkernels.state import empty
 from bgkernels.stats import Final, add_pairs, finalize
+from bgkernels.streams import SecondStream
 from bgkernels.vjp import Coefficients
 
 
@@ -74,6 +75,7 @@ class Setting:
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         shard: the columns of the vocabulary that this process holds, which the plan covers.
         loan: where the last kept tiles lie.
+        beside: where the next tile is multiplied while the present one is absorbed; None: nowhere.
     """
 
     backend: Backend
@@ -83,6 +85,7 @@ class Setting:
     ignore_index: int
     shard: Shard
     loan: Loan | None = None
+    beside: SecondStream | None = None
 
 
 class Comparison(Protocol):
@@ -93,6 +96,9 @@ class Comparison(Protocol):
 
     def start(self, rows: slice, labels: Tensor, given: Outcome | None) -> None:
         """Begin a chunk of rows; ``given`` is known where pass 1 is left out."""
+
+    def ahead(self, i: int) -> None:
+        """Begin to multiply the ``i``-th tile beside what follows, or leave it."""
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1."""
@@ -124,7 +130,7 @@ class Tiles:
 
     def __init__(self, head: Logits, setting: Setting, columns: int) -> None:
         p = self.plan = setting.plan
-        self.head = head
+        self.head, self.beside = head, setting.beside
         self.columns = [slice(c.start, min(c.stop, columns)) for c in p.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else p.chunk * p.width
         own = (p.kept - p.lent, self.size)
@@ -143,18 +149,34 @@ class Tiles:
         columns = self.columns[group.start : group.stop] or [slice(0, 0)]
         return slice(columns[0].start, columns[-1].stop)
 
+    def _slot(self, i: int) -> int:
+        return max(0, i - (len(self.columns) - self.plan.kept))
+
     def __getitem__(self, i: int) -> Tensor | None:
         """The ``i``-th tile ``(rows, width)``, from memory if it is there."""
-        columns = self.columns[i]
+        columns, slot = self.columns[i], self._slot(i)
         width = columns.stop - columns.start
         if width <= 0:
             return None
-        slot = max(0, i - (len(self.columns) - self.plan.kept))
         buffer = self.slots[slot]
         if self.size and self.owner.get(slot) == i:
             return buffer[: self.rows * width].view(self.rows, width)
         self.owner[slot] = i
         return self.head.logits(columns, buffer)
+
+    def ahead(self, i: int) -> None:
+        """Begin the ``i``-th tile beside what follows, where that needs no memory but its own.
+
+        It is not to be read before ``beside`` is joined.
+        """
+        head, columns = self.head, self.columns[i]
+        if self.beside is None or not isinstance(head, LinearHead) or columns.stop <= columns.start:
+            return
+        slot, direct = self._slot(i), head.weight.dtype == head.product
+        if not direct or slot == self._slot(i - 1) or self.owner.get(slot) == i:
+            return
+        self.owner[slot] = i
+        self.beside.start(lambda: head.logits(columns, self.slots[slot]))
 
 
 class Dense:
@@ -181,6 +203,11 @@ class Dense:
     def _tile(self, i: int, x: Tensor) -> Tile:
         teacher = None if self.tiles is None else self.tiles[i]
         return Tile(x, teacher, self.first_row, self.first[i])
+
+    def ahead(self, i: int) -> None:
+        """Begin the teacher's tile."""
+        if self.tiles is not None:
+            self.tiles.ahead(i)
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1."""

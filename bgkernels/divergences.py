@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.registry import Registry
-from bgkernels.spec import Extra, Mixture, Tilt, TotalVariation
+from bgkernels.spec import ClosedDivergence, Extra, Mixture, Tilt, TotalVariation
 from bgkernels.stats import RowStats
 
 
@@ -33,14 +33,14 @@ class Divergence:
         name: how it is called in messages and tables.
         rows: ``RowStats -> (rows,)`` values in nats; must treat every row alone.
         extras: the extra statistics that ``rows`` reads.
-        kls: ``(a, b)`` where ``rows`` is ``a·KL(p_t ‖ p_s) + b·KL(p_s ‖ p_t)``, which some backends
-            compute without leaving the device; else None.
+        closed: the same once more, for backends that compute it without leaving the device; None
+            where it is of another kind.
     """
 
     name: str
     rows: Callable[[RowStats], Tensor]
     extras: tuple[Extra, ...] = ()
-    kls: tuple[float, float] | None = None
+    closed: ClosedDivergence | None = None
 
     def __call__(self, stats: RowStats) -> Tensor:
         """The divergence of each row."""
@@ -63,19 +63,20 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 @register
 def forward_kl() -> Divergence:
     """``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
-    return Divergence("forward_kl", lambda s: s.kl_ts, kls=(1, 0))
+    return Divergence("forward_kl", lambda s: s.kl_ts, closed=ClosedDivergence(kl_ts=1))
 
 
 @register
 def reverse_kl() -> Divergence:
     """``KL(p_s ‖ p_t)``: the student seeks the teacher's modes (MiniLLM, Gu et al. 2024)."""
-    return Divergence("reverse_kl", lambda s: s.kl_st, kls=(0, 1))
+    return Divergence("reverse_kl", lambda s: s.kl_st, closed=ClosedDivergence(kl_st=1))
 
 
 @register
 def jeffreys() -> Divergence:
     """``KL(p_t ‖ p_s) + KL(p_s ‖ p_t)``."""
-    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st, kls=(1, 1))
+    closed = ClosedDivergence(kl_ts=1, kl_st=1)
+    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st, closed=closed)
 
 
 @register
@@ -95,7 +96,8 @@ def generalized_jsd(beta: float = 0.5) -> Divergence:
         kl_tm, kl_sm = s.mixture(beta)
         return beta * kl_tm + (1 - beta) * kl_sm
 
-    return Divergence("generalized_jsd", rows, (Mixture(beta),))
+    closed = ClosedDivergence(kl_tm=beta, kl_sm=1 - beta)
+    return Divergence("generalized_jsd", rows, (Mixture(beta),), closed)
 
 
 @register
@@ -107,7 +109,8 @@ def skew_forward_kl(lam: float = 0.1) -> Divergence:
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return forward_kl()
-    return Divergence("skew_forward_kl", lambda s: s.mixture(lam)[0], (Mixture(lam),))
+    m, closed = Mixture(lam), ClosedDivergence(kl_tm=1)
+    return Divergence("skew_forward_kl", lambda s: s.mixture(lam)[0], (m,), closed)
 
 
 @register
@@ -119,13 +122,15 @@ def skew_reverse_kl(lam: float = 0.1) -> Divergence:
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return reverse_kl()
-    return Divergence("skew_reverse_kl", lambda s: s.mixture(1 - lam)[1], (Mixture(1 - lam),))
+    m, closed = Mixture(1 - lam), ClosedDivergence(kl_sm=1)
+    return Divergence("skew_reverse_kl", lambda s: s.mixture(1 - lam)[1], (m,), closed)
 
 
 @register
 def total_variation() -> Divergence:
     """``½ Σ |p_s - p_t|`` (Wen et al. 2023); the gradient takes ``sgn(0) = 0``."""
-    return Divergence("total_variation", lambda s: s.total_variation(), (TotalVariation(),))
+    extras, closed = (TotalVariation(),), ClosedDivergence(variation=1)
+    return Divergence("total_variation", lambda s: s.total_variation(), extras, closed)
 
 
 @register

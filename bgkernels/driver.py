@@ -18,11 +18,12 @@ from bgkernels.comparison import Comparison, Dense, Loan, Outcome, Setting, Tile
 from bgkernels.distributed import Shard
 from bgkernels.heads import Head, LinearHead, LogitsHead, Needs
 from bgkernels.mixture import Mixed, MixtureHead
-from bgkernels.planner import Plan, Workload, plan
+from bgkernels.planner import Plan, Workload, cost_of, plan
 from bgkernels.sources import MixtureSource, Source, TopKSource
 from bgkernels.spec import RowSpec
 from bgkernels.state import FLOATS, TILT
 from bgkernels.stats import assemble
+from bgkernels.streams import SecondStream
 from bgkernels.topk import ROW_BYTES, TopK
 from bgkernels.vjp import Coefficients
 
@@ -187,7 +188,7 @@ class Chunk:
         comparisons: list[Comparison],
     ) -> None:  # fmt: skip
         self.labels, self.student, self.comparisons = rows.labels, student, comparisons
-        p, device = setting.plan, setting.device
+        p, device, self.beside = setting.plan, setting.device, setting.beside
         self.tiles = Tiles(student, setting, p.columns)
         self.narrow = torch.empty(0, device=device)
         if (
@@ -213,10 +214,14 @@ class Chunk:
     def statistics(self) -> Outcomes:
         """Pass 1. Its second read begins where the first ended."""
         order = range(len(self.tiles.columns))
-        for i in order:
-            x = self._tile(i)
-            for c in self.comparisons:
-                c.absorb(i, x)
+        try:
+            for i in order:
+                x = self._tile(i)
+                self._ahead(i + 1)
+                for c in self.comparisons:
+                    c.absorb(i, x)
+        finally:
+            self._join()
         outcomes = tuple(c.close() for c in self.comparisons)
         if not any(c.second_read for c in self.comparisons):
             return outcomes
@@ -229,6 +234,19 @@ class Chunk:
             c.close_pairs() if c.second_read else known
             for c, known in zip(self.comparisons, outcomes, strict=True)
         )
+
+    def _join(self) -> None:
+        """Wait for the tiles that were begun ahead."""
+        if self.beside is not None:
+            self.beside.join()
+
+    def _ahead(self, i: int) -> None:
+        """Begin tile ``i`` beside the row kernels of the one before."""
+        self._join()
+        if self.beside is not None and i < len(self.tiles.columns):
+            self.tiles.ahead(i)
+            for c in self.comparisons:
+                c.ahead(i)
 
     def backward(
         self, outcomes: Outcomes, coefficients: AllCoefficients, tiles: Sequence[int]
@@ -283,7 +301,8 @@ def run(
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * work.logit_bytes)
     device = rows.labels.device
-    setting = Setting(call.backend, p, wide, device, call.ignore_index, call.shard, loan)
+    beside = SecondStream(device) if cost_of(device.type).beside else None
+    setting = Setting(call.backend, p, wide, device, call.ignore_index, call.shard, loan, beside)
     chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
     done, groups = [], p.tile_groups()
     for group in groups:

@@ -48,10 +48,10 @@ class Objective:
     @property
     def closed_form(self) -> ClosedForm | None:
         """The same loss as a formula that backends know, if it is one."""
-        weights, kls = self.policy.closed, self.divergence.kls
-        if weights is None or kls is None or self.policy.hard_term or self.policy.batchwide:
+        weights, divergence = self.policy.closed, self.divergence.closed
+        if weights is None or divergence is None or self.policy.hard_term or self.policy.batchwide:
             return None
-        return ClosedForm(*kls, weights, self.label_smoothing, self.z_loss)
+        return ClosedForm(divergence, weights, self.label_smoothing, self.z_loss)
 
     def refuse_infinite(self) -> None:
         """Raise if the divergence is infinite where only the student has mass."""
@@ -143,6 +143,10 @@ def _present(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight != 0
 
 
+ROUNDING = 1e-6
+"""By how much a weight such as ``1 - p`` may fall below zero."""
+
+
 def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
     """A weight of the right shape and sign.
 
@@ -155,7 +159,7 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
             raise TypeError(
                 f"routing must return tensors or numbers; the {name} weight is a {kind}"
             )
-        if not weight >= 0:
+        if not weight >= -ROUNDING:
             raise ValueError(
                 f"routing must return weights that are not negative; the {name} weight is {weight}"
             )
@@ -166,7 +170,7 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
             f"the {name} weight is {tuple(weight.shape)}"
         )
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
-        negative = (weight.detach() < 0) & stats.valid
+        negative = (weight.detach() < -ROUNDING) & stats.valid
         if negative.any():
             worst = weight.detach()[negative].min() if weight.ndim else weight.detach()
             raise ValueError(
@@ -174,4 +178,4 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
                 f"the {name} weight falls to {worst:.4g}"
             )
         return weight
-    return torch.where(weight < 0, float("nan"), weight)
+    return torch.where(weight < -ROUNDING, float("nan"), weight)

@@ -17,7 +17,7 @@ from bgkernels.planner import BudgetError
 from bgkernels.sources import Trust, View, trusted
 from bgkernels.spec import Extra
 from bgkernels.state import empty
-from bgkernels.stats import DIFFERENTIABLE, RowStats, finalize
+from bgkernels.stats import DIFFERENTIABLE, RowStats, add_pairs, finalize
 from bgkernels.vjp import vjp_coefficients
 
 Grads = dict[str, Tensor | None]
@@ -161,13 +161,14 @@ def _composed(
     compared = teacher[:, : spec.compared] if teacher is not None and spec.compared else None
     tile = Tile(student[:, : spec.columns], compared, 0, 0)
     state = empty(len(student), len(spec.tilts), dtype=torch.float32, device=student.device)
-    out = target[:, : spec.columns]
-    losses = call.backend.compose(state, out, tile, rows.labels, Composed(spec, form, scale))
-    if losses is None:
+    sums = state.floats.new_zeros(spec.pair_sums, len(student))
+    out, composed = target[:, : spec.columns], Composed(spec, form, scale)
+    losses = call.backend.compose(state, sums, out, tile, rows.labels, composed)
+    if isinstance(losses, str):
         return None
     target[:, spec.columns :] = 0
     final = finalize(state, rows.labels, spec, call.ignore_index)
-    return losses.sum(), (Outcome((final,)),), (target,)
+    return losses.sum(), (Outcome((add_pairs(final, sums, spec),)),), (target,)
 
 
 def _differentiate(

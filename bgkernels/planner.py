@@ -39,18 +39,32 @@ class Cost:
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
+        beside: whether the next tile is multiplied on a second stream while the present one is
+            absorbed. A product that fills all multiprocessors leaves the row kernels room at its
+            end alone, so that this is off until it has been measured.
     """
 
     overhead: float
     byte: float
     launch: float
     width: int
+    beside: bool = False
 
 
-COST = {  # of other devices: the CPU's
+# Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
+# 3 TB/s, 10 µs to start the kernels of a tile, and products in blocks of 128 rows, of which half a
+# one is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
+# that starting it costs little; wider tiles would leave less choice of how many are kept.
+# `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
+COST = {
     "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096),
     "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
 }
+
+
+def cost_of(device: str) -> Cost:
+    """What is known of a type of device."""
+    return COST.get(device, COST["cpu"])
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
 
 def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
-    limit = COST.get(work.device, COST["cpu"]).width
+    limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
     return sorted(found, reverse=True)
 
@@ -248,7 +262,7 @@ def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
 
 def _cost(work: Workload, p: Plan) -> float:
     """Time of a plan in multiply-adds."""
-    cost = COST.get(work.device, COST["cpu"])
+    cost = cost_of(work.device)
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
     tiles = len(p.tiles())
     again = 1 - p.kept / tiles

@@ -71,14 +71,27 @@ CLOSED_WEIGHTS = ("constant", "label", "max", "power", "shannon", "threshold")
 
 
 @dataclass(frozen=True)
+class ClosedDivergence:
+    """``kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t) + kl_tm·KL(t ‖ m) + kl_sm·KL(s ‖ m) + variation·TV``.
+
+    ``m`` is the mixture among the extras.
+    """
+
+    kl_ts: float = 0.0
+    kl_st: float = 0.0
+    kl_tm: float = 0.0
+    kl_sm: float = 0.0
+    variation: float = 0.0
+
+
+@dataclass(frozen=True)
 class ClosedForm:
     """A loss whose coefficients of pass 2 a backend can compute itself, between the passes.
 
-    ``hard·CE + soft·T²·(kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t)) + z_loss·lse²``.
+    ``hard·CE + soft·T²·divergence + z_loss·lse²``.
     """
 
-    kl_ts: float
-    kl_st: float
+    divergence: ClosedDivergence
     weights: ClosedWeights
     label_smoothing: float
     z_loss: float

@@ -106,6 +106,9 @@ class TopK:
             return x
         return real_logits_(self.scratch[: x.numel()].view(x.shape).copy_(x), self.spec.student)
 
+    def ahead(self, i: int) -> None:
+        """Nothing is multiplied here."""
+
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1."""
         tile, *_ = self._masked(i, x, gather=True)

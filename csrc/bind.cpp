@@ -39,35 +39,25 @@ Tile make_tile(const Logits& student, const std::optional<Logits>& teacher, int6
   return {student, teacher.value_or(Logits{}), rows, first_row, first_column};
 }
 
-int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floats_stride,
-           Address ints, int64_t ints_stride, Address labels, int threads) {
-  const AbsorbArgs args = {spec.get(),     tile,        (float*)floats,         floats_stride,
-                           (int64_t*)ints, ints_stride, (const int64_t*)labels, threads};
+int absorb(const OwnedSpec& spec, const Tile& tile, const Columns& state, Address labels,
+           int threads) {
+  const AbsorbArgs args = absorb_args(spec, tile, state, labels, threads);
   const Status status = check(args.spec, tile);
   if (status == kOk) cpu_target()->absorb(args);
   return status;
 }
 
-int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride,
-                 Address lse_s, Address lse_t, int threads) {
-  const PairArgs args = {
-      spec.get(),           tile,   (float*)sums, sums_stride, (const double*)lse_s,
-      (const double*)lse_t, threads};
+int absorb_pairs(const OwnedSpec& spec, const Tile& tile, const Sums& sums, const Normalisers& lse,
+                 int threads) {
+  const PairArgs args = pair_args(spec, tile, sums, lse, threads);
   const Status status = check(args.spec, tile);
   if (status == kOk) cpu_target()->absorb_pairs(args);
   return status;
 }
 
-int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row, Address tilts,
-        Address pairs, Address labels, int threads) {
-  const VjpArgs args = {spec.get(),
-                        tile,
-                        out,
-                        (const double*)row,
-                        (const double*)tilts,
-                        (const double*)pairs,
-                        (const int64_t*)labels,
-                        threads};
+int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Factors& factors,
+        Address labels, int threads) {
+  const VjpArgs args = vjp_args(spec, tile, out, factors, labels, threads);
   const Status status = known(out) ? check(args.spec, tile) : kUnknownDType;
   if (status == kOk) cpu_target()->vjp(args);
   return status;
@@ -112,12 +102,10 @@ PYBIND11_MODULE(_C, m) {
                                   "first_row"_a, "first_column"_a);
 
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("absorb", &absorb, "spec"_a, "tile"_a, "floats"_a, "floats_stride"_a, "ints"_a,
-        "ints_stride"_a, "labels"_a, "threads"_a, unlocked);
-  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "sums_stride"_a, "lse_s"_a,
-        "lse_t"_a, "threads"_a, unlocked);
-  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "row"_a, "tilts"_a, "pairs"_a, "labels"_a,
-        "threads"_a, unlocked);
+  m.def("absorb", &absorb, "spec"_a, "tile"_a, "state"_a, "labels"_a, "threads"_a, unlocked);
+  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "lse"_a, "threads"_a,
+        unlocked);
+  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "factors"_a, "labels"_a, "threads"_a, unlocked);
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);

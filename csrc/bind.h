@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -37,6 +38,43 @@ inline Status check(const Spec& spec, const Tile& tile) {
   if (!known(tile.student) || !known(tile.teacher)) return kUnknownDType;
   if (spec.rule < kIndex || spec.rule > kSample) return kUnknownRule;
   return spec.tilt_count > kMaxTilts ? kTooManyTilts : kOk;
+}
+
+// Addresses as they come from Python.
+typedef std::tuple<Address, int64_t, Address, int64_t> Columns;  // floats and ints, a stride each
+typedef std::pair<Address, int64_t> Sums;                        // and their stride
+typedef std::pair<Address, Address> Normalisers;                 // of student and teacher
+typedef std::tuple<Address, Address, Address> Factors;           // row, tilts, pairs
+
+inline AbsorbArgs absorb_args(const OwnedSpec& spec, const Tile& tile, const Columns& state,
+                              Address labels, int threads = 0) {
+  const auto& [floats, floats_stride, ints, ints_stride] = state;
+  return {spec.get(),     tile,        (float*)floats,         floats_stride,
+          (int64_t*)ints, ints_stride, (const int64_t*)labels, threads};
+}
+
+inline PairArgs pair_args(const OwnedSpec& spec, const Tile& tile, const Sums& sums,
+                          const Normalisers& lse, int threads = 0) {
+  return {spec.get(),
+          tile,
+          (float*)sums.first,
+          sums.second,
+          (const double*)lse.first,
+          (const double*)lse.second,
+          threads};
+}
+
+inline VjpArgs vjp_args(const OwnedSpec& spec, const Tile& tile, const Logits& out,
+                        const Factors& factors, Address labels, int threads = 0) {
+  const auto& [row, tilts, pairs] = factors;
+  return {spec.get(),
+          tile,
+          out,
+          (const double*)row,
+          (const double*)tilts,
+          (const double*)pairs,
+          (const int64_t*)labels,
+          threads};
 }
 
 // The primitives of csrc/cuda, as functions of a module.

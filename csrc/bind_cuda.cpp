@@ -17,64 +17,61 @@ Status check_cuda(const Spec& spec, const Tile& tile) {
   return spec.mixture_count > kMaxMixtures ? kTooManyMixtures : check(spec, tile);
 }
 
-int absorb(const OwnedSpec& spec, const Tile& tile, Address floats, int64_t floats_stride,
-           Address ints, int64_t ints_stride, Address labels, const PartialState& parts,
-           const Place& place) {
-  const AbsorbArgs args = {spec.get(),     tile,        (float*)floats,         floats_stride,
-                           (int64_t*)ints, ints_stride, (const int64_t*)labels, 0};
-  const auto& [splits, part_floats, part_ints] = parts;
+int absorb(const OwnedSpec& spec, const Tile& tile, const Columns& state, Address labels,
+           const PartialState& parts, const Place& place) {
+  const AbsorbArgs args = absorb_args(spec, tile, state, labels);
+  const auto& [splits, floats, ints] = parts;
   const Status status = check_cuda(args.spec, tile);
   return status ? status
-                : cuda::absorb(args, {splits, (float*)part_floats, (int64_t*)part_ints},
-                               where_of(place));
+                : cuda::absorb(args, {splits, (float*)floats, (int64_t*)ints}, where_of(place));
 }
 
-int absorb_pairs(const OwnedSpec& spec, const Tile& tile, Address sums, int64_t sums_stride,
-                 Address lse_s, Address lse_t, int splits, const Place& place) {
-  const PairArgs args = {
-      spec.get(), tile, (float*)sums, sums_stride, (const double*)lse_s, (const double*)lse_t, 0};
+int absorb_pairs(const OwnedSpec& spec, const Tile& tile, const Sums& sums, const Normalisers& lse,
+                 int splits, const Place& place) {
+  const PairArgs args = pair_args(spec, tile, sums, lse);
   const Status status = check_cuda(args.spec, tile);
   return status ? status : cuda::absorb_pairs(args, splits, where_of(place));
 }
 
-int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, Address row, Address tilts,
-        Address pairs, Address labels, int splits, const Place& place) {
-  const VjpArgs args = {spec.get(),
-                        tile,
-                        out,
-                        (const double*)row,
-                        (const double*)tilts,
-                        (const double*)pairs,
-                        (const int64_t*)labels,
-                        0};
+int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Factors& factors,
+        Address labels, int splits, const Place& place) {
+  const VjpArgs args = vjp_args(spec, tile, out, factors, labels);
   const Status status = known(out) ? check_cuda(args.spec, tile) : kUnknownDType;
   return status ? status : cuda::vjp(args, splits, where_of(place));
 }
 
-Objective make_objective(double kl_ts, double kl_st, int policy, double hard, double soft,
-                         double tau, double sharpness, bool reversed, double label_smoothing,
-                         double z_loss) {
-  return {kl_ts,     kl_st,    (Policy)policy,  hard,  soft, tau,
-          sharpness, reversed, label_smoothing, z_loss};
+// `divergence`: factors of KL(t ‖ s), KL(s ‖ t), KL(t ‖ m), KL(s ‖ m) and the total variation.
+Objective make_objective(const std::array<double, 5>& divergence, int policy, double hard,
+                         double soft, double tau, double sharpness, bool reversed,
+                         double label_smoothing, double z_loss) {
+  const auto& [kl_ts, kl_st, kl_tm, kl_sm, variation] = divergence;
+  return {kl_ts, kl_st, kl_tm,     kl_sm,    variation,       (Policy)policy, hard,
+          soft,  tau,   sharpness, reversed, label_smoothing, z_loss};
 }
 
-// `state`: floats, their stride, ints, their stride; `loss`: scale and losses.
+// `loss`: scale and losses.
 int compose(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Objective& objective,
-            const std::tuple<Address, int64_t, Address, int64_t>& state, Address labels,
+            const Columns& state, const Sums& sums, Address labels,
             const std::pair<Address, Address>& loss, int ranks, const Place& place) {
-  ComposedArgs args;
-  const auto& [floats, floats_stride, ints, ints_stride] = state;
-  static_cast<AbsorbArgs&>(args) = {
-      spec.get(),     tile,        (float*)floats,         floats_stride,
-      (int64_t*)ints, ints_stride, (const int64_t*)labels, 0};
-  args.out = out, args.objective = objective;
-  args.scale = (const double*)loss.first, args.losses = (double*)loss.second;
+  const ComposedArgs args = {absorb_args(spec, tile, state, labels),
+                             out,
+                             objective,
+                             (float*)sums.first,
+                             sums.second,
+                             (const double*)loss.first,
+                             (double*)loss.second};
   const Status status = known(out) ? check_cuda(args.spec, tile) : kUnknownDType;
   return status ? status : cuda::compose(args, ranks, where_of(place));
 }
 
-int resident_blocks(const Tile& tile, const Place& place) {
-  return cuda::resident_blocks(tile, where_of(place));
+// None, or the reason why not.
+const char* separate(const OwnedSpec& spec, const Tile& tile) {
+  return cuda::separate(spec.get(), tile);
+}
+
+std::pair<int, const char*> residence(const Tile& tile, const Place& place) {
+  const cuda::Residence found = cuda::residence(tile, where_of(place));
+  return {found.blocks, found.reason};
 }
 
 }  // namespace
@@ -82,18 +79,19 @@ int resident_blocks(const Tile& tile, const Place& place) {
 void bind_cuda(py::module_ m) {
   m.attr("MAX_MIXTURES") = kMaxMixtures;
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("absorb", &absorb, "spec"_a, "tile"_a, "floats"_a, "floats_stride"_a, "ints"_a,
-        "ints_stride"_a, "labels"_a, "parts"_a, "place"_a, unlocked);
-  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "sums_stride"_a, "lse_s"_a,
-        "lse_t"_a, "splits"_a, "place"_a, unlocked);
-  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "row"_a, "tilts"_a, "pairs"_a, "labels"_a,
-        "splits"_a, "place"_a, unlocked);
+  m.def("absorb", &absorb, "spec"_a, "tile"_a, "state"_a, "labels"_a, "parts"_a, "place"_a,
+        unlocked);
+  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "lse"_a, "splits"_a, "place"_a,
+        unlocked);
+  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "factors"_a, "labels"_a, "splits"_a, "place"_a,
+        unlocked);
   py::class_<Objective>(m, "Objective", py::module_local())
-      .def(py::init(&make_objective), py::kw_only(), "kl_ts"_a, "kl_st"_a, "policy"_a, "hard"_a,
-           "soft"_a, "tau"_a, "sharpness"_a, "reversed"_a, "label_smoothing"_a, "z_loss"_a);
-  m.def("compose", &compose, "spec"_a, "tile"_a, "out"_a, "objective"_a, "state"_a, "labels"_a,
-        "loss"_a, "ranks"_a, "place"_a, unlocked);
-  m.def("resident_blocks", &resident_blocks, "tile"_a, "place"_a);
+      .def(py::init(&make_objective), py::kw_only(), "divergence"_a, "policy"_a, "hard"_a, "soft"_a,
+           "tau"_a, "sharpness"_a, "reversed"_a, "label_smoothing"_a, "z_loss"_a);
+  m.def("compose", &compose, "spec"_a, "tile"_a, "out"_a, "objective"_a, "state"_a, "sums"_a,
+        "labels"_a, "loss"_a, "ranks"_a, "place"_a, unlocked);
+  m.def("separate", &separate, "spec"_a, "tile"_a);
+  m.def("residence", &residence, "tile"_a, "place"_a);
   m.def("probe", &cuda::probe, "device"_a);
   m.def("error", &cuda::error, "status"_a);
 }

@@ -15,7 +15,7 @@ enum Status : int32_t {
   kUnknownRule = 2,
   kTooManyTilts = 3,
   kTooManyMixtures = 4,
-  kNotComposed = 5,  // this objective takes separate passes
+  kNotComposed = 5,  // these rows take separate passes: cuda/launch.h says why
   kCudaFailed = 1000
 };
 
@@ -101,9 +101,10 @@ enum Policy : int32_t {
   kThreshold = 5
 };
 
-// bgkernels.spec.ClosedForm: hard·CE + soft·T²·(kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t)) + z_loss·lse².
+// bgkernels.spec.ClosedForm: hard·CE + soft·T²·D + z_loss·lse², where D is
+// kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t) + kl_tm·KL(t ‖ m) + kl_sm·KL(s ‖ m) + variation·TV.
 struct Objective {
-  double kl_ts, kl_st;
+  double kl_ts, kl_st, kl_tm, kl_sm, variation;
   Policy policy;
   double hard, soft;      // of kConstant
   double tau, sharpness;  // of kThreshold
@@ -111,10 +112,12 @@ struct Objective {
   double label_smoothing, z_loss;
 };
 
-// Both passes over whole rows; the state is written, not read.
+// Both passes over whole rows; state and sums are written, not read.
 struct ComposedArgs : AbsorbArgs {
   Logits out;
   Objective objective;
+  float* sums;  // as in PairArgs
+  int64_t sums_stride;
   const double* scale;  // (rows): factor of a row's loss
   double* losses;       // (rows)
 };

@@ -14,16 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bgkernels.backends import BACKENDS, native_cuda
-from bgkernels.backends.base import Tile
+from bgkernels.backends import native_cuda
 from bgkernels.backends.native import NativeBackend
-from bgkernels.backends.native_call import Call
 from bgkernels.spec import Mixture, RowSpec, Tilt, TotalVariation
 from bgkernels.state import NONE, SKIP
 from tests.conformance import KINDS, Case, check, gradient, make, statistics
 from tests.cuda_emulation import ROOT, Emulated, module
-from tests.problems import Loss, conform
-from tests.problems import make as logits_problem
 from tests.test_native import CASES, INF, LABELS, NAN, PADDED, WIDTH
 
 STEP = 256  # columns that a warp takes at a time: csrc/cuda/rows.cuh
@@ -172,84 +168,6 @@ def test_gradients_are_stored_in_any_dtype(out: torch.dtype) -> None:
     _, final = statistics(NativeBackend(), case)
     ours = gradient(Emulated(), case, final, out)
     torch.testing.assert_close(ours, gradient(NativeBackend(), case, final, out))
-
-
-COMPOSED: dict[str, Loss] = {
-    "default": Loss(),
-    "reverse": Loss("reverse_kl", "confidence", options={"temperature": 2.0}),
-    "jeffreys": Loss("jeffreys", "confidence", of_routing={"kind": "max"}),
-    "constant": Loss("forward_kl", "additive", of_routing={"hard": 0.3, "soft": 0.9},
-                     options={"z_loss": 1e-3, "label_smoothing": 0.1}),
-    "shannon": Loss("reverse_kl", "entropy", of_routing={"kind": "shannon"}),
-    "threshold": Loss("forward_kl", "threshold", options={"temperature": 3.0, "z_loss": 1e-3}),
-    "hard": Loss("forward_kl", "hard", options={"label_smoothing": 0.2}),
-    "swapped": Loss("jeffreys", "reverse", of_routing={"policy": "entropy"}),
-}  # fmt: skip
-
-
-class Composing(Emulated):
-    """Counts the rows whose passes were one launch."""
-
-    composed = 0
-
-    def compose(self, *args: Any) -> Tensor | None:
-        losses = super().compose(*args)
-        self.composed += 0 if losses is None else len(losses)
-        return losses
-
-
-@pytest.mark.parametrize("ranks", [None, 0, 2, 4])
-@pytest.mark.parametrize("name", COMPOSED)
-def test_both_passes_in_one_launch(
-    name: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Against the oracle: by blocks that read twice, and by clusters that hold the row."""
-    backend = Composing(ranks=ranks)
-    monkeypatch.setitem(BACKENDS, "native", backend)
-    vocab = (600, 600) if name in ("default", "shannon", "hard") else (608, 592)
-    problem = logits_problem("logits", leading=(2, 4), vocab=vocab)
-    for dtype in (torch.float32, torch.bfloat16):
-        conform(problem, COMPOSED[name], dtype, [{"backend": "native", "mode": "fused"}])
-    assert backend.composed == 16
-
-
-def test_statistics_of_composed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state is left behind, rows that take no part cost nothing, and the memory is reused."""
-    results = []
-    problem = logits_problem("logits", leading=(10,), vocab=(512, 512)).to(torch.float32)
-    for backend in (NativeBackend(), Composing(ranks=2)):
-        monkeypatch.setitem(BACKENDS, "native", backend)
-        leaves = problem.leaves()
-        loss, stats = problem.call(leaves, backend="native", return_stats=True, mode="fused")
-        (gradient_,) = torch.autograd.grad(loss, list(leaves.values()))
-        results.append([loss, gradient_, *stats.tensors()])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_rows_that_cannot_be_resident() -> None:
-    """The blocks that hold a row, by its bytes; 0 where it is streamed."""
-
-    def blocks(width: int, dtype: torch.dtype, pad: int = 0) -> int:
-        x = torch.empty(1, width + pad, dtype=dtype)[:, pad:]
-        call = Call(Tile(x, x, 0, 0), RowSpec(width, width))
-        return int(module().resident_blocks(call.tile, (0, 0)))
-
-    assert [blocks(n, torch.bfloat16) for n in (1024, 32_000, 50_304, 151_936)] == [1, 2, 2, 8]
-    assert blocks(151_936, torch.float32) == 8
-    assert blocks(262_144, torch.float32) == 0
-    assert blocks(50_257, torch.bfloat16) == blocks(1024, torch.bfloat16, pad=1) == 0
-
-
-def test_what_takes_separate_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another divergence, a label from the teacher, or logits of two sizes."""
-    backend = Composing()
-    monkeypatch.setitem(BACKENDS, "native", backend)
-    run = [{"backend": "native", "mode": "fused"}]
-    problem = logits_problem("logits", leading=(4,), vocab=(64, 64))
-    conform(problem, Loss("generalized_jsd"), torch.float32, run)
-    conform(replace(problem, target="teacher_argmax"), Loss(), torch.float32, run)
-    assert backend.composed == 0
 
 
 def test_no_kernel_spills() -> None:

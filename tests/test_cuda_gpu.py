@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import bgkernels as bg
+from bgkernels import planner
 from bgkernels.backends import BACKENDS, native_cuda
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native_cuda import Cuda
@@ -19,9 +21,9 @@ from bgkernels.state import NONE, SKIP
 from tests import on_gpu
 from tests.conformance import KINDS, check, make, statistics
 from tests.on_gpu import DEVICE
-from tests.problems import conform
+from tests.problems import Failures, Loss
 from tests.problems import make as logits_problem
-from tests.test_cuda_emulated import COMPOSED
+from tests.test_cuda_composed import DIVERGENCES, POLICIES, conform
 from tests.test_native import CASES, LABELS, PADDED
 
 pytestmark = pytest.mark.gpu
@@ -71,21 +73,37 @@ def test_more_rows_and_elements_than_small_integers_count(rows: int, vocab: int)
 
 
 @pytest.mark.parametrize("ranks", [None, 0, 4])
-@pytest.mark.parametrize("name", COMPOSED)
-def test_both_passes_in_one_launch(
-    name: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("target", [None, "teacher_argmax", "teacher_sample"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_all_passes_in_one_launch(
+    divergence: str, target: str | None, ranks: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of rows that one block holds, that four hold, and that none does, against the oracle."""
     if ranks and torch.cuda.get_device_capability(DEVICE) < (9, 0):
         pytest.skip("clusters take compute capability 9.0")
     monkeypatch.setitem(BACKENDS, "native", Native(ranks=ranks))
-    problem = logits_problem("logits", leading=(2, 8), vocab=(32_000, 32_000))
+    problem = logits_problem("logits", leading=(2, 8), vocab=(32_000, 32_000), target=target)
     for side in (problem.student, problem.teacher):
         side["logits"] = side["logits"].to(DEVICE)
-    assert isinstance(problem.target, Tensor)
-    problem = replace(problem, target=problem.target.to(DEVICE))
-    for dtype in (torch.float32, torch.bfloat16):
-        conform(problem, COMPOSED[name], dtype, [{"backend": "native", "mode": "fused"}])
+    if isinstance(problem.target, Tensor):
+        problem = replace(problem, target=problem.target.to(DEVICE))
+    with Failures() as failures:
+        for routing, params in POLICIES:
+            loss = Loss(divergence, routing, DIVERGENCES[divergence], params)
+            for dtype in (torch.float32, torch.bfloat16):
+                with failures.cell(routing, params, dtype):
+                    conform(problem, loss, dtype)
+
+
+@pytest.mark.parametrize("width", [50_257, 151_936, 262_144])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("divergence", ["forward_kl", "generalized_jsd"])
+def test_real_vocabularies_in_one_launch(divergence: str, dtype: torch.dtype, width: int) -> None:
+    """Held by eight blocks, or streamed because a row is ragged or does not fit."""
+    problem = logits_problem("logits", leading=(4,), vocab=(width, width), target="teacher_argmax")
+    for side in (problem.student, problem.teacher):
+        side["logits"] = side["logits"].to(DEVICE)
+    conform(problem, Loss(divergence, "entropy"), dtype)
 
 
 def test_the_same_bits_every_time() -> None:
@@ -118,3 +136,56 @@ def test_a_device_that_is_not_current() -> None:
 
 def test_graph_capture_and_replay() -> None:
     on_gpu.a_graph_replays(Native())
+
+
+def test_one_launch_waits_for_nothing_and_replays() -> None:
+    """A step from logits: no synchronisation, and the same bits from a captured graph."""
+    z, t = (torch.randn(300, 5120, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    target, teacher = torch.randint(5120, (300,), device=DEVICE), bg.LogitsTeacher(t)
+    z.requires_grad_()
+
+    def step() -> tuple[Tensor, ...]:
+        loss = bg.hybrid_distillation(
+            z, teacher, target, divergence="generalized_jsd", backend="native"
+        )
+        return (loss.detach(), *torch.autograd.grad(loss, z))
+
+    expected = step()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_tiles_ahead_on_a_second_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bits as on one, again and again, and from a captured graph."""
+    problem = logits_problem(hidden=(256, 384), vocab=(20_000, 20_000), leading=(512,))
+    for side in (problem.student, problem.teacher):
+        side |= {name: x.to(DEVICE) for name, x in side.items()}
+    assert isinstance(problem.target, Tensor)
+    problem = replace(problem, target=problem.target.to(DEVICE)).to(torch.bfloat16)
+    leaves = problem.leaves()
+
+    def step() -> tuple[Tensor, ...]:
+        loss = problem.call(leaves, backend="native", mode="fused")
+        return (loss.detach(), *torch.autograd.grad(loss, list(leaves.values())))
+
+    cost = replace(planner.COST["cuda"], width=4096)
+    monkeypatch.setitem(planner.COST, "cuda", cost)
+    planner._search.cache_clear()
+    expected = step()
+    monkeypatch.setitem(planner.COST, "cuda", replace(cost, beside=True))
+    graph = torch.cuda.CUDAGraph()
+    found = [step() for _ in range(20)]
+    with torch.cuda.graph(graph):
+        found.append(step())
+    graph.replay()
+    for made in found:
+        assert all(torch.equal(x, y) for x, y in zip(made, expected, strict=True))

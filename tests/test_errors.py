@@ -315,6 +315,12 @@ FACTORIES = [
 ]
 
 
+@pytest.mark.parametrize("soft", [-1e-7, torch.full((N,), -1e-7)], ids=["number", "rows"])
+def test_a_weight_may_round_below_zero(soft: Any) -> None:
+    loss = bg.linear_hybrid_distillation(**arguments(routing=weights(1.0, soft)))
+    assert isinstance(loss, torch.Tensor) and loss.isfinite()
+
+
 @pytest.mark.parametrize(("make", "text"), FACTORIES, ids=[t for _, t in FACTORIES])
 def test_factories_check_their_parameters(make: Any, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)):

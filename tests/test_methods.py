@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from bgkernels.training import distill, models
+from bgkernels.training import distill, evaluate, models, writing
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
@@ -149,15 +149,38 @@ def test_every_method_moves_the_student_towards_something(config, pair, batch, n
         assert objective(batch, 3, batch.items) < before
 
 
-@pytest.mark.parametrize("name", ["on-policy", "sequence"])
-def test_models_continue_the_beginnings(config, pair, batch, name):
-    objective = distill.make_objective(config, name, *pair)
+def test_the_student_continues_the_beginnings(config, pair, batch):
+    objective = distill.make_objective(config, "on-policy", *pair)
     one, two, other = (objective.rewrite(batch, number, 0) for number in (5, 5, 6))
-    assert torch.equal(one.tokens[:, :3], batch.tokens[:, :3])
-    assert (one.labels[:, :2] == IGNORED).all()
-    assert torch.equal(one.labels[:, 2:], one.tokens[:, 3:])
+    continues(one, batch)
     assert torch.equal(one.tokens, two.tokens) and not torch.equal(one.tokens, other.tokens)
-    assert not torch.equal(one.tokens, batch.tokens)
+
+
+def continues(written, batch):
+    """The beginning is the text's, the rest is not, and the rest alone is learnt."""
+    given = batch.labels.shape[1] // 4
+    assert torch.equal(written.tokens[:, :given], batch.tokens[:, :given])
+    assert (written.labels[:, : given - 1] == IGNORED).all()
+    assert torch.equal(written.labels[:, given - 1 :], written.tokens[:, given:])
+    assert not torch.equal(written.tokens, batch.tokens)
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, stride):
+    """Each text is the same whichever is asked for first, as a resumed run must find it."""
+    batches, calls = prepare(config, load_corpus(config.data)).batches, []
+    monkeypatch.setattr(
+        writing, "continue_text", lambda *x: calls.append(x) or evaluate.continue_text(*x)
+    )
+    write = writing.Writer(pair[1], VOCAB, prompt=0.25, seed=0)
+    forward, backward = (writing.WrittenBatches(batches, write, stride) for _ in range(2))
+    size = writing.SEQUENCES // len(batches[0].tokens)
+    numbers = range(stride - 1, 2 * size * stride, stride)
+    found = {n: forward[n] for n in numbers}
+    assert len(calls) == 2
+    for n in reversed(numbers):
+        continues(found[n], batches[n])
+        assert torch.equal(backward[n].tokens, found[n].tokens)
 
 
 def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):

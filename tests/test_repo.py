@@ -25,7 +25,7 @@ LABELS = sorted((PACKAGE / "labels").glob("*.py"))
 INTEGRATIONS = sorted((PACKAGE / "integrations").glob("*.py"))
 
 LAYERS = (
-    {"spec", "registry", "oracle"},
+    {"spec", "registry", "oracle", "streams"},
     {"state", "sampling"},
     {"stats"},
     {"risk", "divergences", "sources", "vjp"},

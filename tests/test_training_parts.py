@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from bgkernels.training import evaluate, loop, models
-from bgkernels.training.config import DataConfig, DemoConfig, TrainConfig
+from bgkernels.training import evaluate, loop, models, recall
+from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import CorpusError, ModelError
 from bgkernels.training.materials import prepare
@@ -284,3 +284,25 @@ def test_learning_rate_warms_up_and_decays():
     rates = [loop.learning_rate(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True) and 0.1 < rates[-1] < 0.102
+
+
+def test_a_teacher_reads_a_text_once_until_its_memory_is_full(monkeypatch):
+    hidden = models.CausalLM.hidden
+    plain = models.small_llama(ModelShape(32, 1, 1), vocab=64, length=16, seed=0)
+    teacher = recall.RecallingLM.of(plain)
+    read = []
+    monkeypatch.setattr(
+        models.CausalLM, "hidden", lambda self, x: read.append(x) or hidden(self, x)
+    )
+    one, two = torch.arange(10).view(2, 5), torch.arange(10).view(5, 2)
+    for text in (one, two, one.clone(), two):
+        want = hidden(plain, text)
+        assert torch.equal(teacher.as_teacher(text).hidden, want)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = teacher.hidden(one)
+    assert not torch.equal(rough, teacher.hidden(one))
+    assert len(read) == 3  # the shape and the autocast tell texts apart
+    full = replace(teacher, limit=teacher.hidden(one).nbytes)
+    for text in (one, two, two, one):
+        full.hidden(text)
+    assert len(read) == 3 + 3

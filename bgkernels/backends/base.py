@@ -83,15 +83,16 @@ def statistics_of_tile(
 
 @runtime_checkable
 class Composer(Protocol):
-    """A backend that can do both passes of whole rows at once, where it likes to."""
+    """A backend that can do all passes of whole rows at once, where it likes to."""
 
     def compose(
-        self, state: RowState, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
-    ) -> Tensor | None:
-        """Both passes over whole rows, or None where separate passes are wanted.
+        self, state: RowState, sums: Tensor, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
+    ) -> Tensor | str:
+        """All passes over whole rows, or the reason why separate passes are wanted.
 
         Args:
             state: empty; filled.
+            sums: ``(pair_sums, rows)`` of the second read, zero; filled.
             out: ``(rows, width)``, receives the gradient; may be the tile's student.
             tile: all columns of the rows.
             labels: ``(rows,)`` codes.

@@ -72,15 +72,17 @@ class NativeBackend:
             out.copy_(dense)
 
     def compose(
-        self, state: RowState, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
-    ) -> Tensor | None:
-        """Both passes in one launch, on a GPU."""
+        self, state: RowState, sums: Tensor, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
+    ) -> Tensor | str:
+        """All passes in one launch, on a GPU."""
         kernels = self.kernels(out.device)
-        if not isinstance(kernels, Cuda) or not is_dense(out):
-            return None
+        if not isinstance(kernels, Cuda):
+            return "a CPU takes separate passes"
+        if not is_dense(out):
+            return "the gradient's inner stride is not 1"
         _columns("state.floats", state.floats)
         call = Call(tile, loss.spec)
-        return kernels.compose(call, out, state, labels.contiguous(), loss)
+        return kernels.compose(call, out, state, sums, labels.contiguous(), loss)
 
 
 def _columns(name: str, x: Tensor) -> Tensor:

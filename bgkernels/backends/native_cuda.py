@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
 LEAST_COLUMNS = 8192
 """Of a block that shares a row: it has a fixed cost, and its state has to be merged."""
-CUDA_FAILED, NOT_COMPOSED = 1000, 5
-"""What ``csrc/row_args.h`` adds to an error of CUDA; and a status of it."""
+CUDA_FAILED = 1000
+"""What ``csrc/row_args.h`` adds to an error of CUDA."""
 
 
 class Cuda:
@@ -51,11 +52,12 @@ class Cuda:
         splits = self._splits(call.student)
         made = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in (floats, ints)]
         parts = (splits, *(x.data_ptr() for x in made))
-        addresses = (*strided(floats), *strided(ints), labels.data_ptr(), parts)
+        columns = (*strided(floats), *strided(ints))
         with self._current():
-            return self._checked(
-                self.module.absorb(call.spec, call.tile, *addresses, self._place())
+            status = self.module.absorb(
+                call.spec, call.tile, columns, labels.data_ptr(), parts, self._place()
             )
+        return self._checked(status)
 
     def absorb_pairs(self, call: Call, sums: Tensor, lse_s: Tensor, lse_t: Tensor) -> int:
         """Pass 1, second read."""
@@ -63,29 +65,32 @@ class Cuda:
             return 0
         splits = self._splits(call.teacher)
         out = sums.new_empty(splits, *sums.shape) if splits > 1 else sums[None]
-        addresses = (out.data_ptr(), out.stride(1), lse_s.data_ptr(), lse_t.data_ptr(), splits)
+        to, lse = (out.data_ptr(), out.stride(1)), (lse_s.data_ptr(), lse_t.data_ptr())
         with self._current():
-            status = self.module.absorb_pairs(call.spec, call.tile, *addresses, self._place())
+            status = self.module.absorb_pairs(call.spec, call.tile, to, lse, splits, self._place())
         if splits > 1 and not status:
             sums += out.sum(0)
         return self._checked(status)
 
     def vjp(self, call: Call, out: Tensor, *given: Tensor) -> int:
         """Pass 2; ``given`` are row, tilt and pair coefficients and labels."""
-        addresses = (*(x.data_ptr() for x in given), self._splits(out))
-        made = logits(out, Cap())
+        row, tilts, pairs, labels = (x.data_ptr() for x in given)
+        made, splits = logits(out, Cap()), self._splits(out)
         with self._current():
-            status = self.module.vjp(call.spec, call.tile, made, *addresses, self._place())
+            status = self.module.vjp(
+                call.spec, call.tile, made, (row, tilts, pairs), labels, splits, self._place()
+            )
         return self._checked(status)
 
     def compose(
-        self, call: Call, out: Tensor, state: RowState, labels: Tensor, loss: Composed
-    ) -> Tensor | None:
-        """Losses of the rows, from both passes in one launch; None where it is not for them."""
-        form, weights, floats = loss.form, loss.form.weights, state.floats
+        self, call: Call, out: Tensor, state: RowState, sums: Tensor, labels: Tensor, loss: Composed
+    ) -> Tensor | str:
+        """Losses of the rows, from all passes in one launch, or the reason for separate ones."""
+        if reason := self.module.separate(call.spec, call.tile):
+            return str(reason)
+        form, weights = loss.form, loss.form.weights
         objective = self.module.Objective(
-            kl_ts=form.kl_ts,
-            kl_st=form.kl_st,
+            divergence=astuple(form.divergence),
             policy=CLOSED_WEIGHTS.index(weights.kind),
             hard=weights.hard,
             soft=weights.soft,
@@ -97,21 +102,26 @@ class Cuda:
         )
         scale = doubles(loss.scale)
         losses = torch.empty_like(scale)
-        columns, made = (*strided(floats), *strided(state.ints)), logits(out, Cap())
+        columns, made = (*strided(state.floats), *strided(state.ints)), logits(out, Cap())
         with self._current():
-            place = self._place()
-            ranks = self.ranks
-            if ranks is None:
-                ranks = self.module.resident_blocks(call.tile, place)
+            ranks, _ = self.residence(call)
             status = self.module.compose(
-                call.spec, call.tile, made, objective, columns, labels.data_ptr(),
-                (scale.data_ptr(), losses.data_ptr()), ranks, place,
+                call.spec, call.tile, made, objective, columns, strided(sums), labels.data_ptr(),
+                (scale.data_ptr(), losses.data_ptr()), ranks, self._place(),
             )  # fmt: skip
-        if status == NOT_COMPOSED:
-            return None
         if self._checked(status):
             raise RuntimeError(f"bgkernels._C refused its arguments, status {status}")
         return losses
+
+    def residence(self, call: Call) -> tuple[int, str | None]:
+        """Blocks whose shared memory holds a row in :meth:`compose`, or 0 and the reason why not.
+
+        A row that is not held is read again by every pass.
+        """
+        if self.ranks is not None:
+            return self.ranks, None
+        blocks, reason = self.module.residence(call.tile, self._place())
+        return blocks, reason
 
     def _splits(self, x: Tensor) -> int:
         rows, columns = x.shape

@@ -61,11 +61,11 @@ class LabelDataset(Dataset[Document]):
         self._verify = verify
         self._maps: dict[int, dict[str, Tensor]] = {}
         if tokenizer is not None and fingerprint(tokenizer) != self.info.tokenizer:
-            known = self.info.tokenizer or "not known"
+            known, teacher = (x or "not known" for x in (self.info.tokenizer, self.info.model))
             raise LabelError(
                 f"`tokenizer` has the fingerprint {fingerprint(tokenizer)}, and that of the labels "
-                f"in {self.folder} (teacher {self.info.model}) is {known}; tokens are compared by "
-                "number, so use a student that shares the teacher's tokenizer"
+                f"in {self.folder} (teacher: {teacher}) is {known}; tokens are compared by number, "
+                "so use a student that shares the teacher's tokenizer"
             )
         if vocab is not None and vocab < self.info.vocab:
             raise LabelError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from bgkernels.training import figure, models, ranks, report
+from bgkernels.training import models, ranks, report
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
@@ -14,6 +14,7 @@ from bgkernels.training.loop import History
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.models import CausalLM
 from bgkernels.training.progress import Display, Silent
+from bgkernels.training.recall import RecallingLM
 from bgkernels.training.results import (
     CorpusFacts,
     DemoResult,
@@ -27,7 +28,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
     """Run the demo, or the rest of it: what ``config.output`` holds already is not done again.
 
     Leaves in ``config.output`` the checkpoints, the models in ``models/`` (loadable with
-    ``from_pretrained``), ``results.json`` and ``results.png``.
+    ``from_pretrained``) and ``results.json``.
 
     Args:
         config: what to do.
@@ -52,6 +53,8 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         teacher, history = train_teacher(config, materials, display)
     else:
         teacher, history = materials.teacher, History()
+    if len(config.methods) > 1:
+        teacher = RecallingLM.of(teacher)
     students = {m: train_student(config, materials, m, teacher, display) for m in config.methods}
     with display.working("scoring held-out files and the students' own text"):
         result = DemoResult(
@@ -64,7 +67,6 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-        figure.draw(result, config.output / "results.png")
         for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
             models.export(model, materials.tokenizer, config.output / "models" / name)
     return result

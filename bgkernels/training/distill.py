@@ -12,7 +12,6 @@ from bgkernels.training import lora, ranks
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
-from bgkernels.training.evaluate import continue_text
 from bgkernels.training.files import digest
 from bgkernels.training.loop import History, Task, train
 from bgkernels.training.materials import Materials
@@ -20,6 +19,7 @@ from bgkernels.training.methods import DATA, Method, advance, find
 from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
 from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
 
 @dataclass(frozen=True)
@@ -54,25 +54,21 @@ class Objective:
             raise OptionError(str(error)) from error
 
     def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
-        """The batch, or where the method says so, its beginnings continued by a model.
+        """The batch, or where the method says so, its beginnings continued by the student.
 
         Args:
             batch: from the text.
             number: of the batch; with the run's seed, the seed of what is sampled.
             step: of the optimiser.
         """
-        by_student = self.method.on_policy(step)
-        writer = self.student if by_student else self.teacher
-        if writer is None or not (by_student or self.method.taught(step)):
+        if not self.method.on_policy(step):
             return batch
-        length = batch.tokens.shape[1]
-        given = max(1, int(self.config.loss.prompt * (length - 1)))
-        vocab = min(x.vocab for x in (self.student, self.teacher) if x)
-        seed = self.config.seed * 1_000_003 + number
-        tokens = continue_text(writer, batch.tokens[:, :given], length - given, vocab, seed)
-        labels = tokens[:, 1:].clone()
-        labels[:, : given - 1] = IGNORED
-        return Batch(tokens, labels)
+        return self.writer(self.student)([batch], number)[0]
+
+    def writer(self, model: CausalLM) -> Writer:
+        """How one of the models continues a text."""
+        vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
+        return Writer(model, vocab, self.config.loss.prompt, self.config.seed)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss.
@@ -148,7 +144,7 @@ def make_objective(
     elif second is None:
         raise OptionError(f"the method {method!r} needs --second-teacher: the path of a model")
     objective = Objective(student, teacher, found, config, steps, second)
-    reads = objective.policy.uses_teacher or found.target != DATA or found.written_by_teacher
+    reads = objective.policy.uses_teacher or found.target != DATA
     return objective if reads else replace(objective, teacher=None)
 
 
@@ -201,11 +197,14 @@ def train_student(
     if config.fresh and ranks.first():
         store.clear()
     ranks.meet()
+    batches: Numbered = materials.batches
+    if teacher is not None and find(method).written_by_teacher:
+        batches = WrittenBatches(batches, objective.writer(teacher), ranks.size())
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training),
         objective=objective,
-        batches=materials.batches,
+        batches=batches,
         validate=lambda: materials.exam.curve(student, teacher),
         config=config.student_training,
         store=store,

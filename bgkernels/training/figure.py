@@ -1,7 +1,9 @@
-"""The picture of the demo: curves, bridges and gardens, and a text as the teacher sees it."""
+"""The picture of the demo, and the sheet and colours that all pictures share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,16 @@ from bgkernels.training.results import DemoResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS = {"hard": "#d55e00", "soft": "#0072b2", "entropy": "#009e73"}
 """Of the demo's methods; apart for every kind of colour vision."""
+
+PARTS = {"all": "#333333", "bridge": "#762a83", "garden": "#1b7837"}
+"""Of kinds of tokens."""
+
+TAUGHT, OWN = "#92c5de", "#0571b0"
+"""Of texts that were given, and of those that the student wrote."""
 
 STYLE: Any = {
     "axes.spines.top": False,
@@ -31,16 +40,30 @@ STYLE: Any = {
 }
 
 
-def draw(result: DemoResult, path: Path) -> None:
-    """Write the picture as a PNG; needs no display."""
+@contextmanager
+def picture(path: Path, size: tuple[float, float], title: str) -> Iterator[Figure]:
+    """A figure to draw on, written as a PNG in the end; needs no display.
+
+    Args:
+        path: of the file.
+        size: width and height, inches.
+        title: above everything.
+    """
     with extra():
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 11.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(_title(result), fontsize=13)
+        figure.suptitle(title, fontsize=13)
+        yield figure
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
+
+
+def draw(result: DemoResult, path: Path) -> None:
+    """Write the picture of a few methods as a PNG."""
+    with picture(path, (11, 11.4), title(result)) as figure:
         axes = figure.subplot_mosaic(
             [["loss", "divergence"], ["parts", "excess"], ["passage", "passage"]],
             height_ratios=[1, 1, 0.9],
@@ -58,10 +81,9 @@ def draw(result: DemoResult, path: Path) -> None:
         _bars(axes["excess"], result, {"exposure_bias": "own − teacher's text"})
         axes["excess"].set_title("Exposure bias: excess KL on the student's own text")
         paint(axes["passage"], result.passage, result.config.evaluation.threshold)
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
-def _title(result: DemoResult) -> str:
+def title(result: DemoResult) -> str:
     """Who learnt from whom."""
     student = next(iter(result.students.values()))
     sizes = (f"{x / 1e6:.2f} M" for x in (result.teacher.parameters, student.parameters))

@@ -22,7 +22,8 @@ from bgkernels.training.checkpoint import CheckpointStore, State
 from bgkernels.training.config import TrainConfig
 from bgkernels.training.errors import Interrupted, NonFiniteLoss, enough_memory
 from bgkernels.training.log import Board, Log, peak_memory
-from bgkernels.training.tokens import IGNORED, Batch, Batches
+from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.writing import Numbered
 
 Curve = list[dict[str, float]]
 
@@ -73,7 +74,7 @@ class Task:
     name: str
     model: nn.Module
     objective: Objective
-    batches: Batches
+    batches: Numbered
     validate: Callable[[], dict[str, float]]
     config: TrainConfig
     store: CheckpointStore

@@ -29,8 +29,9 @@ class Method:
         divergence: makes the divergence of the soft label; None: as configured for all.
         target: hard label: ``"data"``, the text's token, or the library's name of another rule.
         temperature: of the divergence: a number, a schedule, or None: as configured for all.
-        written_by_student, written_by_teacher: share of the steps whose text is sampled from that
-            model, after the beginning of the file's text (GKD's λ; sequence-level distillation).
+        written_by_student: share of the steps whose text the student continues after its beginning
+            (GKD's λ).
+        written_by_teacher: the teacher continues every text (sequence-level distillation).
         teachers: how many are imitated; the second is the one that the run names.
     """
 
@@ -40,7 +41,7 @@ class Method:
     target: str = DATA
     temperature: float | Schedule | None = None
     written_by_student: float = 0.0
-    written_by_teacher: float = 0.0
+    written_by_teacher: bool = False
     teachers: int = 1
 
     def divergence_or(self, default: str) -> bg.divergences.Divergence:
@@ -60,15 +61,7 @@ class Method:
             >>> [METHODS["gkd"].on_policy(step) for step in range(4)]
             [False, True, False, True]
         """
-        return _due(step, self.written_by_student)
-
-    def taught(self, step: int) -> bool:
-        """Whether the teacher writes the text of a step."""
-        return _due(step, self.written_by_teacher)
-
-
-def _due(step: int, share: float) -> bool:
-    return int((step + 1) * share) > int(step * share)
+        return int((step + 1) * self.written_by_student) > int(step * self.written_by_student)
 
 
 CURRICULUM_SCALE = 1_000_000
@@ -93,7 +86,7 @@ _r, _d = bg.routing, bg.divergences
 METHODS: dict[str, Method] = {
     "hard": Method("hard-only", _r.hard),
     "argmax": Method("hard-only, teacher's argmax", _r.hard, target=ARGMAX),
-    "sequence": Method("sequence-level", _r.hard, written_by_teacher=1.0),
+    "sequence": Method("sequence-level", _r.hard, written_by_teacher=True),
     "soft": Method("soft-only"),
     "soft-t2": Method("soft-only, T = 2", temperature=2.0),
     "cooling": Method("soft-only, T 4 → 1", temperature=lambda progress: 4 - 3 * progress),

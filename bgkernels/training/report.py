@@ -1,4 +1,4 @@
-"""The table at the end of the demo, and the line that introduces the corpus."""
+"""The demo in words and figures: the corpus in a line, a table, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -91,39 +91,6 @@ def table(result: DemoResult) -> Table:
     return grid
 
 
-COMPARED = (
-    ("cross_entropy", "all", "cross-entropy"),
-    ("kl", "all", "KL"),
-    ("kl", "bridge", "KL, bridges"),
-    ("kl", "garden", "KL, gardens"),
-    ("own_text_kl", "all", "KL, own text"),
-    ("exposure_bias", "all", "exposure bias"),
-)
-"""Measure, part and title of the columns of :func:`comparison`."""
-
-
-def comparison(result: DemoResult) -> Table:
-    """A row for each method: the table of ``bgkernels compare``. The lowest of a column is bold."""
-    with extra():
-        from rich.table import Table
-    grid = Table(
-        title="Students of one teacher by method, in nats per token",
-        caption=caption(result),
-        caption_justify="left",
-    )
-    for title in ("method", *(title for *_, title in COMPARED), "time"):
-        grid.add_column(title, justify="left" if title == "method" else "right")
-    found = {
-        m: [s.measures[n][part] for n, part, _ in COMPARED] for m, s in result.students.items()
-    }
-    best = [min(x.mean for x in column) for column in zip(*found.values(), strict=True)]
-    for method, row in found.items():
-        cells = [_mark(_figure(x), x.mean == low) for x, low in zip(row, best, strict=True)]
-        seconds = result.students[method].history.seconds
-        grid.add_row(METHODS[method].title, *cells, f"{seconds:.0f} s")
-    return grid
-
-
 def caption(result: DemoResult) -> str:
     """How to read the table."""
     threshold = result.config.evaluation.threshold
@@ -175,14 +142,16 @@ def markdown(*parts: Table | str) -> str:
 def _cells(estimates: list[Estimate], lower_is_better: bool) -> list[str]:
     """Figures, of which the lowest is bold; a dash where no token was found."""
     best = min(x.mean for x in estimates) if lower_is_better else None
-    return [_mark(_figure(x), x.mean == best) for x in estimates]
+    return [mark(figure(x), x.mean == best) for x in estimates]
 
 
-def _figure(estimate: Estimate) -> str:
+def figure(estimate: Estimate) -> str:
+    """A mean and its standard error; a dash where no token was found."""
     if math.isnan(estimate.mean):
         return "–"
     return f"{estimate.mean:.3f} [dim]±{estimate.error:.3f}[/]"
 
 
-def _mark(text: str, best: bool) -> str:
+def mark(text: str, best: bool) -> str:
+    """Bold if it is the best."""
     return f"[bold]{text}[/]" if best else text

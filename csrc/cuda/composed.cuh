@@ -1,4 +1,4 @@
-// Both passes in one launch, for whole rows and objectives of math/objective.h.
+// All passes in one launch, for whole rows and objectives of math/objective.h.
 #pragma once
 
 #include "cuda/absorb.cuh"
@@ -12,9 +12,29 @@ namespace bgk::cuda {
 struct Composed {
   RowState<float> states[kWarps + 1];
   RowState<float> gathered[kMaxCluster];
+  RowFinal final;
+  float parts[kWarps][3];  // of the pairwise statistic
+  float sums[3];
+  int64_t label;
   VjpShared vjp;
 };
 constexpr size_t kComposedBytes = (sizeof(Composed) + 15) / 16 * 16;
+
+// The tilt of routing is of the teacher alone: no gradient comes from it.
+BGK_DEVICE Spec without_tilts(Spec spec) {
+  spec.tilt_count = 0;
+  return spec;
+}
+
+// What a kernel is not for cannot be asked of it: so that no code is there for it, and no index is
+// left to run time.
+template <bool kGeneral>
+BGK_DEVICE Spec narrowed(Spec spec) {
+  spec.tilt_count = spec.tilt_count > 0;
+  spec.mixture_count = kGeneral && spec.mixture_count > 0;
+  spec.total_variation = kGeneral && spec.total_variation;
+  return spec;
+}
 
 BGK_DEVICE void copy_bytes(char* shared, const char* from, int bytes) {
   for (int i = 16 * thread(); i < bytes; i += 16 * kThreads) copy_async(shared + i, from + i);
@@ -44,56 +64,96 @@ BGK_DEVICE RowState<float>& gather(Composed& shared, const Spec& spec, int ranks
   return shared.gathered[0];
 }
 
+// What the second read needs of the statistics, or pass 2 where there is none.
+BGK_DEVICE void end_statistics(const ComposedArgs& args, const Spec& spec,
+                               const RowState<float>& state, Composed& shared) {
+  shared.final = finalize(state, spec, args.tile.student.columns);
+  shared.label = state.label.column;
+  shared.vjp.probs = {Centre(shared.final.lse_s), Centre(shared.final.lse_t),
+                      spec.inverse_temperature};
+}
+
+// Pass 1, second read: the block's sums of the only pairwise statistic, then the whole row's, in
+// every block of the cluster.
+template <class Format, bool kResident>
+BGK_DEVICE void gather_pairs(const Spec& spec, const RowPair<Format>& rows, const Share& share,
+                             Composed& shared, int ranks) {
+  pair_share(spec, 0, rows, shared.vjp.probs, share, shared.parts);
+  sync_block();
+  if (thread() < 3) shared.sums[thread()] = sum_of_warps(shared.parts, thread());
+  if (!kResident) return sync_block();
+  sync_cluster();
+  float total = 0.0f;
+  if (thread() < 3) {
+    for (int i = 0; i < ranks; ++i) total += *of_block(&shared.sums[thread()], i);
+  }
+  sync_cluster();  // nobody leaves, or writes, while others read
+  if (thread() < 3) shared.sums[thread()] = total;
+  sync_block();
+}
+
 // Between the passes: the loss, and what pass 2 needs.
 BGK_DEVICE double between(const ComposedArgs& args, const Spec& spec, int64_t row,
-                          const RowState<float>& state, VjpShared& out) {
-  const int64_t columns = args.tile.student.columns;
-  Spec one = spec;
-  one.tilt_count = spec.tilt_count > 0;  // no more: so that no index is left to run time
-  const RowFinal x = finalize(state, one, columns);
-  const LossOfRow y = loss_of_row(args.objective, x, one, columns, args.scale[row]);
-  one.tilt_count = 0;  // of the teacher alone: no gradient
-  out.plan = plan_row(y.row, args.tile.student.scale, one);
+                          const RowState<float>& state, Composed& shared) {
+  const double sums[3] = {shared.sums[0], shared.sums[1], shared.sums[2]};
+  const double scale = args.tile.student.scale;
+  const LossOfRow y = loss_of_row(args.objective, shared.final, sums, spec,
+                                  args.tile.student.columns, args.scale[row]);
+  VjpShared& out = shared.vjp;
+  out.plan = plan_row(y.row, scale, without_tilts(spec));
   const Label& label = state.label;
   const bool compared = label.column >= 0 && label.column < spec.compared;
   const double v = compared ? label.v / spec.inverse_temperature : 0.0;
   out.at_label = (float)vjp_label(out.plan.row, label.z, v, spec, compared);
+  for (int k = 0; k < 3; ++k) out.pairs[k] = (float)(scale * y.pairs[k]);
   return y.loss;
 }
 
-// Grid: a row a block, or a row a cluster of blocks that hold it in their shared memory.
-template <class Format, bool kResident>
+// What the caller learns of a row.
+BGK_DEVICE void report(const ComposedArgs& args, const Spec& spec, int64_t row, double loss,
+                       RowState<float>& state, const Composed& shared) {
+  args.losses[row] = loss;
+  store_state(state, args.floats + row, args.floats_stride, args.ints + row, args.ints_stride,
+              spec.tilt_count);
+  for (int k = 0; k < pair_count(spec); ++k) args.sums[k * args.sums_stride + row] = shared.sums[k];
+}
+
+// Grid: a row a block, or a row a cluster of blocks that hold it in their shared memory. kGeneral:
+// labels may come from the teacher, and the divergence from a pairwise statistic.
+template <class Format, bool kResident, bool kGeneral>
 __global__ void __launch_bounds__(kThreads, 2)
     composed_kernel(const __grid_constant__ Launched<ComposedArgs> in) {
   const ComposedArgs& args = in.args;
-  const Spec spec = in.spec();
+  const Spec spec = narrowed<kGeneral>(in.spec());
   const int ranks = kResident ? cluster_size() : 1, rank = kResident ? cluster_rank() : 0;
-  const int64_t row = block().x / ranks, label = args.labels[row];
+  const int64_t row = block().x / ranks;
   Composed& shared = *(Composed*)dynamic_shared();
   RowPair<Format> rows(args.tile, row);
   const Share share(args.tile, rank, ranks);
-  const bool skip = label == kSkip, speaker = thread() == 0 && rank == 0;
+  const bool skip = args.labels[row] == kSkip, speaker = thread() == 0 && rank == 0;
   if (!skip) {
     if (kResident) make_resident(rows, share, dynamic_shared() + kComposedBytes);
-    absorb_share<Format, kPower, false>(args, spec, row, rows, share, shared.states);
+    absorb_share<Format, kPower, kGeneral>(args, spec, row, rows, share, shared.states);
     if (thread() == 0) empty_state(shared.states[kWarps], spec.tilt_count);
     sync_block();
     if (warp() == 0) merge_warps(shared.states, spec);
     RowState<float>& state = kResident ? gather(shared, spec, ranks) : shared.states[0];
+    if (thread() == 0) end_statistics(args, spec, state, shared);
+    if (kGeneral && pair_count(spec)) {
+      sync_block();
+      gather_pairs<Format, kResident>(spec, rows, share, shared, ranks);
+    }
     if (thread() == 0) {
-      const double loss = between(args, spec, row, state, shared.vjp);
-      if (speaker) {
-        args.losses[row] = loss;
-        store_state(state, args.floats + row, args.floats_stride, args.ints + row, args.ints_stride,
-                    spec.tilt_count);
-      }
+      const double loss = between(args, spec, row, state, shared);
+      if (speaker) report(args, spec, row, loss, state, shared);
     }
     sync_block();
   } else if (speaker) {
     args.losses[row] = 0.0;
   }
-  vjp_share<Format, false>(spec, args.tile.student.cap, rows, Sink(args.out, row),
-                           column_in(args.tile, label), share, skip, shared.vjp);
+  const int label = skip ? -1 : column_in(args.tile, shared.label);
+  vjp_share<Format, kGeneral>(without_tilts(spec), args.tile.student.cap, rows, Sink(args.out, row),
+                              label, share, skip, shared.vjp);
 }
 
 }  // namespace bgk::cuda

@@ -28,14 +28,21 @@ int absorb_pairs(const PairArgs& args, int splits, const Where& where);
 
 int vjp(const VjpArgs& args, int splits, const Where& where);
 
-// Both passes of whole rows in one launch. `ranks`: blocks that hold a row in their shared memory,
-// as resident_blocks() says; 0: none do, and each logit is read twice. kNotComposed where the
-// objective or the dtypes ask for separate passes.
+// All passes of whole rows in one launch. `ranks`: blocks that hold a row in their shared memory,
+// as residence() says; 0: none do, and each logit is read again by every pass. kNotComposed where
+// separate() has a reason.
 int compose(const ComposedArgs& args, int ranks, const Where& where);
 
-// 0 where rows must be streamed: clusters take compute capability 9.0, vectors rows that begin and
-// end on 16-byte boundaries, and the share of a block must fit its shared memory.
-int resident_blocks(const Tile& tile, const Where& where);
+// Null, or the reason why rows take separate passes.
+const char* separate(const Spec& spec, const Tile& tile);
+
+// Blocks that hold a row in their shared memory, or 0 and the reason why it must be streamed.
+struct Residence {
+  int blocks;
+  const char* reason;  // null where there are blocks
+};
+
+Residence residence(const Tile& tile, const Where& where);
 
 // Whether the kernels can run on a device: kOk, or what CUDA says.
 int probe(int device);

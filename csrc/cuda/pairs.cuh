@@ -33,24 +33,14 @@ struct PairTerms {
   }
 };
 
-// Grid (rows, splits, mixtures + total variation): each extra statistic reads the row on its own,
-// as an objective seldom has two. One split adds to the sums; several leave theirs beside them, as
-// (splits, ·, rows).
+// Sums of one pairwise statistic, `extra` in the order of the mixtures and the total variation,
+// over a block's share of a row: a line a warp.
 template <class Format>
-__global__ void __launch_bounds__(kThreads, 3)
-    pairs_kernel(const __grid_constant__ Launched<PairArgs> in) {
-  __shared__ float parts[kWarps][3];
-  const PairArgs& args = in.args;
-  const Spec spec = in.spec();
-  const int64_t row = block().x, split = block().y;
-  const int extra = block().z;
+BGK_DEVICE void pair_share(const Spec& spec, int extra, const RowPair<Format>& rows,
+                           const LogProbs& probs, const Share& share, float (*parts)[3]) {
   const bool mixture = extra < spec.mixture_count;
   const float omega = mixture ? spec.omegas[extra] : 0.0f;
-  const RowPair<Format> rows(args.tile, row);
-  const LogProbs probs = {Centre(args.lse_s[row]), Centre(args.lse_t[row]),
-                          spec.inverse_temperature};
   PairTerms terms = {};
-  const Share share(args.tile, block().y, blocks().y);
   const Range range = rows.range(share.start, share.pair_stop, true);
   for (int i = warp(); i < range.steps(); i += kWarps) {
     const Step step = range.step(i);
@@ -69,10 +59,32 @@ __global__ void __launch_bounds__(kThreads, 3)
     const float sum = warp_sum(terms.sums[k]);
     if (lane() == 0) parts[warp()][k] = sum;
   }
-  sync_block();
-  if (thread() >= (mixture ? 3 : 2)) return;
+}
+
+BGK_DEVICE float sum_of_warps(const float (*parts)[3], int k) {
   float total = 0.0f;
-  for (int w = 0; w < kWarps; ++w) total += parts[w][thread()];
+  for (int w = 0; w < kWarps; ++w) total += parts[w][k];
+  return total;
+}
+
+// Grid (rows, splits, mixtures + total variation): each extra statistic reads the row on its own,
+// as an objective seldom has two. One split adds to the sums; several leave theirs beside them, as
+// (splits, ·, rows).
+template <class Format>
+__global__ void __launch_bounds__(kThreads, 3)
+    pairs_kernel(const __grid_constant__ Launched<PairArgs> in) {
+  __shared__ float parts[kWarps][3];
+  const PairArgs& args = in.args;
+  const Spec spec = in.spec();
+  const int64_t row = block().x, split = block().y;
+  const int extra = block().z;
+  const RowPair<Format> rows(args.tile, row);
+  const LogProbs probs = {Centre(args.lse_s[row]), Centre(args.lse_t[row]),
+                          spec.inverse_temperature};
+  pair_share(spec, extra, rows, probs, Share(args.tile, block().y, blocks().y), parts);
+  sync_block();
+  if (thread() >= (extra < spec.mixture_count ? 3 : 2)) return;
+  const float total = sum_of_warps(parts, thread());
   float* to =
       args.sums + row + (split * pair_count(spec) + 3 * extra + thread()) * args.sums_stride;
   *to = blocks().y == 1 ? *to + total : total;

@@ -1,7 +1,7 @@
 // The loss of a row from its state, and the coefficients of its gradient, where a divergence is a
-// sum of KLs and the weights are constant or the teacher's alone: so that a row needs no host
-// between its passes. Formulas: bgkernels/stats.py, divergences.py, routing.py, objective.py. In
-// fp64.
+// sum of KLs, or of one pairwise statistic's values, and the weights are constant or the teacher's
+// alone: so that a row needs no host between its passes. Formulas: bgkernels/stats.py, vjp.py,
+// divergences.py, routing.py, objective.py. In fp64.
 #pragma once
 
 #include "math/row_vjp.h"
@@ -104,17 +104,38 @@ BGK_HD Weights weights_of(const Objective& how, const RowFinal& x, const Spec& s
   return {hard, soft};
 }
 
+// The pairwise statistic's part of a divergence, and the factors of its terms in the gradient.
+struct PairPart {
+  double value, factors[3];
+};
+
+// `sums`: of the second read, for the only mixture or the total variation.
+BGK_HD PairPart pair_part(const Objective& how, const double* sums, const Spec& spec) {
+  if (spec.mixture_count) {
+    const double omega = spec.omegas[0], kl_tm = not_below_zero(sums[0]);
+    const double kl_sm = not_below_zero(sums[1]), overlap = sums[2];
+    return {times(how.kl_tm, kl_tm) + times(how.kl_sm, kl_sm),
+            {how.kl_tm * (1.0 - omega) * overlap - how.kl_sm * (omega * overlap + kl_sm),
+             how.kl_sm * omega - how.kl_tm * (1.0 - omega), how.kl_sm}};
+  }
+  if (spec.total_variation)
+    return {how.variation * sums[0], {-0.5 * how.variation * sums[1], 0.5 * how.variation, 0.0}};
+  return {};
+}
+
 struct LossOfRow {
   double loss;
   VjpRow row;
+  double pairs[3];  // of the pairwise statistic, as bgkernels.vjp.Coefficients.pairs
 };
 
-// `scale`: factor of the row's loss.
-BGK_HD LossOfRow loss_of_row(const Objective& how, const RowFinal& x, const Spec& spec,
-                             int64_t columns, double scale) {
+// `sums`: of the pairwise statistic, if there is one; `scale`: factor of the row's loss.
+BGK_HD LossOfRow loss_of_row(const Objective& how, const RowFinal& x, const double* sums,
+                             const Spec& spec, int64_t columns, double scale) {
   const Weights w = weights_of(how, x, spec);
   const double inv = spec.inverse_temperature, smooth = how.label_smoothing;
-  double divergence = times(how.kl_ts, x.kl_ts) + times(how.kl_st, x.kl_st);
+  const PairPart pairs = pair_part(how, sums, spec);
+  double divergence = times(how.kl_ts, x.kl_ts) + times(how.kl_st, x.kl_st) + pairs.value;
   // A masked column can make it infinite in a token that gives it no weight.
   if (w.soft == 0.0 && divergence - divergence != 0.0) divergence = 0.0;
   const double hard = (1.0 - smooth) * x.nll + times(smooth, x.lse_c - x.logit_mean);
@@ -124,6 +145,7 @@ BGK_HD LossOfRow loss_of_row(const Objective& how, const RowFinal& x, const Spec
   out.loss *= scale;
   const double soft = scale * w.soft / (inv * inv), g_hard = scale * w.hard;
   const double g_ts = times(how.kl_ts, soft), g_st = times(how.kl_st, soft);
+  for (int k = 0; k < 3; ++k) out.pairs[k] = times(soft, pairs.factors[k]) * inv;
   const double g_nll = g_hard * (1.0 - smooth);
   const double g_lse = g_hard * smooth + scale * 2.0 * how.z_loss * x.lse_c;
   const double free = -times(g_st, x.kl_st) * inv;

@@ -10,30 +10,21 @@ import numpy as np
 from bgkernels.training.analysis.maps import LAYERS
 from bgkernels.training.analysis.run import Analysis
 from bgkernels.training.errors import extra
-from bgkernels.training.figure import STYLE
-from bgkernels.training.files import write_atomically
+from bgkernels.training.figure import PARTS, picture
 from bgkernels.training.passage import lines_of, pale, write_tokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"all": "#333333", "bridge": "#762a83", "garden": "#1b7837"}
-
 
 def draw(analysis: Analysis, path: Path) -> None:
-    """Write the picture as a PNG; needs no display."""
+    """Write the picture as a PNG."""
     with extra():
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
     passage = analysis.passages[0]
-    layers = passage.layers()
-    with matplotlib.rc_context(STYLE):
-        height = 0.7 + 0.24 * lines_of(passage.tokens)
-        figure = Figure(figsize=(11, 3.2 + height * len(layers)), layout="constrained")
-        FigureCanvasAgg(figure)
+    layers, height = passage.layers(), 0.7 + 0.24 * lines_of(passage.tokens)
+    with picture(path, (11, 3.5 + height * len(layers)), "Where the student is wrong") as figure:
         ratios = [3.2, *[height] * len(layers)]
         top, *rest = figure.subplots(len(ratios), 1, height_ratios=ratios)
         _accumulation(top, analysis)
@@ -46,12 +37,11 @@ def draw(analysis: Analysis, path: Path) -> None:
             write_tokens(axes, passage.tokens, colors, lines_of(passage.tokens))
             axes.set_title(f"{LAYERS[name].title}: {LAYERS[name].text}")
             figure.colorbar(scale, ax=axes, location="right", aspect=10, pad=0.01)
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def _accumulation(axes: Axes, analysis: Analysis) -> None:
     """ExAccErr against the length of the continuation, with standard errors."""
-    for part, colour in COLOURS.items():
+    for part, colour in PARTS.items():
         points = [(n, parts[part]) for n, parts in analysis.accumulation.items()]
         axes.errorbar(
             [n for n, _ in points],

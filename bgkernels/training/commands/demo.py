@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from bgkernels.training import ranks, report
+from bgkernels.training import comparison, figure, ranks, report
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported, typer
 from bgkernels.training.config import DemoConfig
@@ -16,6 +16,16 @@ from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import terminal
 from bgkernels.training.results import DemoResult
 
+
+class View(NamedTuple):
+    """How results are shown: the table of the terminal and ``results.md``, and ``results.png``."""
+
+    table: Callable[[DemoResult], Any]
+    draw: Callable[[DemoResult, Path], None]
+
+
+FEW = View(report.table, figure.draw)
+MANY = View(comparison.table, comparison.draw)
 COMPARED = ",".join(name for name, method in METHODS.items() if method.teachers == 1)
 
 
@@ -56,7 +66,7 @@ def demo(
 
     - `bgkernels demo --teacher runs/demo/models/teacher --output runs/other --divergence jeffreys`
     """
-    _run(quick, "runs/demo", report.table, locals())
+    _run(quick, "runs/demo", FEW, locals())
 
 
 def compare(
@@ -99,7 +109,7 @@ def compare(
     - `bgkernels compare --output runs/all` (interrupted, it goes on where it stopped)
     """
     given = locals() | {"methods": tuple(methods.split(","))}
-    _run(quick, "runs/compare", report.comparison, given)
+    _run(quick, "runs/compare", MANY, given)
 
 
 def distill(
@@ -145,23 +155,23 @@ def distill(
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
     """
-    _run(False, "runs/distill", report.table, locals() | {"methods": (method,)})
+    _run(False, "runs/distill", FEW, locals() | {"methods": (method,)})
 
 
-def _run(
-    quick: bool, folder: str, tabulate: Callable[[DemoResult], Any], given: dict[str, Any]
-) -> None:
-    """Run the demo as configured by the options of a command, and show a table of it."""
+def _run(quick: bool, folder: str, view: View, given: dict[str, Any]) -> None:
+    """Run the demo as configured by the options of a command, and show what it found."""
     console = Console(stderr=True)
     base = DemoConfig.quick() if quick else DemoConfig(output=Path(folder))
     config = o.configured(base, given)
     with reported(console), ranks.joined():
         for method in config.methods:
             find(method)
-        table = tabulate(run_demo(config, terminal(console)))
+        result = run_demo(config, terminal(console))
         if not ranks.first():
             return
+        table = view.table(result)
         write_text(config.output / "results.md", report.markdown(table))
+        view.draw(result, config.output / "results.png")
     Console().print(table)
     console.print(
         f"Written to {config.output}: results.json, .md and .png, models/", highlight=False

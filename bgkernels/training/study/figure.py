@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bgkernels.training.errors import extra
-from bgkernels.training.figure import STYLE
-from bgkernels.training.files import write_atomically
+from bgkernels.training.figure import OWN, PARTS, TAUGHT, picture
 from bgkernels.training.study.lesson import STUDIED
 from bgkernels.training.study.measures import Interval, Measured
 from bgkernels.training.study.run import StudyResult
@@ -15,31 +13,24 @@ from bgkernels.training.study.run import StudyResult
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+PARTED = {"bias_bridge": PARTS["bridge"], "bias_garden": PARTS["garden"]}
 LABELS = {
     "taught_loss": "on the teacher's texts",
     "own_loss": "on its own texts",
     "bias_bridge": "from bridges",
     "bias_garden": "from gardens",
 }
-BRIDGE_COLOUR, GARDEN_COLOUR, TAUGHT, OWN = "#762a83", "#1b7837", "#92c5de", "#0571b0"
 
 
 def draw(result: StudyResult, path: Path) -> None:
-    """Write the picture as a PNG; needs no display."""
-    with extra():
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    with matplotlib.rc_context(STYLE):
-        rows = len(result.measured)
-        figure = Figure(figsize=(15, 1 + 4.2 * rows), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle("Bridges and gardens in a world that is known exactly", fontsize=13)
+    """Write the picture as a PNG."""
+    rows, title = len(result.measured), "Bridges and gardens in a world that is known exactly"
+    with picture(path, (15, 1 + 4.2 * rows), title) as figure:
         grid = figure.subplots(rows, 3, squeeze=False, width_ratios=[1, 0.8, 1.1])
         for axes, (hidden, methods) in zip(grid, result.measured.items(), strict=True):
             axes[0].set_ylabel(f"{hidden} hidden units", fontsize=12, fontweight="bold")
             _bars(axes[0], methods, {"taught_loss": TAUGHT, "own_loss": OWN})
-            _bars(axes[1], methods, {"bias_bridge": BRIDGE_COLOUR, "bias_garden": GARDEN_COLOUR})
+            _bars(axes[1], methods, PARTED)
             _plane(axes[2], methods)
             axes[1].set_yticklabels([])
         for cell in grid[0][:2]:
@@ -47,7 +38,6 @@ def draw(result: StudyResult, path: Path) -> None:
         titles = ("Loss KL(teacher‖student)", "Exposure bias", "κ-weighted error, nats a text")
         for cell, title in zip(grid[0], titles, strict=True):
             cell.set_title(title)
-        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def _bars(axes: Axes, methods: dict[str, Measured], measures: dict[str, str]) -> None:

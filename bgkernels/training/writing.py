@@ -1,0 +1,77 @@
+"""Text that a model writes: the beginning of the corpus's, and the model's own continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from bgkernels.training.evaluate import continue_text
+from bgkernels.training.models import CausalLM
+from bgkernels.training.tokens import IGNORED, Batch
+
+SEQUENCES = 64
+"""That the teacher continues at once: a token of many takes little longer than a token of one."""
+
+
+class Numbered(Protocol):
+    """Training batches by number, each the same whenever it is asked for."""
+
+    def __getitem__(self, number: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Continues batches, so that what a model wrote can be learnt from.
+
+    Args:
+        model: the writer.
+        vocab: leading columns to sample from, those that all models have.
+        prompt: share of a sequence that is given; only what follows is learnt.
+        seed: of the samples, together with the number of the batch.
+    """
+
+    model: CausalLM
+    vocab: int
+    prompt: float
+    seed: int
+
+    def __call__(self, batches: Sequence[Batch], number: int) -> list[Batch]:
+        """The batches, written on; ``number`` is the first one's."""
+        tokens = torch.cat([batch.tokens for batch in batches])
+        length = tokens.shape[1]
+        given = max(1, int(self.prompt * (length - 1)))
+        seed = self.seed * 1_000_003 + number
+        text = continue_text(self.model, tokens[:, :given], length - given, self.vocab, seed)
+        labels = text[:, 1:].clone()
+        labels[:, : given - 1] = IGNORED
+        sizes = [len(batch.tokens) for batch in batches]
+        return [Batch(*x) for x in zip(text.split(sizes), labels.split(sizes), strict=True)]
+
+
+@dataclass
+class WrittenBatches:
+    """Batches that a model which does not change continues, several at once.
+
+    Args:
+        batches: of the corpus.
+        write: continues them.
+        stride: between the numbers that are asked for: how many processes share the batches out. So
+            each writes its own ones only, and all of them at the same steps.
+    """
+
+    batches: Numbered
+    write: Writer
+    stride: int = 1
+    _group: tuple[int, list[Batch]] = field(default=(-1, []), init=False, repr=False)
+
+    def __getitem__(self, number: int) -> Batch:
+        size = max(1, SEQUENCES // len(self.batches[number].tokens))
+        place = number // self.stride % size
+        start = number - place * self.stride
+        if self._group[0] != start:
+            numbers = range(start, start + size * self.stride, self.stride)
+            self._group = start, self.write([self.batches[n] for n in numbers], start)
+        return self._group[1][place]
