@@ -67,25 +67,36 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     waiting = [place(f.src_uri) for f in files.documentation_pages()]
     while waiting:
         path = waiting.pop()
-        for target in links((ROOT / path).read_text(encoding="utf-8"), path):
+        for target in links(source(path), path):
             uri = page_of(target)
-            if files.get_file_from_path(uri) or not (ROOT / target).is_file():
+            if files.get_file_from_path(uri) or not (ROOT / target).exists():
                 continue
             files.append(
                 File.generated(
                     config, uri, content=shown(target), inclusion=InclusionLevel.NOT_IN_NAV
                 )
             )
-            if target.endswith(".md"):
+            if target.endswith(".md") or (ROOT / target).is_dir():
                 waiting.append(target)
     return files
 
 
+def source(path: str) -> str:
+    """The text of a file of the tree; of a folder, links to its files."""
+    here = ROOT / path
+    if not here.is_dir():
+        return here.read_text(encoding="utf-8")
+    names = sorted(p.name for p in here.iterdir() if p.is_file())
+    return "".join(f"- [{name}]({here.name}/{name})\n" for name in names)
+
+
 def shown(path: str) -> str:
-    """A file of the tree as a page."""
-    text = (ROOT / path).read_text(encoding="utf-8")
+    """A file or folder of the tree as a page."""
+    text = source(path)
     if path.endswith(".md"):
         return text
+    if (ROOT / path).is_dir():
+        return f"# `{path}`\n\n{text}"
     language = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json"}
     code = language.get(Path(path).suffix, "cpp" if path.startswith("csrc/") else "text")
     head = f"---\ntitle: {path}\nsearch:\n  exclude: true\nhide: [navigation, toc]\n---\n"
@@ -99,7 +110,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
     def link(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(here, match[2]))
-        if not (ROOT / target).is_file():
+        if not (ROOT / target).exists():
             return match[0]
         to = posixpath.relpath(page_of(target), posixpath.dirname(uri) or ".")
         return f"{match[1]}{to}{match[3] or ''}{match[4]}"

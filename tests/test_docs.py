@@ -30,7 +30,8 @@ from tests.models import VOCAB, tiny, tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+ROOTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
+PAGES = [*ROOTS, *sorted(DOCS.rglob("*.md"))]
 NEEDS = {
     "README": ("transformers", "accelerate", "pyarrow"),
     "start": ("transformers",),
@@ -148,7 +149,9 @@ def commands(page: Path) -> list[str]:
     lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
     lines += [x[2:] for b in blocks(page, "text") for x in b.splitlines() if x.startswith("$ ")]
     prose = re.sub(r"^( *)```.*?^\1```", "", text(page), flags=re.M | re.S)
-    lines += re.findall(r"`((?:bgkernels|make|torchrun|python -m|pip install) [^`]*)`", prose)
+    lines += re.findall(
+        r"`((?:(?:bgkernels|make|torchrun|python -m|pip install) |python examples/)[^`]*)`", prose
+    )
     return [found for line in lines if (found := line.partition(" #")[0].strip())]
 
 
@@ -173,7 +176,7 @@ def check(command: str, line: str) -> None:
         assert all(
             f"\n{x} = [" in text(ROOT / "pyproject.toml") for w in wanted for x in w.split(",")
         )
-    elif program.startswith("benchmarks."):
+    elif program.startswith(("benchmarks.", "tests.")):
         found = importlib.util.find_spec(program)
         assert found and found.origin, line
         assert all(w in text(Path(found.origin)) for w in rest if w.startswith("--")), line
@@ -181,6 +184,8 @@ def check(command: str, line: str) -> None:
         exec(rest[0], {})
     elif program.startswith(".venv/bin/"):
         assert f'"{Path(program).name}"' in text(ROOT / "pyproject.toml"), line
+    elif program.endswith(".py"):
+        assert (ROOT / program).is_file(), line
     else:
         files = [w for w in words if "/" in w]
         assert files and all((ROOT / f).is_file() for f in files), f"teach this test about: {line}"
