@@ -4,12 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 STAMP := .venv/.installed
-EXTRAS := training,labels,integrations,triton,test,bench,peers,dev
+EXTRAS := training,labels,integrations,triton,test,bench,peers,docs,dev
 CPP := $(shell find csrc -name '*.[chi]*')
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench microbench lint format clean
+.PHONY: help install demo test docs bench microbench lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -22,6 +22,9 @@ demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table a
 test: $(STAMP)  ## run the test suite
 	$(BIN)/python -m pytest -q tests --ignore-glob 'tests/test_triton*'
 	$(BIN)/python -m pytest -q tests/test_triton*.py  # apart: they put Triton into its interpreter
+
+docs: $(STAMP)  ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)  ## measure beside the peers and write benchmarks/results (a quarter of an hour)
 	$(BIN)/python -m benchmarks.run --suite cpu
@@ -41,7 +44,7 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove the environment, builds and caches
-	rm -rf .venv build dist *.egg-info bgkernels/_C.*.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info bgkernels/_C.*.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is installed first and alone, so that no other package decides which build of it is fetched.

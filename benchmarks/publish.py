@@ -1,7 +1,8 @@
 """Results into the pages: ``python -m benchmarks.publish results.json``.
 
-Fills the block of README.md with the headline tables, writes docs/benchmarks.md with all of them,
-and draws docs/figures. ``--print`` shows the tables and touches nothing.
+Fills the blocks of README.md, with the headline tables, and of docs/choosing.md, with our own modes
+and budgets; writes docs/benchmarks.md with all tables, and draws docs/figures. ``--print`` shows
+the tables and touches nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.table import brief, render
+from benchmarks.table import brief, choices, render
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 HEADLINES = (
@@ -41,14 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from benchmarks.plots import draw  # matplotlib, which tables do not need
 
-    docs, readme = options.root / "docs", options.root / "README.md"
+    docs = options.root / "docs"
     figures = draw(results, docs / "figures")
     pictures = [f"![{p.stem}](figures/{p.name})" for p in figures]
     source = options.results.resolve()
     shown = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source.name
     page = [PAGE.format(source=shown).rstrip(), render(results), *pictures]
     (docs / "benchmarks.md").write_text("\n\n".join(page) + "\n")
-    readme.write_text(filled(readme.read_text(), brief(results, HEADLINES)))
+    blocks = {"README.md": brief(results, HEADLINES), "docs/choosing.md": choices(results)}
+    for name, text in blocks.items():
+        path = options.root / name
+        path.write_text(filled(path.read_text(), text))
 
 
 def filled(page: str, text: str) -> str:

@@ -58,6 +58,21 @@ def brief(results: dict[str, Any], titles: Sequence[str]) -> str:
     return "\n\n".join([machine(results), *parts])
 
 
+def choices(results: dict[str, Any]) -> str:
+    """Our own modes and budgets where heads are multiplied: what each costs, and holds."""
+    rows = []
+    for field in (f for f in results["fields"] if f["flops"]):
+        title, best = field["title"], limit(field)
+        for e in field["entries"]:
+            if e["kind"] != "ours" or "error" in e or e["backend"] == "eager":
+                continue
+            held = (e["peak"] - e["gradients"]) / MIB
+            what = e["about"].removeprefix("bgkernels, ")
+            rows.append([title, what, f"{e['seconds']['median'] / best:.2f}", f"{held:,.0f}"])
+            title = ""
+    return markdown(["", "mode, budget", "× limit", "temporaries, MiB"], rows)
+
+
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]

@@ -279,9 +279,8 @@ def curriculum(
 def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
     """``(1 - w, w)`` with Bridge-Garden's chi-square objective in place of the cross-entropy.
 
-    See :mod:`bgkernels.risk`.    It couples neighbouring positions: the last leading dimension of
-    the input is the position in
-        the sequence.
+    See :mod:`bgkernels.risk`. It couples neighbouring positions: the last leading dimension of the
+    input is the position in the sequence.
     """
     _fraction(w=w, gamma=gamma)
     _non_negative(alpha=alpha)

@@ -150,11 +150,14 @@ def test_a_run_from_the_command_line_to_the_page(
     results = json.loads(output.read_text())
     rows = {e["entry"]: e for e in results["fields"][0]["entries"]}
     assert set(rows) == set(names) and all(e["seconds"]["runs"] == 2 for e in rows.values())
-    page.write_text(f"before\n{publish.BEGIN}\nformer\n{publish.END}\nafter\n")
+    choosing = tmp_path / "docs" / "choosing.md"
+    for path in (page, choosing):
+        path.write_text(f"before\n{publish.BEGIN}\nformer\n{publish.END}\nafter\n")
     publish.main([str(output), "--root", str(tmp_path)])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "former" not in text
     assert "**bgkernels, fused, 128 MiB**" in text
+    assert "| fused, 128 MiB |" in choosing.read_text()
     assert "**bgkernels, fused, 128 MiB**" in (tmp_path / "docs" / "benchmarks.md").read_text()
     with pytest.raises(ValueError, match="once each"):
         publish.filled("no marks", "")
