@@ -6,10 +6,16 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 STAMP := .venv/.installed
 EXTRAS := training,labels,integrations,triton,test,bench,peers,docs,dev
 CPP := $(shell find csrc -name '*.[chi]*')
+TORCH ?= 2.8.0 2.13.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
+define suite
+$(1) -m pytest -q tests --ignore-glob 'tests/test_triton*'
+$(1) -m pytest -q tests/test_triton*.py  # apart: they put Triton into its interpreter
+endef
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test docs bench microbench lint format clean
+.PHONY: help install demo test coverage wheel docs bench microbench lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -20,8 +26,16 @@ demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table a
 	$(BIN)/python -m bgkernels.training demo
 
 test: $(STAMP)  ## run the test suite
-	$(BIN)/python -m pytest -q tests --ignore-glob 'tests/test_triton*'
-	$(BIN)/python -m pytest -q tests/test_triton*.py  # apart: they put Triton into its interpreter
+	$(call suite,$(BIN)/python)
+
+coverage: $(STAMP)  ## run the test suite and name the lines of the package that it misses
+	$(BIN)/coverage erase
+	$(call suite,$(BIN)/coverage run)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
+
+wheel:  ## build dist/, and test the wheel with each of TORCH (gigabytes)
+	.ci/wheel $(TORCH)
 
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -44,7 +58,8 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove the environment, builds and caches
-	rm -rf .venv build dist site *.egg-info bgkernels/_C.*.* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info bgkernels/_C.*.*
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is installed first and alone, so that no other package decides which build of it is fetched.

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 HEADS = ("linear_weight", "linear_bias", "teacher.weight", "teacher.bias")
 LOGITS = ("logits", "teacher.logits")
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+STRIDED_SINCE = (2, 10)
+"""Older releases hand the rows of a gradient that FSDP2 shards once more to the wrong ranks."""
 
 T = TypeVar("T")
 
@@ -89,12 +92,19 @@ def _plain(name: str, x: DTensor, group: ProcessGroup | None) -> Tensor:
         )  # fmt: skip
     if not head:
         return x.to_local()
+    strided = any(type(p).__name__ == "_StridedShard" for p in x.placements)
+    if strided and x.requires_grad and TORCH < STRIDED_SINCE:
+        since = ".".join(map(str, STRIDED_SINCE))
+        raise NotImplementedError(
+            f"`{name}` is sharded by FSDP2 over tensor parallelism; its gradient needs torch "
+            f"{since} or later, this is {torch.__version__}: use one of them alone"
+        )
     copies = mesh.size() // (1 if along is None else mesh.size(along))
-    source = cast("DTensor", x.view_as(x))
-    if source.requires_grad and copies > 1:
-        source.register_hook(lambda grad: grad / copies)
     sums = [Partial() if w.is_replicate() else w for w in wanted]
-    return source.redistribute(placements=wanted).to_local(grad_placements=sums)
+    local: Tensor = x.redistribute(placements=wanted).to_local(grad_placements=sums)
+    if local.requires_grad and copies > 1:
+        local.register_hook(lambda grad: grad / copies)
+    return local
 
 
 def _dimension(name: str, x: DTensor, group: ProcessGroup) -> int:

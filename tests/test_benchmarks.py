@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from benchmarks import accuracy, compare, end_to_end, parallel, primitives, publish, run, sweeps
 from benchmarks.cases import FORMS, Case, Problem
@@ -16,6 +18,7 @@ from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
 from benchmarks.measure import measure, spread
 from benchmarks.suites import PAIRS, SUITES
+from bgkernels.training.cli import app
 
 BACKENDS_HERE = primitives.usable("float32")
 TINY = Case("tiny", 12, 8, 12, 200)
@@ -240,3 +243,17 @@ def test_what_cannot_run_says_why() -> None:
 
 def test_spread() -> None:
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "runs": 3}
+
+
+def test_the_command_hands_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(run, "main", given.extend)
+    assert CliRunner().invoke(app, ["bench", "--suite", "pairs", "--also"]).exit_code == 0
+    assert given == ["--suite", "pairs", "--also"]
+
+
+def test_the_command_says_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.run", None)
+    failed = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["bench"])
+    assert failed.exit_code == 1
+    assert "run this in a checkout of the repository" in failed.output

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import bgkernels as bg
+from bgkernels import dtensor
 from tests.problems import Problem, labels, make
 from tests.ranks import Cell, World, outcomes
 
@@ -161,8 +162,9 @@ def fsdp(tie: bool, inside: bool, apart: bool, w: World) -> None:
         same(ours.grad, ref.grad)
 
 
-@cell(4, "FSDP2 over tensor parallelism")
-def two_dimensions(w: World) -> None:
+@cell(4, "FSDP2 over tensor parallelism", dtensor.STRIDED_SINCE)
+@cell(4, "FSDP2 over tensor parallelism, refused by an older torch", (99, 0))
+def two_dimensions(since: tuple[int, int], w: World) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "vocabulary"))
     tokens = labels(ROWS, V, seed=3).clamp_min(0)
     alone = Student(False)
@@ -181,11 +183,17 @@ def two_dimensions(w: World) -> None:
         ),
     )
     items = bg.distributed.global_num_items(TARGET[mine], mesh["data"].get_group(), averaged=True)
-    loss = bg.linear_hybrid_distillation(
-        model(tokens[mine]), made.weight, teacher, TARGET[mine], linear_bias=made.bias,
-        vocab_group=group, num_items=items,
+    step = partial(
+        bg.linear_hybrid_distillation, model(tokens[mine]), made.weight, teacher, TARGET[mine],
+        linear_bias=made.bias, vocab_group=group, num_items=items,
     )  # fmt: skip
-    loss.backward()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dtensor, "STRIDED_SINCE", since)
+        if since > dtensor.TORCH:
+            with pytest.raises(NotImplementedError, match="needs torch"):
+                step()
+            return
+        step().backward()
     for name in ("weight", "bias"):
         same(getattr(made, name).grad, getattr(alone.head, name).grad)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,8 @@ from torch import nn
 from bgkernels.training import evaluate, loop, models, recall
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.errors import CorpusError, ModelError
+from bgkernels.training.errors import CorpusError, ModelError, TrainingError
+from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.tokens import Batches, train_tokenizer
 
@@ -306,3 +309,25 @@ def test_a_teacher_reads_a_text_once_until_its_memory_is_full(monkeypatch):
     for text in (one, two, two, one):
         full.hidden(text)
     assert len(read) == 3 + 3
+
+
+def test_a_log_outlives_a_crash_in_the_middle_of_a_line(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    log.write({"step": 1})
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert log.read() == [{"step": 1}]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"could not write .*log\.jsonl"):
+        Log(tmp_path / "file" / "log.jsonl").write({"step": 1})
+
+
+def test_the_commands_run_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bgkernels", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("bgkernels.training", run_name="__main__")
+    assert stop.value.code == 0
+    assert "distill" in capsys.readouterr().out
