@@ -80,8 +80,9 @@ def draw(result: DemoResult, path: Path) -> None:
         for axes, (name, measures) in zip(panels, PANELS.items(), strict=True):
             for label, (measure, part, colour) in measures.items():
                 _dots(axes, result, measure, part, label=label, color=colour)
-            axes.set_title(name)
-            axes.set_xlabel("nats per token ± standard error")
+            axes.set(title=name, xlabel="nats per token ± standard error")
+            if all(measure != "exposure_bias" for measure, *_ in measures.values()):
+                axes.set_xscale("log")  # a divergence is positive, and some are far off
             axes.legend(loc="best", fontsize=8)
         panels[0].set_yticks(range(len(methods)), [METHODS[m].title for m in methods])
         panels[0].invert_yaxis()
