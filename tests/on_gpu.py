@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +55,16 @@ def some_rows_are_as_alone(b: Backend, rows: int, vocab: int) -> None:
     torch.testing.assert_close(gradient[some], ref, rtol=2e-2, atol=1e-6)
 
 
+def without_waiting(step: Callable[[], object]) -> None:
+    """Run a step that has run before; it fails where the host waits for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def nothing_waits(backend: str, **options: Any) -> None:
     """A step, forward and backward, once it is loaded or compiled, synchronises nothing."""
     x, w, h, w_t = (
@@ -69,12 +80,7 @@ def nothing_waits(backend: str, **options: Any) -> None:
         bg.linear_hybrid_distillation(x, w, teacher, backend=backend, **options).backward()
 
     step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    without_waiting(step)
 
 
 def another_device_serves(b: Backend) -> None:

@@ -140,7 +140,7 @@ def entry(name: str, node: ast.stmt, scope: dict[str, ast.stmt]) -> Iterator[str
 def exports(package: str) -> Iterator[tuple[str, str, str]]:
     """``(name, module, name there)`` of what a package exports from modules of ours."""
     tree = parse(package)
-    listed = set(ast.literal_eval(definitions(tree)["__all__"].value))  # type: ignore[attr-defined]
+    listed = set(ast.literal_eval(definitions(tree)["__all__"].value))
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").partition(".")[2]
@@ -159,7 +159,7 @@ def python_api() -> Iterator[str]:
             if full(package, name) != origin:  # which is a module
                 yield f"{full(package, name)} = {origin}"
             if module and wanted.setdefault(module, set()) is not None:
-                wanted[module].add(there)  # type: ignore[union-attr]
+                wanted[module].add(there)
     for module, names in wanted.items():
         scope = definitions(parse(module))
         for name, node in scope.items():

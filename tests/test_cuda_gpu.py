@@ -151,12 +151,7 @@ def test_one_launch_waits_for_nothing_and_replays() -> None:
         return (loss.detach(), *torch.autograd.grad(loss, z))
 
     expected = step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    on_gpu.without_waiting(step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = step()

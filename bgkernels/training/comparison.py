@@ -79,7 +79,7 @@ def draw(result: DemoResult, path: Path) -> None:
         panels = figure.subplots(1, len(PANELS), sharey=True)
         for axes, (name, measures) in zip(panels, PANELS.items(), strict=True):
             for label, (measure, part, colour) in measures.items():
-                _dots(axes, result, measure, part, label=label, color=colour)
+                _dots(axes, result, measure, part, label, colour)
             axes.set(title=name, xlabel="nats per token ± standard error")
             if all(measure != "exposure_bias" for measure, *_ in measures.values()):
                 axes.set_xscale("log")  # a divergence is positive, and some are far off
@@ -88,7 +88,7 @@ def draw(result: DemoResult, path: Path) -> None:
         panels[0].invert_yaxis()
 
 
-def _dots(axes: Axes, result: DemoResult, measure: str, part: str, **style: str) -> None:
+def _dots(axes: Axes, result: DemoResult, measure: str, part: str, label: str, colour: str) -> None:
     found = [student.measures[measure][part] for student in result.students.values()]
     axes.errorbar(
         [x.mean for x in found],
@@ -97,5 +97,6 @@ def _dots(axes: Axes, result: DemoResult, measure: str, part: str, **style: str)
         fmt="o",
         ms=5,
         elinewidth=1,
-        **style,  # type: ignore[arg-type]
+        color=colour,
+        label=label,
     )

@@ -79,6 +79,11 @@ class TrainConfig:
     compile: bool = False
 
 
+def given(share: float, length: int) -> int:
+    """Tokens of the prompt of a sequence, of which it is such a share: at least one."""
+    return max(1, int(share * length))
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """What the students share in their loss; the method is what tells them apart.
@@ -116,7 +121,7 @@ class EvalConfig:
 
     def given(self, length: int) -> int:
         """Tokens of the prompt of a sequence."""
-        return max(1, int(self.prompt * length))
+        return given(self.prompt, length)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 
+from bgkernels.training.config import given
 from bgkernels.training.evaluate import continue_text
 from bgkernels.training.models import CausalLM
 from bgkernels.training.tokens import Batch
@@ -42,10 +43,10 @@ class Writer:
         """The batches, written on; ``number`` is the first one's."""
         tokens = torch.cat([batch.tokens for batch in batches])
         length = tokens.shape[1]
-        given = max(1, int(self.prompt * (length - 1)))
+        prompt = given(self.prompt, length - 1)
         seed = self.seed * 1_000_003 + number
-        text = continue_text(self.model, tokens[:, :given], length - given, self.vocab, seed)
-        written = Batch.of(text).after(given)
+        text = continue_text(self.model, tokens[:, :prompt], length - prompt, self.vocab, seed)
+        written = Batch.of(text).after(prompt)
         sizes = [len(batch.tokens) for batch in batches]
         parts = zip(written.tokens.split(sizes), written.labels.split(sizes), strict=True)
         return [Batch(*part) for part in parts]
