@@ -10,8 +10,8 @@ TORCH ?= 2.8.0 2.13.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
 define suite
-$(1) -m pytest -q tests --ignore-glob 'tests/test_triton*'
-$(1) -m pytest -q tests/test_triton*.py  # apart: they put Triton into its interpreter
+$(1) -m pytest -q tests --ignore-glob 'tests/backends/test_triton*'
+$(1) -m pytest -q tests/backends/test_triton*.py  # apart: they put Triton into its interpreter
 endef
 
 .DEFAULT_GOAL := help
@@ -58,7 +58,7 @@ format: $(STAMP)  ## rewrite the sources in the project's style
 	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove the environment, builds and caches
-	rm -rf .venv build dist site *.egg-info bgkernels/_C.*.*
+	rm -rf .venv build dist site *.egg-info bgkernels/backends/native/_C.*.*
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -66,9 +66,9 @@ clean:  ## remove the environment, builds and caches
 # The old library is removed before that: after a failed build, tests must not run on it.
 $(STAMP): $(BUILD_FILES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	rm -f $@ bgkernels/_C.*.*
+	rm -f $@ bgkernels/backends/native/_C.*.*
 	$(PIP) torch
 	$(PIP) -e '.[$(EXTRAS)]'
-	@ls bgkernels/_C.*.* >/dev/null 2>&1 || \
+	@ls bgkernels/backends/native/_C.*.* >/dev/null 2>&1 || \
 	  echo 'note: the compiled backend was not built; BGKERNELS_NATIVE=ON make -B install says why'
 	touch $@

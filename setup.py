@@ -1,4 +1,4 @@
-"""Builds bgkernels._C with CMake; compilers, flags and CUDA are CMakeLists.txt's business.
+"""Builds the compiled module with CMake; compilers, flags and CUDA are CMakeLists.txt's business.
 
 BGKERNELS_NATIVE=AUTO (default) warns and installs without _C where it cannot be built, ON makes
 that an error, OFF does not try. CMake reads BGKERNELS_CUDA=AUTO|ON|OFF, where ON is as strict.
@@ -60,5 +60,5 @@ class CMakeBuild(build_ext):
 if NATIVE not in ("AUTO", "ON", "OFF"):
     raise SystemExit(f"BGKERNELS_NATIVE must be AUTO, ON or OFF, got {NATIVE!r}")
 # An optional extension that raises CompileError is reported by setuptools as a warning.
-extension = Extension("bgkernels._C", sources=[], optional=not REQUIRED)
+extension = Extension("bgkernels.backends.native._C", sources=[], optional=not REQUIRED)
 setup(ext_modules=[] if NATIVE == "OFF" else [extension], cmdclass={"build_ext": CMakeBuild})

@@ -17,8 +17,9 @@ from benchmarks import peers
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.dense import capped
 from benchmarks.entries import ENTRIES, HALF, MIX, Entry, training
-from bgkernels import driver, oracle
-from bgkernels.planner import Plan, Workload
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan, Workload
+from tests import oracle
 
 Errors = dict[str, float]
 """Distances from float64, relative to its norm: of the loss and of each gradient, by name."""
@@ -58,7 +59,7 @@ def truth(options: dict[str, Any], problem: Problem) -> Values:
     """Loss and gradients in float64, by the library's dense oracle.
 
     Args:
-        options: the loss, in the words of ``bgkernels.oracle.hybrid_loss``; maybe a ``target``.
+        options: the loss, in the words of ``tests.oracle.hybrid_loss``; maybe a ``target``.
         problem: the tensors.
     """
     wide = {name: x.detach() for name, x in problem.tensors.items()}

@@ -95,7 +95,7 @@ class Entry:
         return None
 
     def oracle_options(self, case: Case) -> dict[str, Any]:
-        """The same loss in the words of ``bgkernels.oracle.hybrid_loss``."""
+        """The same loss in the words of ``tests.oracle.hybrid_loss``."""
         common = {"divergence": "forward_kl", "temperature": case.temperature}
         mix = MIX.get(case.form, self.mix)
         if mix == "entropy":

@@ -33,13 +33,13 @@ from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, tabl
 from benchmarks.suites import PAIRS
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Tile
-from bgkernels.backends.native_call import Call
-from bgkernels.backends.native_cuda import Cuda
+from bgkernels.backends.native.call import Call
+from bgkernels.backends.native.cuda import Cuda
 from bgkernels.backends.triton import TritonBackend
-from bgkernels.spec import Extra, Mixture, RowSpec, Tilt
-from bgkernels.state import empty
-from bgkernels.stats import add_pairs, finalize
-from bgkernels.vjp import vjp_coefficients
+from bgkernels.rows.spec import Extra, Mixture, RowSpec, Tilt
+from bgkernels.rows.state import empty
+from bgkernels.rows.stats import add_pairs, finalize
+from bgkernels.rows.vjp import vjp_coefficients
 
 
 def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:

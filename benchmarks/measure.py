@@ -22,9 +22,9 @@ import torch
 from benchmarks.accuracy import check
 from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES, Step
-from bgkernels import driver
 from bgkernels.backends import BACKENDS
-from bgkernels.planner import Plan, Workload
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan, Workload
 
 PEERS = Path(__file__).parent.parent / ".peers"
 """Packages of single entries, see :mod:`benchmarks.peers`."""

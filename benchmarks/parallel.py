@@ -27,7 +27,7 @@ from benchmarks.limits import MIB, Products, best_tiling
 from benchmarks.measure import PAUSE, spread
 from benchmarks.run import RESULTS
 from benchmarks.suites import TARGET
-from bgkernels.state import empty
+from bgkernels.rows.state import empty
 
 
 @dataclass(frozen=True)

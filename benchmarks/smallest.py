@@ -16,8 +16,8 @@ from torch import Tensor
 
 import bgkernels as bg
 from benchmarks.limits import MIB
-from bgkernels import driver
-from bgkernels.planner import Plan, Workload
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan, Workload
 
 
 @dataclass(frozen=True)

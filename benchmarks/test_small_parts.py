@@ -10,7 +10,7 @@ import torch
 import bgkernels as bg
 from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES
-from bgkernels.planner import Workload, plan
+from bgkernels.streaming.planner import Workload, plan
 
 ROWS, VOCAB = 8192, 4096
 MIB = 1 << 20

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
-from bgkernels import checks
-from bgkernels.spec import RowSpec
-from bgkernels.state import NEG_INF, RowState, merge
+from bgkernels.loss import checks
+from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.state import NEG_INF, RowState, merge
 
 
 @dataclass(frozen=True)

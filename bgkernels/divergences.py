@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from bgkernels.registry import Registry
-from bgkernels.spec import ClosedDivergence, Extra, Mixture, Tilt, TotalVariation
-from bgkernels.stats import RowStats
+from bgkernels.rows.spec import ClosedDivergence, Extra, Mixture, Tilt, TotalVariation
+from bgkernels.rows.stats import RowStats
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from bgkernels.divergences import Divergence
-from bgkernels.options import Options, Routing
-from bgkernels.problem import Reads, pose
-from bgkernels.reduction import reduce
-from bgkernels.spec import Extra
-from bgkernels.stats import RowStats
+from bgkernels.loss.options import Options, Routing
+from bgkernels.loss.problem import Reads, pose
+from bgkernels.loss.reduction import reduce
+from bgkernels.rows.spec import Extra
+from bgkernels.rows.stats import RowStats
 from bgkernels.teachers import Teacher, TopKTeacher, members
 
 Loss = Tensor | tuple[Tensor, RowStats]
@@ -77,9 +77,9 @@ def linear_hybrid_distillation(
         vocab_group: ranks that share out the vocabulary: weights, biases and logits hold this
             rank's columns, tokens and labels (of the whole vocabulary) are the same on each, and so
             are loss, statistics and the gradient of ``input``. See :mod:`bgkernels.distributed`;
-            DTensors: :mod:`bgkernels.dtensor`.
+            DTensors: :mod:`bgkernels.loss.dtensor`.
         memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
-            2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.planner`.
+            2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.streaming.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
             ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, the
             policy looks at one token at a time (a plain callable is not trusted to), and the

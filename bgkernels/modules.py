@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bgkernels import functional
 from bgkernels.functional import Loss
-from bgkernels.options import Options
+from bgkernels.loss.options import Options
 from bgkernels.teachers import Teacher
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.stats import RowStats
+from bgkernels.rows.stats import RowStats
 
 
 def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:

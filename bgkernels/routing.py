@@ -1,6 +1,6 @@
 """Routing policies: how much each token trusts its hard label, and how much the soft one.
 
-A policy maps :class:`~bgkernels.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
+A policy maps :class:`~bgkernels.rows.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
 *bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
 one (Bridge-Garden, arXiv 2605.26246). Statistics are those of the tempered distributions over the
 compared columns. Register your own with :func:`register`, or pass any callable.
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from bgkernels import risk
 from bgkernels.registry import Registry
-from bgkernels.spec import ClosedWeights, Extra, Tilt
-from bgkernels.stats import RowStats
+from bgkernels.rows.spec import ClosedWeights, Extra, Tilt
+from bgkernels.rows.stats import RowStats
 
 Weight = Tensor | float
 Weights = Callable[[RowStats], tuple[Weight, Weight]]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bgkernels.sources import Source, TopKSource, Weigh
-from bgkernels.spec import Cap
+from bgkernels.rows.spec import Cap
+from bgkernels.streaming.sources import Source, TopKSource, Weigh
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-// bgkernels._C: addresses and strides in, a status out. The caller has validated the arguments and
+// bgkernels.backends.native._C: addresses and strides in, a status out. The caller has validated the arguments and
 // keeps the tensors alive.
 #include "bind.h"
 

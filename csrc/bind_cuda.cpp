@@ -1,4 +1,4 @@
-// bgkernels._C.cuda: as bgkernels._C (bind.cpp), with addresses of device memory, how many blocks
+// bgkernels.backends.native._C.cuda: as bgkernels.backends.native._C (bind.cpp), with addresses of device memory, how many blocks
 // share a row, and (device, stream).
 #include "bind.h"
 #include "cuda/launch.h"

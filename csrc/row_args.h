@@ -29,7 +29,7 @@ struct Tilt {
   bool moments;
 };
 
-// bgkernels.spec.RowSpec, as far as kernels need it.
+// bgkernels.rows.spec.RowSpec, as far as kernels need it.
 struct Spec {
   int64_t compared;  // columns of the whole vocabulary on which the models are compared
   float inverse_temperature;
@@ -62,9 +62,9 @@ struct Tile {
 struct AbsorbArgs {
   Spec spec;
   Tile tile;
-  float* floats;          // (14 + 4·tilts, rows), bgkernels.state.FLOATS
+  float* floats;          // (14 + 4·tilts, rows), bgkernels.rows.state.FLOATS
   int64_t floats_stride;  // between columns of the state
-  int64_t* ints;          // (3, rows), bgkernels.state.INTS
+  int64_t* ints;          // (3, rows), bgkernels.rows.state.INTS
   int64_t ints_stride;
   const int64_t* labels;  // (rows): a column, kNone or kSkip
   int threads;
@@ -84,7 +84,7 @@ struct VjpArgs {
   Spec spec;
   Tile tile;
   Logits out;             // (rows, student columns); may be the student's own memory
-  const double* row;      // (13, rows), bgkernels.vjp.COEFFICIENTS
+  const double* row;      // (13, rows), bgkernels.rows.vjp.COEFFICIENTS
   const double* tilts;    // (4·tilts, rows): lse, P0, P1, P2; may be null
   const double* pairs;    // (3·mixtures + 2·total_variation, rows); may be null
   const int64_t* labels;  // (rows): a column or kSkip
@@ -101,7 +101,7 @@ enum Policy : int32_t {
   kThreshold = 5
 };
 
-// bgkernels.spec.ClosedForm: hard·CE + soft·T²·D + z_loss·lse², where D is
+// bgkernels.rows.spec.ClosedForm: hard·CE + soft·T²·D + z_loss·lse², where D is
 // kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t) + kl_tm·KL(t ‖ m) + kl_sm·KL(s ‖ m) + variation·TV.
 struct Objective {
   double kl_ts, kl_st, kl_tm, kl_sm, variation;

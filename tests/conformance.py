@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.eager import EagerBackend
-from bgkernels.spec import RowSpec
-from bgkernels.state import FLOATS, RowState, empty
-from bgkernels.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
-from bgkernels.vjp import vjp_coefficients
+from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.state import FLOATS, RowState, empty
+from bgkernels.rows.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
+from bgkernels.rows.vjp import vjp_coefficients
 from tests.yardstick import assert_close
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from bgkernels import driver
 from bgkernels.backends import BACKENDS
-from bgkernels.planner import Plan
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan
 from tests.problems import CPU
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)

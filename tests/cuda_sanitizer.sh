@@ -7,5 +7,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 for tool in memcheck racecheck initcheck synccheck; do
   compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-    .venv/bin/python -m pytest -q tests/test_cuda_gpu.py -k "float64 or vocabularies"
+    .venv/bin/python -m pytest -q tests/backends/test_cuda_gpu.py -k "float64 or vocabularies"
 done

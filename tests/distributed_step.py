@@ -1,6 +1,6 @@
 """One process of two: a step through DDP in the ``Trainer``, and one through FSDP2 in a plain loop.
 
-Run by ``test_integrations_distributed.py``, which compares what is saved with one process.
+Run by ``integrations/test_trainers_distributed.py``, which compares what is saved with one process.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from bgkernels.integrations.causal_lm import attach
+from tests.integrations.test_transformers import SHANNON, trained
 from tests.models import batch, tiny
-from tests.test_integrations_transformers import SHANNON, trained
 
 OPTIONS = {"routing": SHANNON, "temperature": 2.0}
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.backends.base import Backend
-from bgkernels.spec import Mixture, RowSpec, Tilt
-from bgkernels.stats import Final
-from bgkernels.vjp import vjp_coefficients
+from bgkernels.rows.spec import Mixture, RowSpec, Tilt
+from bgkernels.rows.stats import Final
+from bgkernels.rows.vjp import vjp_coefficients
 from tests.conformance import Case, statistics
 
 DEVICE = torch.device("cuda:0")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels import oracle
 from bgkernels.backends import BACKENDS
+from tests import oracle
 from tests.yardstick import assert_each_close
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bgkernels.spec import ClosedForm, RowSpec
-from bgkernels.state import RowState, empty
-from bgkernels.stats import Final, add_pairs, finalize
-from bgkernels.vjp import Coefficients
+from bgkernels.rows.spec import ClosedForm, RowSpec
+from bgkernels.rows.state import RowState, empty
+from bgkernels.rows.stats import Final, add_pairs, finalize
+from bgkernels.rows.vjp import Coefficients
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Backend(Protocol):
     def absorb_pairs_(
         self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
     ) -> None:
-        """Pass 1, second read: add to the pairwise sums of :func:`bgkernels.stats.add_pairs`."""
+        """Pass 1, second read: add to the pairwise sums of :func:`bgkernels.rows.stats.add_pairs`."""
 
     def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
         """Pass 2: write the gradient in the raw student outputs to ``out``, or over them."""

@@ -6,10 +6,21 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Tile
-from bgkernels.sampling import gumbel
-from bgkernels.spec import Cap, RowSpec
-from bgkernels.state import NEG_INF, NONE, SKIP, TILT, RowState, empty, merge, shift, tilted, times
-from bgkernels.vjp import COEFFICIENTS, Coefficients
+from bgkernels.rows.sampling import gumbel
+from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.state import (
+    NEG_INF,
+    NONE,
+    SKIP,
+    TILT,
+    RowState,
+    empty,
+    merge,
+    shift,
+    tilted,
+    times,
+)
+from bgkernels.rows.vjp import COEFFICIENTS, Coefficients
 
 LOG_RATIO_BOUND = 80.0
 """Bound on ``lq - lp`` inside a mixture: beyond it one of the two probabilities is below e⁻⁸⁰."""

@@ -8,7 +8,7 @@
 
 namespace bgk::BGK_TARGET {
 
-// What objectives read; bgkernels.stats.Final.
+// What objectives read; bgkernels.rows.stats.Final.
 struct RowFinal {
   double lse_s, lse_t, lse_c, entropy_t, kl_ts, kl_st, logp_t, max_prob_t, nll, logit_mean;
   double power_sum;               // log Σ p_t^b of the only tilt, if there is one
@@ -126,7 +126,7 @@ BGK_HD PairPart pair_part(const Objective& how, const double* sums, const Spec& 
 struct LossOfRow {
   double loss;
   VjpRow row;
-  double pairs[3];  // of the pairwise statistic, as bgkernels.vjp.Coefficients.pairs
+  double pairs[3];  // of the pairwise statistic, as bgkernels.rows.vjp.Coefficients.pairs
 };
 
 // `sums`: of the pairwise statistic, if there is one; `scale`: factor of the row's loss.

@@ -70,7 +70,7 @@ BGK_HD void empty_state(RowState<F>& x, int tilt_count) {
   for (int i = 0; i < tilt_count; ++i) x.tilts[i] = {kNegInf, F{}, F{}, F{}};
 }
 
-// Visits the columns of a state in the order of bgkernels.state.FLOATS, then TILT for each tilt.
+// Visits the columns of a state in the order of bgkernels.rows.state.FLOATS, then TILT for each tilt.
 template <class F, class Visit>
 BGK_HD void each_column(RowState<F>& x, int tilt_count, Visit& visit) {
   visit(x.m_s), visit(x.pair.d_s), visit(x.pair.h_s), visit(x.pair.k_s);

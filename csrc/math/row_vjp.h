@@ -6,7 +6,7 @@
 
 namespace bgk::BGK_TARGET {
 
-// One row of bgkernels.vjp.COEFFICIENTS.
+// One row of bgkernels.rows.vjp.COEFFICIENTS.
 struct VjpRow {
   double lse_s, lse_t, lse_c, a, b, c, d, h, m, a_y, d_y, h_y, hot;
 };

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bgkernels.backends.native import NativeBackend
-from bgkernels.backends.native_cuda import Cuda
+from bgkernels.backends.native.cuda import Cuda
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

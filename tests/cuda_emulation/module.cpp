@@ -1,4 +1,4 @@
-// The CUDA backend on the host, as a module beside bgkernels._C, whose Spec, Logits and Tile it
+// The CUDA backend on the host, as a module beside bgkernels.backends.native._C, whose Spec, Logits and Tile it
 // takes.
 #include "bind_cuda.cpp"
 #include "cuda/absorb.cu"

@@ -1,0 +1,149 @@
+"""How Triton kernels are started: defaults, and measuring instead, for those who ask for it.
+
+With ``BGKERNELS_TRITON_TUNE=file.json`` in the environment, the first call of each kind of kernel
+on each kind of device times the candidates, which waits for the device, and the file remembers the
+fastest for later runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from bgkernels.rows.spec import RowSpec
+
+VARIABLE = "BGKERNELS_TRITON_TUNE"
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a kernel is started.
+
+    Args:
+        block: columns a step.
+        warps: warps a program.
+        fill: warps a multiprocessor should have; where rows are too few, programs share a row.
+        registers: limit a thread, on NVIDIA. Without one the assembler aims at round numbers of
+            warps and spills a few bytes to get there.
+    """
+
+    block: int
+    warps: int
+    fill: int
+    registers: int | None = None
+
+    def options(self, cuda: bool) -> dict[str, int]:
+        """Of the compiler."""
+        limit = {"maxnreg": self.registers} if cuda and self.registers else {}
+        return {"num_warps": self.warps, **limit}
+
+
+def launch_of(kernel: str, spec: RowSpec) -> Launch:
+    """The default, from compiled code (registers, instructions a column), not yet from timings.
+
+    Few warps a program, so that many programs share a multiprocessor and the loads of one run under
+    the arithmetic of another; 16-byte loads; no spills (``tests/backends/test_triton_compile.py``).
+    """
+    capped = bool(spec.student.cap or spec.teacher.cap)
+    if kernel == "absorb":
+        # A block costs about 250 instructions in reductions and merging, so that blocks are long:
+        # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
+        light = spec.shared_softmax and len(spec.tilts) <= 1 and spec.label_rule != "sample"
+        registers = 168 if len(spec.tilts) < 3 else 200
+        return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
+    if kernel == "pairs":
+        return Launch(1024, 2, 8, 168 if capped else None)
+    # Nothing is reduced: short blocks, few registers, many warps; sharing a row is free.
+    return Launch(1024, 4, 32)
+
+
+def candidates(kernel: str) -> list[Launch]:
+    """What is tried beside the default."""
+    if kernel == "vjp":
+        return [Launch(n * w, w, 32) for n in (128, 256, 512) for w in (2, 4, 8)]
+    limits = (128, 168, 255)
+    return [Launch(n * w, w, 8, r) for n in (512, 1024) for w in (1, 2, 4, 8) for r in limits]
+
+
+def tuning(device: torch.device) -> str | None:
+    """The file, where tuning is asked for and possible."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    return os.environ.get(VARIABLE)
+
+
+def tuned(
+    path: str,
+    kernel: str,
+    kind: str,
+    default: Launch,
+    device: torch.device,
+    run: Callable[[Launch], None],
+) -> Launch:
+    """The fastest candidate.
+
+    Args:
+        path: of the file.
+        kernel: absorb, pairs or vjp.
+        kind: all else that the choice may depend on.
+        default: what :func:`launch_of` says.
+        device: of the tensors.
+        run: starts the kernel on scratch memory.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else device.type
+    key, known = f"{name}: {kernel} {kind}", _load(path)
+    if key not in known:
+        best = min((default, *candidates(kernel)), key=lambda x: _milliseconds(x, run, device))
+        known[key] = best
+        _save(path, known)
+    return known[key]
+
+
+@functools.cache
+def _load(path: str) -> dict[str, Launch]:
+    try:
+        return {k: Launch(**x) for k, x in json.loads(Path(path).read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{VARIABLE} names {path}, which holds no tuned launches ({error}); "
+            "delete the file, or name another"
+        ) from error
+
+
+def _save(path: str, known: dict[str, Launch]) -> None:
+    """Whole or not at all: several processes may tune at once, and the last one wins."""
+    made = Path(f"{path}.{os.getpid()}")
+    made.write_text(json.dumps({k: asdict(x) for k, x in known.items()}, indent=1))
+    made.replace(path)
+
+
+def _milliseconds(launch: Launch, run: Callable[[Launch], None], device: torch.device) -> float:
+    """The fastest of a few runs; infinite where it does not compile."""
+    try:
+        run(launch)
+    except Exception:  # a candidate that a device refuses is no candidate
+        return float("inf")
+    if device.type != "cuda":
+        return launch.block  # nothing to measure in the interpreter
+    times = []
+    for _ in range(RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run(launch)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return float(min(times))

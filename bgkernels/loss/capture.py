@@ -1,0 +1,186 @@
+"""What a cache of labels keeps of a teacher: the head of each distribution, and its statistics.
+
+One walk over the vocabulary, as pass 1, with the teacher on both sides of the pair: entropy, power
+sum and sample are those of the whole row, taken before all but the ``k`` best columns are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bgkernels.backends.base import Tile
+from bgkernels.backends.eager import real_logits
+from bgkernels.loss import checks
+from bgkernels.loss.options import Options
+from bgkernels.loss.problem import Problem, Reads, pose
+from bgkernels.rows.spec import Cap, RowSpec, Tilt
+from bgkernels.rows.state import NEG_INF, NONE, empty
+from bgkernels.rows.stats import RowStats, finalize
+from bgkernels.streaming.driver import Rows, make_head, workload
+from bgkernels.streaming.heads import LinearHead, Needs
+from bgkernels.streaming.planner import plan
+from bgkernels.teachers import LinearTeacher, LogitsTeacher
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """The soft labels of each token, cut to their most probable columns.
+
+    Attributes:
+        indices: ``(..., k)`` int64 columns, the most probable first; ``-1`` where a row has fewer.
+        logprobs: ``(..., k)`` fp32 log-probabilities at the capture's temperature, under the whole
+            distribution: a row's probabilities sum to less than 1; ``-inf`` where the index is -1.
+        sample: ``(...)`` int64, a token drawn from the teacher at temperature 1; or None.
+        entropy: ``(...)`` fp32, Shannon entropy of the whole distribution, in nats; or None.
+        power_sum: ``(...)`` fp32, ``log Σ p^gamma`` over the whole distribution; or None.
+    """
+
+    indices: Tensor
+    logprobs: Tensor
+    sample: Tensor | None = None
+    entropy: Tensor | None = None
+    power_sum: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that there are, by name."""
+        return {name: x for name, x in vars(self).items() if x is not None}
+
+
+@torch.no_grad()
+def capture(
+    teacher: LinearTeacher | LogitsTeacher,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    gamma: float = 0.1,
+    seed: int = 0,
+    first_row: int = 0,
+    vocab_size: int | None = None,
+    memory_budget: int | None = None,
+    backend: str = "auto",
+) -> SoftLabels:
+    """The top ``k`` log-probabilities of a teacher and its statistics, never ``[tokens, vocab]``.
+
+    One product: the teacher's own. Where two columns tie for the last place, either may be kept.
+
+    Args:
+        teacher: a :class:`~bgkernels.LinearTeacher` or :class:`~bgkernels.LogitsTeacher`.
+        k: columns to keep of each row, at most the vocabulary; masked ones (``-inf``) are left out.
+        temperature: of log-probabilities, entropy and power sum.
+        gamma: exponent of the power sum; 0.1 is that of ``routing="entropy"``.
+        seed: of the sample; the same seed gives the same tokens in every backend and chunking.
+        first_row: the sampler's number of the first row: rows captured in several calls then get
+            the tokens of one call.
+        vocab_size: use these leading columns alone, and normalise over them; None: all.
+        memory_budget: bytes of temporaries; None: the device's default.
+        backend: as in :func:`bgkernels.linear_hybrid_distillation`.
+
+    Returns:
+        :class:`SoftLabels` shaped ``(...)``. A row with a NaN or +inf logit has NaN statistics.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, by name.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> teacher = bg.LinearTeacher(torch.randn(2, 5, 12), torch.randn(50, 12))
+        >>> labels = bg.capture(teacher, 8)
+        >>> labels.indices.shape, labels.entropy.shape
+        (torch.Size([2, 5, 8]), torch.Size([2, 5]))
+    """
+    checks.integer("k", k, low=1)
+    checks.integer("first_row", first_row, low=0)
+    tilt = Tilt(0.0, checks.number("gamma", gamma, low=0, open_low=True))
+    problem = _pose(teacher, tilt, Options.of(locals()))
+    columns = problem.call.spec.columns
+    if k > columns:
+        raise ValueError(f"`k` must be at most the vocabulary, {columns} columns; got {k}")
+    parts = [chunk.tensors() for chunk in _walk(problem, k, first_row)]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return SoftLabels(
+        **{name: x.reshape((*problem.leading, *x.shape[1:])) for name, x in joined.items()}
+    )
+
+
+def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) -> Problem:
+    """The teacher beside itself, checked."""
+    if not isinstance(teacher, (LinearTeacher, LogitsTeacher)):
+        kind = type(teacher).__name__
+        raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {kind}")
+    tensors = [None if x is None else checks.tensor("teacher", x) for x in teacher.tensors]
+    names: tuple[str, ...] = ("logits",)
+    if isinstance(teacher, LinearTeacher):
+        hidden, weight, bias = tensors
+        assert hidden is not None and weight is not None
+        mixed = torch.is_autocast_enabled(hidden.device.type)
+        checks.linear("teacher", hidden, weight, bias, mixed=mixed)
+        names = ("input", "linear_weight", "linear_bias")
+        scale, softcap = teacher.logit_scale, teacher.logit_softcap
+        options = replace(options, logit_scale=scale, logit_softcap=softcap)
+    own = dict(zip(names, tensors, strict=True))
+    return pose(own, teacher, "teacher_sample", options, Reads((tilt,)))
+
+
+@dataclass(frozen=True)
+class _TopK:
+    """The best columns so far: raw head outputs ``(rows, k)`` and their ``(rows, k)`` columns."""
+
+    values: Tensor
+    indices: Tensor
+    largest: bool
+
+    @classmethod
+    def empty(cls, rows: int, k: int, cap: Cap, like: Tensor) -> _TopK:
+        """No column yet. A negative logit scale makes the smallest raw output the best."""
+        largest = cap.scale >= 0
+        values = like.new_full((rows, k), NEG_INF if largest else -NEG_INF)
+        return cls(values, torch.full_like(values, NONE, dtype=torch.int64), largest)
+
+    def merge(self, raw: Tensor, first_column: int) -> _TopK:
+        """With the columns of a tile ``(rows, width)``."""
+        k = self.values.shape[1]
+        new = raw.topk(min(k, raw.shape[1]), dim=1, largest=self.largest)
+        values = torch.cat([self.values, new.values.to(self.values.dtype)], 1)
+        indices = torch.cat([self.indices, new.indices + first_column], 1)
+        best = values.topk(k, dim=1, largest=self.largest)
+        return _TopK(best.values, indices.gather(1, best.indices), self.largest)
+
+
+def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
+    """The labels of each chunk of rows."""
+    call, device = problem.call, problem.labels.device
+    spec = replace(call.spec, teacher=call.spec.student)
+    rows = Rows(problem.student, (), problem.labels)
+    p = plan(workload(rows, call, Needs(), statistics=True, backward=False), call.budget)
+    head = make_head(rows.student, call)
+    size = p.chunk * p.width if isinstance(head, LinearHead) else 0
+    buffer = torch.empty(size, dtype=head.dtype, device=device)
+    for part in p.chunks():
+        labels = problem.labels[part]
+        head.start(part)
+        state = empty(len(labels), len(spec.tilts), dtype=problem.wide, device=device)
+        best = _TopK.empty(len(labels), k, spec.teacher, state.floats)
+        for columns in p.tiles():
+            raw = head.logits(columns, buffer)
+            tile = Tile(raw, raw, first_row + part.start, columns.start)
+            call.backend.absorb_(state, tile, labels, spec)
+            best = best.merge(raw, columns.start)
+        yield _close(best, finalize(state, labels, spec).stats, spec)
+
+
+def _close(best: _TopK, stats: RowStats, spec: RowSpec) -> SoftLabels:
+    """The labels of rows that have seen every column."""
+    wide, (tilt,) = best.values.dtype, spec.tilts
+    logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)
+    logprobs = logits / spec.temperature - stats.lse_t[:, None]
+    return SoftLabels(
+        indices=torch.where(logprobs == NEG_INF, NONE, best.indices),
+        logprobs=logprobs.to(wide),
+        sample=stats.label,
+        entropy=stats.entropy_t.to(wide),
+        power_sum=stats.power_sum(tilt.a, tilt.b).to(wide),
+    )

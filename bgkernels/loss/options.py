@@ -1,0 +1,86 @@
+"""The options of a loss: one list of names, defaults and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch.distributed import ProcessGroup
+
+from bgkernels import divergences
+from bgkernels import routing as policies
+from bgkernels.divergences import Divergence
+from bgkernels.loss import checks
+from bgkernels.loss.objective import Objective
+from bgkernels.routing import Policy, Weight
+from bgkernels.rows.spec import Cap
+from bgkernels.rows.stats import RowStats
+
+Routing = str | Policy | Callable[[RowStats], tuple[Weight, Weight]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Everything about a loss but its tensors; see :func:`bgkernels.linear_hybrid_distillation`.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong kind or out of range, by name.
+    """
+
+    divergence: str | Divergence = "forward_kl"
+    routing: Routing = "entropy"
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    ignore_index: int = -100
+    reduction: str = "mean"
+    vocab_size: int | None = None
+    vocab_group: ProcessGroup | None = None
+    memory_budget: int | None = None
+    mode: str = "auto"
+    backend: str = "auto"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        checks.number("temperature", self.temperature, low=0, open_low=True)
+        checks.number("label_smoothing", self.label_smoothing, low=0, high=1)
+        checks.number("z_loss", self.z_loss, low=0)
+        checks.cap("", self.logit_scale, self.logit_softcap)
+        checks.choice("reduction", self.reduction, ("mean", "sum", "none"))
+        checks.choice("mode", self.mode, ("auto", "fused", "recompute"))
+        checks.integer("ignore_index", self.ignore_index)
+        for name in ("vocab_size", "memory_budget"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), low=1)
+        checks.process_group("vocab_group", self.vocab_group)
+        if self.seed is not None:
+            checks.integer("seed", self.seed)
+
+    @classmethod
+    def of(cls, scope: Mapping[str, Any]) -> Options:
+        """The options among the local names of a function."""
+        return cls(**{name: scope[name] for name in NAMES if name in scope})
+
+    @property
+    def cap(self) -> Cap:
+        """The map from the student's raw to its real logits."""
+        return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
+
+    def objective(self) -> Objective:
+        """The loss of a row."""
+        divergence = self.divergence
+        if isinstance(divergence, str):
+            divergence = divergences.get(divergence)
+        if not isinstance(divergence, Divergence):
+            kind = type(divergence).__name__
+            raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
+        policy = policies.get(self.routing)
+        return Objective(
+            divergence, policy, float(self.temperature), self.label_smoothing, self.z_loss
+        )
+
+
+NAMES = tuple(f.name for f in fields(Options))

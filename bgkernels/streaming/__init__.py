@@ -1,0 +1,1 @@
+"""Tiles in, gradients out, within a memory budget; no loss is known here."""

@@ -1,0 +1,218 @@
+"""Triton kernels compiled ahead of time, without a device: nothing spills, and loads are wide.
+
+``python -m tests.backends.test_triton_compile sm_90`` prints the table of one architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgkernels.backends import triton as host
+from bgkernels.backends import triton_launch
+from bgkernels.rows.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+ALL_FOR = "sm_90"
+V = 4096
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What decides over the code of a kernel.
+
+    Args:
+        kernel: absorb, merge, pairs or vjp.
+        spec: of the rows.
+        dtypes: of student, teacher and gradient.
+        teacher: whether there is one.
+        split: whether several programs share a row.
+        aligned: whether rows start on 16 bytes.
+        number: type of run-time numbers: fp64 is what some tracing compilers pass.
+        everywhere: compiled for every architecture, not for one alone.
+    """
+
+    name: str
+    kernel: str
+    spec: RowSpec
+    dtypes: tuple[str, str, str] = ("fp32", "fp32", "bf16")
+    teacher: bool = True
+    split: bool = False
+    aligned: bool = True
+    number: str = "fp32"
+    everywhere: bool = False
+
+
+BF16, FP32, FP16 = ("bf16",) * 3, ("fp32",) * 3, ("fp16", "fp32", "fp16")
+ENTROPY = (Tilt(0, 0.1),)
+ALPHA_BETA = (Tilt(0.7, 0.2), Tilt(0, 0.9), Tilt(0.9, 0))
+MOMENTS = (Tilt(0, 0, True), Tilt(-0.3, 0.3))
+CAPS = {"student": Cap(1.5, 30.0), "teacher": Cap(1.0, 30.0)}
+SHARED, TEMPERED = RowSpec(V, V), RowSpec(V, V, 2.0)
+
+
+def spec(**kwargs: Any) -> RowSpec:
+    return RowSpec(V, V, **kwargs)
+
+
+VARIANTS = (
+    Variant("plain", "absorb", SHARED, FP32, everywhere=True),
+    Variant("plain", "absorb", SHARED, BF16),
+    Variant("unaligned", "absorb", SHARED, BF16, aligned=False),
+    Variant("entropy", "absorb", spec(extras=ENTROPY), BF16),
+    Variant("entropy, T", "absorb", spec(temperature=2.0, extras=ENTROPY), everywhere=True),
+    Variant("smoothing, fp64 numbers", "absorb", spec(temperature=2.0, logit_sum=True), FP16,
+            number="fp64"),
+    Variant("argmax, split", "absorb", spec(label_rule="argmax"), BF16, split=True),
+    Variant("sample, T", "absorb", spec(temperature=2.0, label_rule="sample", extras=ENTROPY),
+            everywhere=True),
+    Variant("alpha-beta, T", "absorb", spec(temperature=2.0, extras=ENTROPY + ALPHA_BETA),
+            everywhere=True),
+    Variant("moments", "absorb", spec(extras=ENTROPY + MOMENTS)),
+    Variant("capped, T", "absorb", spec(temperature=2.0, extras=ENTROPY, **CAPS)),
+    Variant("cross-entropy", "absorb", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
+    Variant("index", "merge", spec(temperature=2.0, extras=ENTROPY)),
+    Variant("sample, moments", "merge", spec(label_rule="sample", extras=MOMENTS),
+            everywhere=True),
+    Variant("jsd", "pairs", spec(extras=(Mixture(0.5),)), everywhere=True),
+    Variant("jsd", "pairs", spec(extras=(Mixture(0.5),)), BF16),
+    Variant("all, capped", "pairs",
+            spec(temperature=2.0, extras=(Mixture(0.5), Mixture(0.1), TotalVariation()), **CAPS)),
+    Variant("plain", "vjp", SHARED, everywhere=True),
+    Variant("plain", "vjp", SHARED, BF16),
+    Variant("T", "vjp", TEMPERED, FP32),
+    Variant("alpha-beta, T", "vjp", spec(temperature=2.0, extras=ENTROPY + ALPHA_BETA)),
+    Variant("moments, fp64 numbers", "vjp", spec(extras=ENTROPY + MOMENTS), number="fp64"),
+    Variant("jsd", "vjp", spec(extras=(*ENTROPY, Mixture(0.5))), everywhere=True),
+    Variant("all, capped", "vjp",
+            spec(temperature=2.0, extras=(Mixture(0.5), Mixture(0.1), TotalVariation()), **CAPS)),
+    Variant("cross-entropy", "vjp", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
+)  # fmt: skip
+
+
+def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Types of the arguments of a kernel, and which of them are multiples of 16."""
+    student, teacher, gradient = v.dtypes
+    pointers = {"s_ptr": student, "t_ptr": teacher, "out_ptr": gradient}
+    pair = (v.number, v.number)
+    groups = {
+        "s_cap": pair,
+        "t_cap": pair,
+        "tilts": (pair,) * len(v.spec.tilts),
+        "omegas": (v.number,) * len(v.spec.mixtures),
+        "inv_t": v.number,
+    }
+    types, multiples, unspecialised = {}, {}, kernel.do_not_specialize
+    for i, name in enumerate(kernel.arg_names):
+        aligned = v.aligned
+        if name in constants:
+            types[name], aligned = "constexpr", False
+        elif name in groups:
+            types[name], aligned = groups[name], False
+        elif name.endswith("_ptr"):
+            integers = name.removesuffix("_ptr").endswith(("ints", "labels"))
+            types[name] = "*" + ("i64" if integers else pointers.get(name, "fp32"))
+        else:
+            types[name] = "i32"
+        if aligned and name not in unspecialised:
+            multiples[(i,)] = [["tt.divisibility", 16]]
+    return types, multiples
+
+
+def compiled(v: Variant, architecture: str) -> dict[str, Any]:
+    """Compile a variant; what it uses, as the assembler says."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(host.kernels(), f"{v.kernel}_kernel")
+    constants = host.constants(v.kernel, v.spec, v.teacher, not v.split)
+    launch = triton_launch.launch_of(v.kernel, v.spec)
+    if v.kernel == "merge":
+        launch = triton_launch.Launch(host.MERGE_ROWS, host.MERGE_ROWS // 32, fill=0)
+    constants["BLOCK"] = launch.block
+    types, multiples = signature(kernel, v, constants)
+    source = ASTSource(kernel, types, constexprs=constants, attrs=multiples)
+    kind, number = re.fullmatch(r"(sm_|gfx)(\w+)", architecture).groups()  # type: ignore[union-attr]
+    cuda = kind == "sm_"
+    target = GPUTarget("cuda", int(number), 32) if cuda else GPUTarget("hip", architecture, 64)
+    made = triton.compile(source, target=target, options=launch.options(cuda))
+    used = {"shared": made.metadata.shared, **(cuda_usage if cuda else hip_usage)(made.asm)}
+    return {"name": f"{v.kernel}: {v.name}", "dtypes": " ".join(v.dtypes), **used}
+
+
+def cuda_usage(asm: dict[str, Any]) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        said = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    found = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
+    wide = len(re.findall(r"ld\.global\S*\.v4", asm["ptx"]))
+    return {
+        "registers": found["REG"],
+        "spilled": found["STACK"] + found["LOCAL"],
+        "wide loads": wide,
+    }
+
+
+def hip_usage(asm: dict[str, Any]) -> dict[str, int]:
+    text = asm["amdgcn"]
+
+    def of(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s+(\d+)", text)[-1])
+
+    return {
+        "registers": of("vgpr_count"),
+        "spilled": of("vgpr_spill_count"),  # scalars spill to vector registers, not to memory
+        "wide loads": len(re.findall(r"(global|buffer)_load_dwordx4", text)),
+    }
+
+
+def variants(architecture: str) -> list[Variant]:
+    return [v for v in VARIANTS if v.everywhere or architecture == ALL_FOR]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_variant_spills(architecture: str) -> None:
+    """In a process of its own: in this one the kernels may be interpreted."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.backends.test_triton_compile", architecture]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    rows = [json.loads(line) for line in made.stdout.splitlines()]
+    print("\n".join(table(architecture, rows)))
+    assert len(rows) == len(variants(architecture))
+    for v, row in zip(variants(architecture), rows, strict=True):
+        assert row["spilled"] == 0, row
+        assert row["shared"] <= 4096, row
+        if v.kernel != "merge" and v.aligned:
+            assert row["wide loads"], row
+
+
+def table(architecture: str, rows: list[dict[str, Any]]) -> list[str]:
+    columns = ("registers", "spilled", "shared", "wide loads")
+    lines = [f"{architecture:42} {'dtypes':15} " + " ".join(f"{c:>10}" for c in columns)]
+    for row in rows:
+        numbers = " ".join(f"{row[c]:10}" for c in columns)
+        lines.append(f"{row['name']:42} {row['dtypes']:15} {numbers}")
+    return lines
+
+
+if __name__ == "__main__":
+    for variant in variants(sys.argv[1]):
+        print(json.dumps(compiled(variant, sys.argv[1])), flush=True)

@@ -1,0 +1,60 @@
+"""DDP through the ``Trainer`` and FSDP2 in a plain loop: two processes give what one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
+
+from tests.integrations.test_transformers import sgd_step
+from tests.models import batch, dense, tiny
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What process 0 of two saved."""
+    folder = tmp_path_factory.mktemp("distributed")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "tests.distributed_step", str(folder)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    output = [p.communicate(timeout=300)[0] for p in processes]
+    assert not any(p.returncode for p in processes), "\n".join(output)
+    result: dict[str, Any] = torch.load(folder / "found.pt")
+    return result
+
+
+def test_ddp(found: dict[str, Any]) -> None:
+    expected = sgd_step(tiny())
+    for name, p in found["ddp"].items():
+        torch.testing.assert_close(p.double(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_fsdp2(found: dict[str, Any], tied: bool) -> None:
+    student = tiny("llama tied" if tied else "llama").double()
+    data = batch(rows=4)
+    items = (data["labels"][:, 1:] != -100).sum()
+    (dense(student, tiny(seed=1, hidden_size=24).double(), data, 2.0) / items).backward()
+    got = found["fsdp tied" if tied else "fsdp"]
+    for name, p in student.named_parameters():
+        torch.testing.assert_close(got[name].double(), p.grad, rtol=1e-4, atol=1e-5, msg=name)

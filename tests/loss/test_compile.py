@@ -1,0 +1,99 @@
+"""``torch.compile(fullgraph=True)`` through the public functions, and the custom ops beneath."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import bgkernels as bg
+from bgkernels.loss import compiled as ops
+from bgkernels.loss.options import Options
+from bgkernels.loss.problem import Reads, pose
+from bgkernels.rows.spec import Mixture, Tilt, TotalVariation
+
+V = 50
+Case = Callable[[list[Tensor]], Tensor]
+
+
+def tensors() -> list[Tensor]:
+    """Input, weight, bias, teacher hidden, teacher weight, labels (one ignored)."""
+    student = [torch.randn(6, 8), torch.randn(V, 8), torch.randn(V)]
+    labels = torch.randint(V, (6,))
+    labels[2] = -100
+    return [x.requires_grad_() for x in student] + [torch.randn(6, 4), torch.randn(V, 4), labels]
+
+
+def linear(target: str | None = None, **options: object) -> Case:
+    def loss(t: list[Tensor]) -> Tensor:
+        x, w, b, h, w_t, y = t
+        teacher = bg.LinearTeacher(h, w_t)
+        label = y if target is None else target
+        return bg.linear_hybrid_distillation(x, w, teacher, label, linear_bias=b, **options)
+
+    return loss
+
+
+module = bg.LinearHybridDistillationLoss(divergence="jeffreys", temperature=2.0)
+CASES: dict[str, Case] = {
+    "default": linear(),
+    "none": linear(reduction="none", divergence="generalized_jsd"),
+    "batchwide": linear(routing="top_entropy", divergence="total_variation"),
+    "risk": linear(routing="risk_guided"),
+    "objects": linear(routing=bg.routing.threshold(0.3), divergence=bg.divergences.renyi(0.3)),
+    "callable": linear(routing=lambda s: (1.0, s.entropy_t / 4)),
+    "argmax": linear("teacher_argmax", z_loss=1e-3, label_smoothing=0.1),
+    "sample": linear("teacher_sample", seed=7),
+    "module": lambda t: module(t[0], t[1], bg.LinearTeacher(t[3], t[4]), t[5], t[2]),
+    "logits": lambda t: bg.hybrid_distillation(
+        t[0] @ t[1].t() + t[2], bg.LogitsTeacher(t[3] @ t[4].t()), t[5]
+    ),
+    "stats": lambda t: bg.linear_row_stats(
+        t[0], t[1], bg.LinearTeacher(t[3], t[4]), t[5], linear_bias=t[2]
+    ).kl_st.sum(),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_t25_compiled_equals_eager(name: str) -> None:
+    torch._dynamo.reset()
+    args = tensors()
+    eager = CASES[name](args)
+    expected = torch.autograd.grad(eager.sum(), args[:3])
+    compiled = torch.compile(CASES[name], fullgraph=True, backend="aot_eager")(args)
+    got = torch.autograd.grad(compiled.sum(), args[:3])
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
+    for ours, ref in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, ref, rtol=1e-4, atol=1e-6)
+
+
+def test_t25_inductor() -> None:
+    torch._dynamo.reset()
+    args = tensors()
+    compiled = torch.compile(CASES["default"], fullgraph=True)(args)
+    torch.testing.assert_close(compiled, CASES["default"](args), rtol=1e-5, atol=1e-6)
+
+
+def test_fused_mode_is_refused_under_compile() -> None:
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"torch\.compile"):
+        torch.compile(linear(mode="fused"), fullgraph=True, backend="aot_eager")(tensors())
+
+
+def problem(extras: tuple[object, ...]) -> tuple[list[Tensor], list[Tensor], Tensor, tuple]:
+    x, w, b, h, w_t, y = tensors()
+
+    student = {"input": x, "linear_weight": w, "linear_bias": b}
+    posed = pose(student, bg.LinearTeacher(h, w_t), y, Options(temperature=1.5), Reads(extras))
+    return ops.present(posed.student), ops.present(posed.teacher), posed.labels, posed.call
+
+
+@pytest.mark.parametrize(
+    "extras", [(), (Tilt(0.0, 0.1), Tilt(0.5, -0.5, True), Mixture(0.3), TotalVariation())]
+)
+def test_ops_keep_their_contract(extras: tuple[object, ...]) -> None:
+    student, teacher, labels, call = problem(extras)
+    config = ops.encode(call)
+    assert ops.decode(*config) == call
+    args = (labels, student, teacher, *config)
+    torch.library.opcheck(ops.row_statistics, args)

@@ -1,0 +1,155 @@
+"""Every divergence × policy × teacher × mode × backend × dtype against the oracle.
+
+The registries are walked, so a new entry is enrolled by existing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+import bgkernels as bg
+from bgkernels.backends import BACKENDS
+from bgkernels.backends.base import Backend, Tile
+from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.vjp import Coefficients
+from tests import oracle
+from tests.conftest import Tiling
+from tests.problems import DTYPES, Failures, Loss, Params, cells, conform, make, runs
+
+DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
+
+OF_DIVERGENCE: dict[str, list[Params]] = {
+    "generalized_jsd": [{"beta": x} for x in (0.1, 0.9, 0, 1)],
+    "skew_forward_kl": [{"lam": x} for x in (0.0, 0.6)],
+    "skew_reverse_kl": [{"lam": x} for x in (0.0, 0.6)],
+    "renyi": [{"alpha": x} for x in (0.3, 1, 2.0)],
+    "adaptive_kl": [{"mu": 2.0}, {"mu": 0.5, "detach": True}],
+    "alpha_beta": [
+        {"alpha": a, "beta": b}
+        for a, b in [(1, 0), (0, 1), (0.5, 0), (0, 0.5), (0.5, -0.5), (0, 0), (0.4, -0.2), (2, 1)]
+    ],
+}
+"""Parameters beside the defaults, by name: each branch of a formula, each limit."""
+
+OF_ROUTING: dict[str, list[Params]] = {
+    "static": [{"w": x} for x in (0, 0.3, 1)],
+    "additive": [{"hard": 0.3, "soft": 2.0}, {"hard": 0.0}, {"soft": 0}],
+    "confidence": [{"kind": "max"}],
+    "entropy": [{"kind": "shannon"}, {"gamma": 0.5}],
+    "threshold": [{"tau": 0.8, "sharpness": 5.0}],
+    "top_entropy": [{"fraction": x} for x in (0, 0.07, 0.5, 1)],
+    "weighted_soft": [{"w": 0.2}, {"inverted": True}],
+    "reverse": [{"policy": name} for name in ("confidence", "top_entropy", "risk_guided")],
+    "curriculum": [{"c": c} for c in (0, 0.3)]
+    + [{"c": 0.3, "policy": name} for name in ("entropy", "top_entropy", "risk_guided")],
+    "risk_guided": [{"w": w} for w in (0, 1)] + [{"alpha": 0.5, "gamma": x} for x in (0.9, 1)],
+}
+
+ON = pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))
+
+
+def cell(failures: Failures, kind: str, loss: Loss, backend: str, dtype: str) -> None:
+    name = (
+        kind,
+        loss.divergence,
+        *loss.of_divergence.values(),
+        loss.routing,
+        *loss.of_routing.values(),
+    )
+    with failures.cell(*name):
+        conform(make(kind), loss, DTYPES[dtype], runs(backend, loss))
+
+
+def test_the_oracle_knows_every_entry() -> None:
+    assert set(DIVERGENCES) == set(oracle.DIVERGENCES)
+    assert set(POLICIES) == set(oracle.POLICIES)
+    assert set(OF_DIVERGENCE) <= set(DIVERGENCES) and set(OF_ROUTING) <= set(POLICIES)
+
+
+@ON
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_every_pair(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
+    tiling(chunk=25, width=192)
+    with Failures() as failures:
+        for kind, routing in product(("linear", "logits"), POLICIES):
+            cell(failures, kind, Loss(divergence, routing), backend, dtype)
+
+
+@ON
+@pytest.mark.parametrize("divergence", OF_DIVERGENCE)
+def test_parameters_of_divergences(
+    divergence: str, backend: str, dtype: str, tiling: Tiling
+) -> None:
+    tiling(chunk=48, width=128, kept=2)
+    with Failures() as failures:
+        for params, kind in product(OF_DIVERGENCE[divergence], ("mixed", "logits")):
+            cell(failures, kind, Loss(divergence, "static", params), backend, dtype)
+
+
+@ON
+@pytest.mark.parametrize("routing", OF_ROUTING)
+def test_parameters_of_policies(routing: str, backend: str, dtype: str, tiling: Tiling) -> None:
+    tiling(chunk=20, width=300)
+    with Failures() as failures:
+        for params, kind in product(OF_ROUTING[routing], ("mixed", "logits")):
+            cell(failures, kind, Loss("jeffreys", routing, {}, params), backend, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), cells("fp16"))
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_fp16(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
+    tiling(chunk=25, width=192)
+    with Failures() as failures:
+        for kind, routing in product(("linear", "logits"), ("entropy", "risk_guided")):
+            cell(failures, kind, Loss(divergence, routing), backend, dtype)
+
+
+class Mutant:
+    """A backend whose gradient is wrong in one way."""
+
+    name = "mutant"
+
+    def __init__(self, honest: Backend, fault: Callable[[Tensor, Tile], object]) -> None:
+        self.honest, self.fault = honest, fault
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.honest, name)
+
+    def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
+        self.honest.vjp(out, tile, coefficients, spec)
+        self.fault(out, tile)
+
+
+FAULTS: dict[str, Callable[[Tensor, Tile], object]] = {
+    "zeroed": lambda out, tile: out.zero_(),
+    "negated": lambda out, tile: out.neg_(),
+    "1 % more": lambda out, tile: out.mul_(1.01),
+    "1 % less": lambda out, tile: out.mul_(0.99),
+    "one tile missing": lambda out, tile: out.mul_(tile.first_column != 192),
+    "the last row missing": lambda out, tile: out[-1:].zero_(),
+}
+
+
+@pytest.mark.parametrize(("backend", "dtype"), cells("fp32", "bf16"))
+@pytest.mark.parametrize("kind", ["linear", "logits"])
+def test_wrong_gradients_fail(
+    kind: str, backend: str, dtype: str, tiling: Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tolerance itself: what conforms must not conform once its gradient is spoilt."""
+    tiling(chunk=25, width=192)
+    problem, loss = make(kind), Loss("jeffreys", "static")
+    faults = {"none": lambda out, tile: None, **FAULTS}
+    for (fault, spoil), mode in product(faults.items(), ("fused", "recompute")):
+        monkeypatch.setitem(BACKENDS, "mutant", Mutant(BACKENDS[backend], spoil))
+        run = {"backend": "mutant", "mode": mode}
+        if fault == "none":
+            conform(problem, loss, DTYPES[dtype], [run])
+            continue
+        with pytest.raises(AssertionError, match=r"largest error|projection"):
+            conform(problem, loss, DTYPES[dtype], [run])
+            pytest.fail(f"{fault} passed")  # not an AssertionError
