@@ -55,10 +55,11 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
     if kernel == "absorb":
         # A block costs about 250 instructions in reductions and merging, so that blocks are long:
         # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
-        light = spec.shared_softmax and len(spec.tilts) <= 1 and spec.label_rule != "sample"
-        registers = 168 if len(spec.tilts) < 3 else 200
+        extras = sum(not extra.second_read for extra in spec.extras)
+        light = spec.shared_softmax and extras <= 1 and spec.label_rule != "sample"
+        registers = 168 if extras < 3 else 200
         return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
-    if kernel == "pairs":
+    if kernel == "reread":
         return Launch(1024, 2, 8, 168 if capped else None)
     # Nothing is reduced: short blocks, few registers, many warps; sharing a row is free.
     return Launch(1024, 4, 32)
@@ -91,7 +92,7 @@ def tuned(
 
     Args:
         path: of the file.
-        kernel: absorb, pairs or vjp.
+        kernel: absorb, reread or vjp.
         kind: all else that the choice may depend on.
         default: what :func:`launch_of` says.
         device: of the tensors.
