@@ -28,8 +28,8 @@ from bgkernels.rows.state import RowState
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES = {"index": 0, "argmax": 1, "sample": 2}
-ROWS = {"BLOCK": 128, "num_warps": 4}
-"""Of kernels that have a thread for each row."""
+ROWS = {"BLOCK": 32, "num_warps": 1}
+"""Of kernels that have a thread for each row: small programs, since fp64 units are few."""
 
 
 class TritonBackend:
@@ -288,7 +288,7 @@ def constants(
     return {name: values[name] for name in CONSTANTS[kernel].split()}
 
 
-def _extras(kernel: str, spec: RowSpec) -> tuple[tuple[int, tuple[int, ...], int, int], ...]:
+def _extras(kernel: str, spec: RowSpec) -> tuple[tuple[int, int, int, int], ...]:
     """Kind, variant, first matrix row and their count, of each extra statistic.
 
     Of the state in pass 1, where a read knows the sums of its own statistics alone; of what the

@@ -287,7 +287,10 @@ def reread_kernel(
     inv_t, parameters = number(inv_t, tl.float32), numbers(parameters, tl.float32)
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
-    total = load_sums(out, stride, None, EXTRAS, RESUME)
+    if RESUME:
+        total = load_sums(out, stride, None, EXTRAS)
+    else:
+        total = no_sums(EXTRAS)
     for begin in range(start, stop, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         z = load_logits(s_row, columns, stop, s_cap, S_MAP)
@@ -311,9 +314,9 @@ def add_kernel(
     mask = row < rows
     mask &= tl.load(labels_ptr + row, mask=mask, other=SKIP) != SKIP
     stride = tl.cast(rows, tl.int64)
-    total = load_sums(sums_ptr + row, stride, mask, EXTRAS, True)
+    total = load_sums(sums_ptr + row, stride, mask, EXTRAS)
     for split in range(splits):
-        part = load_sums(part_ptr + split * COLUMNS * stride + row, stride, mask, EXTRAS, True)
+        part = load_sums(part_ptr + split * COLUMNS * stride + row, stride, mask, EXTRAS)
         new = ()
         for i in tl.static_range(len(EXTRAS)):
             new = new + (added(total[i], part[i]),)
@@ -331,23 +334,36 @@ def added(a, b):
 
 
 @triton.jit
-def load_sums(ptr, stride, mask, EXTRAS: tl.constexpr, RESUME: tl.constexpr):
-    """Sums of the second read, or zeros for one row."""
+def load_sums(ptr, stride, mask, EXTRAS: tl.constexpr):
+    """Sums of the second read."""
     sums = ()
     for i in tl.static_range(len(EXTRAS)):
-        if RESUME:
-            x = load_columns(ptr, stride, EXTRAS[i][2], EXTRAS[i][3], mask, tl.float32)
-        else:
-            x = ()
-            for _ in tl.static_range(EXTRAS[i][3]):
-                x = x + (tl.full((), 0.0, tl.float32),)
+        x = load_columns(ptr, stride, EXTRAS[i][2], EXTRAS[i][3], mask, tl.float32)
         sums = sums + (x,)
     return sums
+
+
+@triton.jit
+def no_sums(EXTRAS: tl.constexpr):
+    """Those of no column of one row."""
+    sums = ()
+    for i in tl.static_range(len(EXTRAS)):
+        sums = sums + (zeros(EXTRAS[i][3]),)
+    return sums
+
+
+@triton.jit
+def zeros(count: tl.constexpr):
+    """A tuple of them."""
+    out = ()
+    for _ in tl.static_range(count):
+        out = out + (tl.full((), 0.0, tl.float32),)
+    return out
 
 
 @triton.jit
 def store_sums(ptr, stride, mask, sums, EXTRAS: tl.constexpr):
     """The inverse of :func:`load_sums`."""
     for i in tl.static_range(len(EXTRAS)):
-        for k in tl.static_range(EXTRAS[i][3]):
+        for k in tl.static_range(len(sums[i])):
             tl.store(ptr + (EXTRAS[i][2] + k) * stride, sums[i][k], mask=mask)

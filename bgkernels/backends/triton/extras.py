@@ -34,44 +34,45 @@ TILT, TEMPERED, MIXTURE, TOTAL_VARIATION = (
     tl.constexpr(kind.kind)
     for kind in (extras.Tilt, extras.Tempered, extras.Mixture, extras.TotalVariation)
 )
-# Signs of (a, b) of a tilt: any, (+, +), (0, +), (+, 0).
+# Variants of a tilt: the signs of (a, b), any, (+, +), (0, +) or (+, 0), and 4 more with moments.
 ANY, BOTH, TEACHER, STUDENT = (tl.constexpr(i) for i in range(4))
 
 
-def variant(extra: extras.Extra) -> tuple[int, ...]:
-    """What of the parameters of a statistic is compiled in: of a tilt, signs and moments."""
+def variant(extra: extras.Extra) -> int:
+    """What of the parameters of a statistic is compiled in."""
     if not isinstance(extra, extras.Tilt):
-        return ()
+        return 0
     a, b, moments = extra.parameters
     signs = 2 if a == 0 else 3 if b == 0 else 1
-    return 0 if min(a, b) < 0 or a == b == 0 else signs, int(moments)
+    return (0 if min(a, b) < 0 or a == b == 0 else signs) + 4 * int(moments)
 
 
 @triton.jit
 def tilted(parameters, u, v, VARIANT: tl.constexpr):
     """``a·u + b·v``, or -inf where both models mask the column; less work for tamer signs."""
     a, b = parameters[0], parameters[1]
-    if VARIANT[0] == TEACHER:
+    if VARIANT % 4 == TEACHER:
         return b * v
-    if VARIANT[0] == STUDENT:
+    elif VARIANT % 4 == STUDENT:
         return a * u
-    if VARIANT[0] == BOTH:
+    elif VARIANT % 4 == BOTH:
         return a * u + b * v
-    return tl.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, times(a, u) + times(b, v))
+    else:
+        return tl.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, times(a, u) + times(b, v))
 
 
 @triton.jit
 def tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
     """``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
     w = tilted(parameters, u, v, VARIANT)
-    if VARIANT[0] >= TEACHER:  # or STUDENT
+    if VARIANT % 4 >= TEACHER:  # or STUDENT
         # Rounding is monotone: this is the maximum of w.
         m = tilted(parameters, maxima[0], maxima[1], VARIANT)
     else:
         m = largest(w, REDUCE)
     e, x = exp(w - shift(m)), du - dv
     k, q = tl.zeros_like(m), tl.zeros_like(m)
-    if VARIANT[1]:
+    if VARIANT >= 4:
         k, q = total(times(e, x), REDUCE), total(times(e, x * x), REDUCE)
     return m, total(e, REDUCE), k, q
 
@@ -82,7 +83,7 @@ def tilt_merge(a, b, drop_a, drop_b, VARIANT: tl.constexpr):
     m = tl.maximum(a[0], b[0])
     w_a, w_b = exp(below(a[0], m)), exp(below(b[0], m))
     k, q = a[2], a[3]
-    if VARIANT[1]:
+    if VARIANT >= 4:
         x, y = drop_a[0] - drop_a[1], drop_b[0] - drop_b[1]
         k = times(w_a, a[2] + times(a[1], x)) + times(w_b, b[2] + times(b[1], y))
         q_a = a[3] + times(a[2], 2 * x) + times(a[1], x * x)
@@ -95,21 +96,23 @@ def tilt_merge(a, b, drop_a, drop_b, VARIANT: tl.constexpr):
 def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
     m, d, k, q = sums
     lse = shift(m) + tl.log(d)
-    if not VARIANT[1]:
+    if VARIANT < 4:
         return (lse,)
-    centre, mean = shift(maxima[0]) - shift(maxima[1]), k / d
-    return lse, mean + centre, q / d + centre * (2 * mean + centre)
+    else:
+        centre, mean = shift(maxima[0]) - shift(maxima[1]), k / d
+        return lse, mean + centre, q / d + centre * (2 * mean + centre)
 
 
 @triton.jit
 def tilt_fold(parameters, inv_t, fields, grads, VARIANT: tl.constexpr):
     a, zero = parameters[0], tl.zeros_like(grads[0])
-    if not VARIANT[1]:
+    if VARIANT < 4:
         return fields[0], a * grads[0] * inv_t, zero, zero
-    lse, mean, second = fields
-    g_lse, g_mean, g_second = grads
-    p0 = a * (g_lse - times(g_mean, mean) - times(g_second, second)) + g_mean
-    return lse, p0 * inv_t, (a * g_mean + 2 * g_second) * inv_t, a * g_second * inv_t
+    else:
+        lse, mean, second = fields
+        g_lse, g_mean, g_second = grads
+        p0 = a * (g_lse - times(g_mean, mean) - times(g_second, second)) + g_mean
+        return lse, p0 * inv_t, (a * g_mean + 2 * g_second) * inv_t, a * g_second * inv_t
 
 
 @triton.jit
@@ -125,13 +128,13 @@ def tilt_narrow(parameters, factors, lse_s, lse_t):
 @triton.jit
 def tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT: tl.constexpr):
     """``e^(a·lp+b·lq+lse)·(P0 + P1·x + P2·x²)`` with ``x = u - v``."""
-    if VARIANT[0] == TEACHER and not VARIANT[1]:
-        return g  # nothing of it depends on the student
-    lse, terms, p1, p2 = factors
-    if VARIANT[1]:
-        x = u - v
-        terms = terms + (p1 + p2 * x) * x
-    return g + times(exp(tilted(parameters, lp, lq, VARIANT) + lse), terms)
+    if VARIANT != TEACHER:  # else nothing of it depends on the student
+        lse, terms, p1, p2 = factors
+        if VARIANT >= 4:
+            x = u - v
+            terms = terms + (p1 + p2 * x) * x
+        g += times(exp(tilted(parameters, lp, lq, VARIANT) + lse), terms)
+    return g
 
 
 @triton.jit
@@ -262,9 +265,10 @@ def empty_extra(zero, KIND: tl.constexpr):
     """The neutral element, in the shape and dtype of ``zero``."""
     if KIND == TILT:
         return zero + NEG_INF, zero, zero, zero
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         return zero, zero, zero, zero
-    return ()
+    else:
+        return ()
 
 
 @triton.jit
@@ -276,9 +280,10 @@ def absorb_extra(parameters, inv_t, u, v, du, dv, maxima, KIND: tl.constexpr,
     """
     if KIND == TILT:
         return tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT, REDUCE)
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         return tempered_absorb(ratio_of(parameters, inv_t), du, dv, REDUCE)
-    return ()
+    else:
+        return ()
 
 
 @triton.jit
@@ -287,9 +292,10 @@ def merge_extra(parameters, inv_t, a, b, drop_a, drop_b, KIND: tl.constexpr,
     """The sums of a union; the drops are how far the two maxima lie below the common ones."""
     if KIND == TILT:
         return tilt_merge(a, b, drop_a, drop_b, VARIANT)
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         return tempered_merge(ratio_of(parameters, inv_t), a, b, drop_a, drop_b)
-    return a
+    else:
+        return a
 
 
 @triton.jit
@@ -297,9 +303,10 @@ def read_extra(parameters, lp, lq, KIND: tl.constexpr):
     """What a block of columns adds in the second read, given both log-probabilities."""
     if KIND == MIXTURE:
         return mixture_read(lp, lq, parameters[0])
-    if KIND == TOTAL_VARIATION:
+    elif KIND == TOTAL_VARIATION:
         return variation_read(lp, lq)
-    return ()
+    else:
+        return ()
 
 
 @triton.jit
@@ -308,12 +315,13 @@ def finalize_extra(parameters, inv_t, sums, others, maxima, maxima_of_others, la
     """The statistics; ``others`` are without the label's column, ``label`` its logits."""
     if KIND == TILT:
         return tilt_finalize(sums, maxima, VARIANT)
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         ratio = ratio_of(parameters, inv_t)
         return tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label)
-    if KIND == MIXTURE:
+    elif KIND == MIXTURE:
         return at_least_0(sums[0]), at_least_0(sums[1]), sums[2]
-    return sums
+    else:
+        return sums
 
 
 @triton.jit
@@ -322,11 +330,12 @@ def fold_extra(parameters, inv_t, fields, grads, hot, KIND: tl.constexpr,
     """The coefficients, and what the gradient gains at the label's column."""
     if KIND == TILT:
         return tilt_fold(parameters, inv_t, fields, grads, VARIANT), hot
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         return tempered_fold(parameters, fields, grads, hot)
-    if KIND == MIXTURE:
+    elif KIND == MIXTURE:
         return mixture_fold(parameters[0], inv_t, fields, grads), hot
-    return variation_fold(inv_t, fields, grads), hot
+    else:
+        return variation_fold(inv_t, fields, grads), hot
 
 
 @triton.jit
@@ -338,13 +347,14 @@ def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.conste
     """
     if KIND == TILT:
         return tilt_narrow(parameters, factors, lse_s, lse_t)
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         lse = ratio_of(parameters, inv_t) * lse_s - factors[0]
         return lse.to(tl.float32), factors[1].to(tl.float32), factors[2].to(tl.float32)
-    mended = ()
-    for i in tl.static_range(len(factors)):
-        mended = mended + (factors[i].to(tl.float32) * mend,)
-    return mended
+    else:
+        mended = ()
+        for i in tl.static_range(len(factors)):
+            mended = mended + (factors[i].to(tl.float32) * mend,)
+        return mended
 
 
 @triton.jit
@@ -353,8 +363,9 @@ def vjp_extra(g, parameters, inv_t, factors, u, v, lp, lq, KIND: tl.constexpr,
     """``g`` and the gradient in ``u`` of a block of compared columns."""
     if KIND == TILT:
         return tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT)
-    if KIND == TEMPERED:
+    elif KIND == TEMPERED:
         return g + tempered_vjp(ratio_of(parameters, inv_t), factors, lp)
-    if KIND == MIXTURE:
+    elif KIND == MIXTURE:
         return g + mixture_vjp(parameters[0], factors, lp, lq)
-    return g + variation_vjp(factors, lp, lq)
+    else:
+        return g + variation_vjp(factors, lp, lq)

@@ -30,7 +30,8 @@ def exp(x):
     """In fp32 through base 2, whose instruction flushes denormals; ``tl.exp`` mends them."""
     if x.dtype == tl.float64:
         return tl.exp(x)
-    return tl.exp2(x * LOG2E)
+    else:
+        return tl.exp2(x * LOG2E)
 
 
 @triton.jit
@@ -38,7 +39,8 @@ def number(pair, DTYPE: tl.constexpr):
     """A number that was passed as what fp32 holds of it, and the rest."""
     if DTYPE == tl.float64:
         return tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
-    return tl.cast(pair[0], DTYPE)
+    else:
+        return tl.cast(pair[0], DTYPE)
 
 
 @triton.jit
@@ -151,7 +153,7 @@ def sign(x):
 def total(x, REDUCE: tl.constexpr):
     """The sum of a block of columns; of a single column, itself."""
     if REDUCE:
-        return tl.sum(x, 0)
+        x = tl.sum(x, 0)
     return x
 
 
@@ -159,5 +161,5 @@ def total(x, REDUCE: tl.constexpr):
 def largest(x, REDUCE: tl.constexpr):
     """The maximum of a block of columns; of a single column, itself."""
     if REDUCE:
-        return tl.max(x, 0)
+        x = tl.max(x, 0)
     return x

@@ -56,7 +56,7 @@ def store_state(floats, ints, stride, mask, value, EXTRAS: tl.constexpr):
     for i in tl.static_range(FLOATS):
         tl.store(floats + i * stride, columns[i], mask=mask)
     for i in tl.static_range(len(EXTRAS)):
-        for k in tl.static_range(EXTRAS[i][3]):
+        for k in tl.static_range(len(sums[i])):
             tl.store(floats + (EXTRAS[i][2] + k) * stride, sums[i][k], mask=mask)
     tl.store(ints, held[3].to(tl.int64), mask=mask)
     tl.store(ints + stride, at[0].to(tl.int64), mask=mask)
