@@ -121,17 +121,16 @@ def _signature(
     cap, theirs = (
         (teacher.cap, teacher.tensors) if isinstance(teacher, DenseTeacher) else (None, ())
     )
-    tensors = (*student.values(), *theirs, target)
-    if not all(x is None or type(x) in PLAIN for x in tensors):
+    tensors = [x for x in (*student.values(), *theirs) if x is not None]
+    if not isinstance(target, Tensor) or any(type(x) not in PLAIN for x in (target, *tensors)):
         return None
-    device = tensors[0].device.type  # type: ignore[union-attr]
-    enabled = torch.is_autocast_enabled(device)
-    autocast = torch.get_autocast_dtype(device) if enabled else None
+    device = target.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shapes = tuple(
-        None if x is None else (x.shape, x.dtype, x.device, x.requires_grad, x.layout)
-        for x in tensors
+        (x.shape, x.dtype, x.device, x.requires_grad, x.layout) for x in (target, *tensors)
     )
-    names = (*student, type(teacher), torch.is_grad_enabled())
+    absent = tuple(x is None for x in (*student.values(), *theirs))
+    names = (*student, type(teacher), absent, torch.is_grad_enabled())
     try:
         hash(options)
     except TypeError:  # a policy may be an object that cannot be hashed

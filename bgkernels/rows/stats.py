@@ -211,10 +211,8 @@ class Statistics:
             for extra, part in zip(spec.extras, spec.fields, strict=True)
         }
         label = torch.where(valid, label, ignore_index)
-        return RowStats(
-            *x[:10], argmax_s, argmax_t, label, *x[10:13], valid, spec.compared, spec.positions,
-            extras,
-        )  # fmt: skip
+        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
+        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[arg-type]
 
 
 def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:

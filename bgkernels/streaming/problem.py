@@ -104,7 +104,8 @@ class Problem:
 
     def connected(self, blocks: Sequence[Statistics], values: Tensor) -> list[Tensor]:
         """All matrix rows, with the history of ``values`` where they carry a gradient."""
-        graph, rows = values.unbind(0), []
+        graph = values.unbind(0)
+        rows: list[Tensor] = []
         for block in blocks:
             rows += block.connected(graph[len(rows) :])
         return rows

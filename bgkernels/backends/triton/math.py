@@ -37,7 +37,7 @@ def exp(x):
 @triton.jit
 def number(pair, DTYPE: tl.constexpr):
     """A number that was passed as what fp32 holds of it, and the rest."""
-    if DTYPE == tl.float64:
+    if tl.float64 == DTYPE:
         return tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
     else:
         return tl.cast(pair[0], DTYPE)

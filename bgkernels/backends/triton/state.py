@@ -11,7 +11,7 @@ last two say where sums stand in the state: none for statistics of a read that i
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM108
+# ruff: noqa: RUF005
 # See math; and Triton knows no conditional expressions of tuples.
 
 import triton
