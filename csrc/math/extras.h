@@ -36,6 +36,8 @@ struct VjpTerm {
 struct Statistic {
   static constexpr bool kMaximum = false, kSecondRead = false;
 
+  // b where the only sum is Σ e^(b·v), else 0: kernels keep that one in a register.
+  BGK_HD double power() const { return 0.0; }
   // Both maxima rose: by `by_s` and `by_t`, negative, or -inf where there was none.
   template <class F, class S>
   BGK_HD void raise(ExtraSums<F>&, S, S) const {}
@@ -84,8 +86,8 @@ struct Tilt : Statistic {
       : a(x.a), b(x.b), inverse_temperature(1.0 / spec.temperature), moments(x.moments) {}
   BGK_HD int fields() const { return moments ? 3 : 1; }
   BGK_HD bool reaches_student() const { return a != 0.0 || moments; }
-  // Of the teacher's probabilities: its heaviest column is the teacher's.
-  BGK_HD bool is_power() const { return a == 0.0 && b > 0.0 && !moments; }
+  // Its heaviest column is then the teacher's.
+  BGK_HD double power() const { return a == 0.0 && b > 0.0 && !moments ? b : 0.0; }
 
   template <class F, class S>
   BGK_HD void raise(ExtraSums<F>& x, S by_s, S by_t) const {
@@ -115,7 +117,7 @@ struct Tilt : Statistic {
     typedef typename M::F F;
     const float a = (float)this->a, b = (float)this->b;
     F d{}, k{}, q{};
-    if (is_power()) {
+    if (power() != 0.0) {
       if (x.m != 0.0f) raise_own(x, 0.0f);
       BGK_UNROLL
       for (int i = 0; i < block.n; i += M::kLanes) d += M::exp(b * block.t(i));
@@ -145,7 +147,7 @@ struct Tilt : Statistic {
   }
   template <class F, class S>
   BGK_HD void settle(ExtraSums<F>& x, S m_s, S m_t) const {
-    if (is_power() && m_t == kNegInf) x.m = kNegInf;
+    if (power() != 0.0 && m_t == kNegInf) x.m = kNegInf;
     const double w = x.m + tilt_exponent<double>(a, b, shift(m_s), shift(m_t));
     x.m = (S)w;
     if (x.m - x.m != 0.0f) return;
@@ -316,9 +318,9 @@ struct Mixture : Statistic {
     out[2] = g[1] * inverse_temperature;
   }
   BGK_HD VjpTerm prepare(Column<const double> factors, double, double, double scale) const {
-    return {0.0f,
-            {(float)(scale * factors[0]), (float)(scale * factors[1]),
-             (float)(scale * factors[2])}};
+    return {
+        0.0f,
+        {(float)(scale * factors[0]), (float)(scale * factors[1]), (float)(scale * factors[2])}};
   }
   template <class M, class F>
   BGK_HD F term(const VjpTerm& y, F lp, F lq) const {
@@ -368,10 +370,14 @@ template <class Act>
 BGK_HD auto with_statistic(const Spec& spec, int i, Act act) {
   const Extra& x = spec.extras[i];
   switch (x.kind) {
-    case Tempered::kKind: return act(Tempered(x, spec));
-    case Mixture::kKind: return act(Mixture(x, spec));
-    case TotalVariation::kKind: return act(TotalVariation(x, spec));
-    default: return act(Tilt(x, spec));
+    case Tempered::kKind:
+      return act(Tempered(x, spec));
+    case Mixture::kKind:
+      return act(Mixture(x, spec));
+    case TotalVariation::kKind:
+      return act(TotalVariation(x, spec));
+    default:
+      return act(Tilt(x, spec));
   }
 }
 constexpr int kKinds = 4;
@@ -393,6 +399,23 @@ BGK_HD Offsets each_extra(const Spec& spec, Act act) {
     });
   }
   return at;
+}
+
+// How many numbers all extras have.
+BGK_HD Offsets count_extras(const Spec& spec) {
+  return each_extra(spec, [](const auto&, int, const Offsets&) {});
+}
+
+// Whether any has a term in the gradient.
+BGK_HD bool reach_student(const Spec& spec) {
+  bool some = false;
+  for (int i = 0; i < spec.extra_count; ++i)
+    some |= with_statistic(spec, i, [](const auto& x) { return x.reaches_student(); });
+  return some;
+}
+
+BGK_HD double power_of(const Spec& spec, int i) {
+  return with_statistic(spec, i, [](const auto& statistic) { return statistic.power(); });
 }
 
 }  // namespace bgk::BGK_TARGET
