@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bgkernels.divergences import Divergence
+from bgkernels import divergences
+from bgkernels import routing as policies
+from bgkernels.loss.objective import Divergence, Objective, blend
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.problem import Reads, pose
-from bgkernels.loss.reduction import reduce
-from bgkernels.rows.spec import Extra
+from bgkernels.loss.pose import pose
+from bgkernels.loss.reduction import reduce, row_statistics, shaped
+from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
-from bgkernels.teachers import Teacher, TopKTeacher, members
+from bgkernels.teachers import MixtureTeacher, Teacher
 
 Loss = Tensor | tuple[Tensor, RowStats]
 
@@ -62,7 +64,8 @@ def linear_hybrid_distillation(
         divergence: a name in ``bg.divergences``, or a :class:`Divergence`.
         routing: a name in ``bg.routing``, a :class:`Policy`, or any callable
             ``RowStats -> (hard, soft)``.
-        temperature: ``T`` of the divergence and of the statistics that routing sees.
+        temperature: ``T`` of the divergence. Routing looks at the distributions at temperature 1,
+            whatever T is: whether a token is a bridge is no matter of how it is trained.
         logit_scale, logit_softcap: the student's real logits are ``cap·tanh(scale·x / cap)``.
         label_smoothing: of the cross-entropy, as in ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the squared log-sum-exp of the student's logits.
@@ -167,17 +170,39 @@ def _loss(
     return_stats: bool,
     overwrite: bool = False,
 ) -> Loss:
-    objective = options.objective()
-    if any(isinstance(t, TopKTeacher) and t.tail == "renormalize" for t in members(teacher)):
-        objective.refuse_infinite()
-    logit_sum = options.label_smoothing > 0 or return_stats
-    reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
-    problem = pose(student, teacher, target, options, reads)
-    loss, stats = reduce(
-        problem, objective, options,
-        token_weight=token_weight, num_items=num_items, overwrite=overwrite,
+    objective = objective_of(options)
+    weighed = isinstance(teacher, MixtureTeacher) and callable(teacher.weights)
+    problem = pose(
+        student, teacher, target, options,
+        extras=objective.extras(at_one=return_stats or weighed),
+        reads_teacher=objective.policy.uses_teacher,
+        logit_sum=options.label_smoothing > 0 or return_stats,
     )  # fmt: skip
-    return (loss, stats) if return_stats else loss
+    if problem.teacher.excludes_columns:
+        objective.refuse_infinite()
+    loss, stats = reduce(
+        problem, objective, options, token_weight=token_weight, num_items=num_items,
+        return_stats=return_stats, overwrite=overwrite,
+    )  # fmt: skip
+    return loss if stats is None else (loss, stats)
+
+
+def objective_of(options: Options) -> Objective:
+    """The loss of a row that options ask for.
+
+    Raises:
+        TypeError, ValueError: an unknown divergence or policy, by name.
+    """
+    divergence = options.divergence
+    if isinstance(divergence, str):
+        divergence = divergences.get(divergence)
+    if not isinstance(divergence, Divergence):
+        kind = type(divergence).__name__
+        raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
+    return Objective(
+        divergence, policies.get(options.routing), float(options.temperature),
+        options.label_smoothing, options.z_loss,
+    )  # fmt: skip
 
 
 def linear_row_stats(
@@ -204,8 +229,10 @@ def linear_row_stats(
 
     Args:
         teacher: as in :func:`linear_hybrid_distillation`; without one its fields are 0.
-        extras: extra statistics to compute: :class:`Tilt`, :class:`Mixture`,
-            :class:`TotalVariation`.
+        extras: extra statistics to compute: :class:`Tilt`, :class:`Tempered`,
+            :class:`Mixture`, :class:`TotalVariation`.
+        temperature: of all statistics but ``nll``, ``lse_hard`` and ``logit_mean``, which are at
+            temperature 1.
 
     The other arguments and the errors are those of :func:`linear_hybrid_distillation`.
 
@@ -221,6 +248,11 @@ def linear_row_stats(
     """
     options = Options.of(locals())
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    reads = Reads(tuple(extras), teacher is not None, logit_sum=True)
-    problem = pose(student, teacher, target, options, reads)
-    return problem.shaped(problem.views())
+    problem = pose(
+        student, teacher, target, options,
+        extras=tuple(extras), reads_teacher=teacher is not None, logit_sum=True,
+    )  # fmt: skip
+    values, ints = row_statistics(problem)
+    pairs = problem.seen(problem.statistics(values, ints), values.unbind(0))
+    weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+    return shaped(problem, blend(pairs, weights))

@@ -17,7 +17,7 @@ class _Configured(nn.Module):
 
     def __init__(self, *, return_stats: bool = False, **options: Any) -> None:
         super().__init__()
-        Options(**options).objective()
+        functional.objective_of(Options(**options))
         self.config = options | {"return_stats": return_stats}
 
     def extra_repr(self) -> str:

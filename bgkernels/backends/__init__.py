@@ -1,4 +1,4 @@
-"""Backends by name, and the choice between them."""
+"""Backends by name, the choice between them, and why some cannot serve."""
 
 from __future__ import annotations
 
@@ -36,3 +36,27 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
             f"backend {name!r} cannot serve this call: {reason}. Use backend='auto'"
         )
     return BACKENDS[name]
+
+
+def show_config() -> str:
+    """A table of backends by device, each usable or with the reason why not.
+
+    Example:
+        >>> import bgkernels as bg
+        >>> print(bg.show_config())  # doctest: +ELLIPSIS
+        bgkernels ...
+    """
+    import bgkernels
+
+    threads = torch.get_num_threads()
+    lines = [f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {threads} threads"]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        for name, backend in BACKENDS.items():
+            reason = backend.supports(torch.device(device), (torch.float32,))
+            state = f"not usable: {reason}" if reason else "usable"
+            lines.append(f"  {device:5} {name:7} {state}")
+    if not torch.cuda.is_available():
+        reason = BACKENDS["native"].supports(torch.device("cuda"), (torch.float32,))
+        lines.append(f"  cuda  native  not usable: {reason}")
+    return "\n".join(lines)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from bgkernels import divergences
-from bgkernels import routing as policies
-from bgkernels.divergences import Divergence
-from bgkernels.loss import checks
-from bgkernels.loss.objective import Objective
-from bgkernels.routing import Policy, Weight
+from bgkernels.loss.objective import Divergence, Policy, Weights
 from bgkernels.rows.spec import Cap
-from bgkernels.rows.stats import RowStats
+from bgkernels.streaming import checks
 
-Routing = str | Policy | Callable[[RowStats], tuple[Weight, Weight]]
+Routing = str | Policy | Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,19 +63,6 @@ class Options:
     def cap(self) -> Cap:
         """The map from the student's raw to its real logits."""
         return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
-
-    def objective(self) -> Objective:
-        """The loss of a row."""
-        divergence = self.divergence
-        if isinstance(divergence, str):
-            divergence = divergences.get(divergence)
-        if not isinstance(divergence, Divergence):
-            kind = type(divergence).__name__
-            raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
-        policy = policies.get(self.routing)
-        return Objective(
-            divergence, policy, float(self.temperature), self.label_smoothing, self.z_loss
-        )
 
 
 NAMES = tuple(f.name for f in fields(Options))

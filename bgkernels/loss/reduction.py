@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.loss import checks
-from bgkernels.loss.autograd import FusedLoss
+from bgkernels.loss import compiled
+from bgkernels.loss.autograd import FusedLoss, RowStatistics
 from bgkernels.loss.dtensor import plain
-from bgkernels.loss.objective import Objective
+from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
-from bgkernels.loss.passes import Fused, views
-from bgkernels.loss.problem import Problem
-from bgkernels.rows.state import SKIP
+from bgkernels.loss.pose import wants_gradient
+from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.stats import RowStats
-from bgkernels.streaming.driver import Outcomes
+from bgkernels.streaming import checks
+from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
-from bgkernels.streaming.sources import View, trusted
+from bgkernels.streaming.problem import Problem
 
 
 def reduce(
@@ -26,35 +26,55 @@ def reduce(
     *,
     token_weight: Tensor | None,
     num_items: int | Tensor | None,
+    return_stats: bool = False,
     overwrite: bool = False,
-) -> tuple[Tensor, RowStats]:
-    """The loss, and the statistics, detached, with the input's leading shape."""
+) -> tuple[Tensor, RowStats | None]:
+    """The loss, and the statistics if they are wanted, with the input's leading shape."""
     weight = _weight(problem, token_weight)
     divisor = _divisor(problem, options.reduction, num_items)
-    made = None
+    loss = None
     if _fused(problem, objective, options):
-        job = Fused(problem.call, objective, weight / divisor, problem.trust, overwrite)
+        box: list[Matrices] = []
+        scale = weight / divisor
         try:
-            made = _in_one_pass(problem, job)
+            loss = FusedLoss.apply(problem, objective, scale, overwrite, box, *problem.student)
         except BudgetError:  # recompute mode needs less
             if options.mode == "fused":
                 raise
-    if made is not None:
-        loss, seen = made
-    else:
-        seen = problem.views()
-        rows = objective.rows(seen, trusted(problem.trust, seen)) * weight
+        else:
+            stats = _shown(problem, objective, box[0]) if return_stats else None
+    if loss is None:
+        matrices = row_statistics(problem)
+        blocks = problem.statistics(*matrices)
+        pairs = objective.seen(problem, blocks, matrices[0].unbind(0))
+        parts = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+        rows = objective.rows(pairs, parts) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-    stats = problem.shaped(seen)
-    return loss.to(problem.wide), stats.replaced([x.detach() for x in stats.tensors()])
+        stats = _shown(problem, objective, matrices) if return_stats else None
+    return loss.to(problem.dtype), stats
 
 
-def _in_one_pass(problem: Problem, job: Fused) -> tuple[Tensor, list[View]]:
-    """The loss, its gradient computed beside it, and what is seen of the teachers."""
-    box: list[Outcomes] = []
-    loss: Tensor = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
-    return loss, views(problem.call, box[0])
+def row_statistics(problem: Problem) -> Matrices:
+    """All statistics, differentiable, in recompute mode."""
+    if torch.compiler.is_compiling():
+        return compiled.row_statistics_of(problem)
+    matrices: Matrices = RowStatistics.apply(problem, *problem.student)
+    return matrices
+
+
+def shaped(problem: Problem, stats: RowStats) -> RowStats:
+    """Statistics as the caller sees them: the input's leading shape, fp32."""
+    tensors = (x.reshape(problem.leading) for x in stats.tensors())
+    return stats.replaced(x.to(problem.dtype) if x.is_floating_point() else x for x in tensors)
+
+
+def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowStats:
+    """What ``return_stats`` returns: what policies saw, detached."""
+    values, ints = matrices
+    pairs = objective.seen(problem, problem.statistics(values.detach(), ints))
+    weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+    return shaped(problem, blend(pairs, weights))
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
@@ -68,7 +88,8 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
         blocker = "torch.compile, which traces the objective between two ops"
     if options.mode == "fused" and blocker:
         raise ValueError(f"mode='fused' cannot serve {blocker}; use mode='recompute' or 'auto'")
-    return options.mode != "recompute" and blocker is None and problem.wants_gradient
+    gradient = any(map(wants_gradient, problem.student))
+    return options.mode != "recompute" and blocker is None and gradient
 
 
 def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:

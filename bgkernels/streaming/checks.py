@@ -26,6 +26,12 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
     return value
 
 
+def instance(name: str, value: object, kind: type) -> None:
+    """An object of a class of ours."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be a {kind.__name__}; got {type(value).__name__}")
+
+
 def no_transform() -> None:
     """Outside of ``torch.func``, whose transforms do not see into the kernels."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
