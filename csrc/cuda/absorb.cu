@@ -16,21 +16,21 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
   const Spec& spec = into.spec;
   const int64_t row = (int64_t)block().x * kThreads + thread();
   if (row >= into.tile.rows || into.labels[row] == kSkip) return;
-  RowState<float> total, part;
-  load_state<ScalarMath>(total, into.state, row, spec);
+  RowState<ScalarMath> total, part;
+  load_state(total, into.state, row, spec);
   for (int split = 0; split < args.splits; ++split) {
-    load_state<ScalarMath>(part, part_of(args.parts, split, spec), row, spec);
-    merge<ScalarMath>(total, part, spec);
+    load_state(part, part_of(args.parts, split, spec), row, spec);
+    merge(total, part, spec);
   }
-  store_state<ScalarMath>(total, into.state, row, spec);
+  store_state(total, into.state, row, spec);
 }
 
 typedef void (*Kernel)(AbsorbArgs);
 
 BGK_HD Extras extras_of(const Spec& spec) {
   int first_read = 0, powers = 0;
-  each_extra(spec, [&](const auto& statistic, int i, const Offsets&) {
-    first_read += !statistic.kSecondRead, powers += power_of(spec, i) != 0.0;
+  each_extra<ScalarMath>(spec, [&](const auto& statistic, int, const Offsets&) {
+    first_read += !statistic.kSecondRead, powers += statistic.power() != 0.0;
   });
   return first_read == 0 ? kNoExtra : first_read == 1 && powers == 1 ? kPower : kAny;
 }
@@ -64,7 +64,7 @@ int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
                         : size == kSingles ? pick<Single>(spec, extras)
                                            : absorb_kernel<Mixed, kAny, true>;
   const size_t bytes =
-      extras == kAny ? spec.extra_count * kExtraNumbers * kThreads * sizeof(float) : 0;
+      extras == kAny ? spec.extra_count * kThreads * sizeof(ExtraSums<ScalarMath>) : 0;
   AbsorbArgs launched = args;
   if (splits.count > 1) launched.state = {{splits.floats, rows}, {splits.ints, rows}};
   const Stream stream = (Stream)where.stream;

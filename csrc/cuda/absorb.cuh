@@ -9,7 +9,7 @@ namespace bgk::cuda {
 BGK_DEVICE State part_of(const State& first, int64_t split, const Spec& spec) {
   const Matrix<float>& floats = first.floats;
   const Matrix<int64_t>& ints = first.ints;
-  const int64_t columns = kFloatColumns + count_extras(spec).sums;
+  const int64_t columns = count_sums(spec);
   return {{floats.data + split * columns * floats.stride, floats.stride},
           {ints.data + split * 3 * ints.stride, ints.stride}};
 }
@@ -38,7 +38,7 @@ BGK_DEVICE void absorb_range(Lane<Format, kExtras, kChoose>& lane, const Range& 
 template <class Format, Extras kExtras, bool kChoose>
 BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t row,
                              const RowPair<Format>& rows, const Share& share,
-                             RowState<float>* states) {
+                             RowState<ScalarMath>* states) {
   const int64_t label = args.labels[row] - args.tile.first_column;
   const bool here = spec.rule == kIndex && label >= share.start && label < share.stop;
   const int given = here ? (int)label : -1;
@@ -69,14 +69,14 @@ constexpr int kResidency = Format::kWords == 4 && kExtras != kAny && !kChoose ? 
 template <class Format, Extras kExtras, bool kChoose>
 __global__ void __launch_bounds__(kThreads, kResidency<Format, kExtras, kChoose>)
     absorb_kernel(const __grid_constant__ AbsorbArgs args) {
-  __shared__ RowState<float> states[kWarps + 1];
+  __shared__ RowState<ScalarMath> states[kWarps + 1];
   const Spec& spec = args.spec;
   const int64_t row = block().x, split = block().y;
   if (args.labels[row] == kSkip) return;
   const State to = blocks().y == 1 ? args.state : part_of(args.state, split, spec);
-  RowState<float>& before = states[kWarps];
+  RowState<ScalarMath>& before = states[kWarps];
   if (thread() == 0) {
-    if (blocks().y == 1) load_state<ScalarMath>(before, to, row, spec);
+    if (blocks().y == 1) load_state(before, to, row, spec);
     if (blocks().y > 1) empty_state(before, spec);
   }
   const RowPair<Format> rows(args.tile, row);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kResidency<Format, kExtras, kChoose>
   absorb_share<Format, kExtras, kChoose>(args, spec, row, rows, share, states);
   sync_block();
   if (warp() == 0) merge_warps(states, spec);
-  if (thread() == 0) store_state<ScalarMath>(states[0], to, row, spec);
+  if (thread() == 0) store_state(states[0], to, row, spec);
 }
 
 }  // namespace bgk::cuda

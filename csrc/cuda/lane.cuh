@@ -13,14 +13,12 @@ enum Extras { kNoExtra, kPower, kAny };
 // A lane's columns of a step as math/extras.h takes them.
 struct Block8 {
   static constexpr int n = kColumns;
-  const float (&du)[kColumns];
-  const float (&dv)[kColumns];
+  const float (&s)[kColumns];
+  const float (&t)[kColumns];
 
-  BGK_DEVICE float s(int k) const { return du[k]; }
-  BGK_DEVICE float t(int k) const { return dv[k]; }
+  BGK_DEVICE float du(int k) const { return s[k]; }
+  BGK_DEVICE float dv(int k) const { return t[k]; }
 };
-
-constexpr int kExtraNumbers = sizeof(ExtraSums<float>) / sizeof(float);
 
 // The label that a warp holds out, the same in all its lanes. z, v: real logits.
 struct Held {
@@ -36,8 +34,8 @@ struct Lane {
   const Spec& spec;
   const RowPair<Format>& rows;
   int64_t row;
-  int given;      // column of the label if it is known, else -1
-  float* shared;  // this lane's sums of the extras, kThreads apart
+  int given;                      // column of the label if it is known, else -1
+  ExtraSums<ScalarMath>* shared;  // this lane's sums of the extras, kThreads apart
   float z_top = kNegInf, v_top = kNegInf, m_c = kNegInf;  // maxima of real logits
   int argmax_s = -1, argmax_t = -1;
   Held held = {kNegInf, kNegInf, kNegInf, -1};
@@ -52,39 +50,19 @@ struct Lane {
         rows(rows),
         row(row),
         given(given),
-        shared((float*)dynamic_shared() + thread()) {
-    for (int i = 0; kExtras != kNoExtra && i < spec.extra_count; ++i) {
-      if (kExtras == kAny) put_extra(i, {kNegInf, {}});
-      const double power = kExtras == kPower ? power_of(spec, i) : 0.0;
-      if (power != 0.0) power_at = i, power_base2 = (float)power * kLog2E;
-    }
+        shared((ExtraSums<ScalarMath>*)dynamic_shared() + thread()) {
+    if (kExtras == kNoExtra) return;
+    each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+      if (kExtras == kAny) sums_of(i) = {kNegInf, {}};
+      if (kExtras == kPower && statistic.power() != 0.0)
+        power_at = i, power_base2 = (float)statistic.power() * kLog2E;
+    });
   }
 
   BGK_DEVICE float by() const { return spec.inverse_temperature; }
   BGK_DEVICE float m_s() const { return z_top * by(); }
   BGK_DEVICE float m_t() const { return v_top * by(); }
-  BGK_DEVICE ExtraSums<float> extra(int i) const {
-    const float* x = shared + i * kExtraNumbers * kThreads;
-    return {x[0], {x[kThreads], x[2 * kThreads], x[3 * kThreads], x[4 * kThreads]}};
-  }
-  BGK_DEVICE void put_extra(int i, const ExtraSums<float>& sums) {
-    float* x = shared + i * kExtraNumbers * kThreads;
-    x[0] = sums.m;
-#pragma unroll
-    for (int k = 0; k < 4; ++k) x[(k + 1) * kThreads] = sums.x[k];
-  }
-  // act(statistic, sums) of the extras of the first read.
-  template <class Act>
-  BGK_DEVICE void each_sums(Act act) {
-    for (int i = 0; i < spec.extra_count; ++i) {
-      with_statistic(spec, i, [&](const auto& statistic) {
-        if (statistic.kSecondRead) return;
-        ExtraSums<float> sums = extra(i);
-        act(statistic, sums);
-        put_extra(i, sums);
-      });
-    }
-  }
+  BGK_DEVICE ExtraSums<ScalarMath>& sums_of(int i) const { return shared[i * kThreads]; }
 
   // The lanes' logits of a step. `slot` holds another column than it should: the label that lost.
   struct Logits8 {
@@ -167,8 +145,8 @@ struct Lane {
     }
     if (kExtras == kAny) {
       const Block8 block = {du, dv};
-      each_sums([&](const auto& statistic, ExtraSums<float>& x) {
-        statistic.template absorb<ScalarMath>(x, block);
+      each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+        if (!statistic.kSecondRead) statistic.absorb(sums_of(i), block);
       });
     }
   }
@@ -181,8 +159,8 @@ struct Lane {
     recentre(sums, by_s, by_t);
     if (kExtras == kPower) power *= exp2f(power_base2 * by_t);
     if (kExtras == kAny) {
-      each_sums([&](const auto& statistic, ExtraSums<float>& x) {
-        statistic.raise_block(x, by_s, by_t);
+      each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+        statistic.raise(sums_of(i), by_s, by_t);
       });
     }
     z_top = z, v_top = v;
@@ -225,7 +203,7 @@ struct Lane {
   }
 
   // The warp's state.
-  BGK_DEVICE void finish(RowState<float>& out) {
+  BGK_DEVICE void finish(RowState<ScalarMath>& out) {
     PairSums<float>& x = sums;
     x.d_s = warp_sum(x.d_s), x.h_s = warp_sum(x.h_s), x.k_s = warp_sum(x.k_s);
     x.d_t = warp_sum(x.d_t), x.h_t = warp_sum(x.h_t), x.k_t = warp_sum(x.k_t);
@@ -242,29 +220,16 @@ struct Lane {
         raise_hard(out, fmaxf(m_c, out.m_s));
         out.d_c += x.d_s * expf(moved(out.m_s, out.m_c));
       }
-      if (kExtras == kPower) {
-        ExtraSums<float>& x = out.extras[power_at] = {0.0f, {power}};
-        with_statistic(spec, power_at,
-                       [&](const auto& statistic) { statistic.settle(x, out.m_s, out.m_t); });
-      }
+      if (kExtras == kPower) out.extras[power_at] = {0.0f, {power}};
     }
-    if (kExtras == kAny) {
-      for (int i = 0; i < spec.extra_count; ++i) {
-        with_statistic(spec, i, [&](const auto& statistic) {
-          if (!statistic.kSecondRead) finish_extra(statistic, i, out);
-        });
-      }
-    }
-  }
-
-  template <class Statistic>
-  BGK_DEVICE void finish_extra(const Statistic& statistic, int i, RowState<float>& out) {
-    ExtraSums<float> x = extra(i);
-    if (statistic.kMaximum) statistic.raise_own(x, warp_max(x.m));
+    if (kExtras != kAny) return;
+    each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+      ExtraSums<ScalarMath> y = sums_of(i);
+      statistic.raise_own(y, warp_max(y.m));
 #pragma unroll
-    for (int k = 0; k < 4; ++k) x.x[k] = warp_sum(x.x[k]);
-    statistic.settle(x, m_s(), m_t());
-    if (lane() == 0) out.extras[i] = x;
+      for (float& sum : y.x) sum = warp_sum(sum);
+      if (lane() == 0) out.extras[i] = y;
+    });
   }
 };
 

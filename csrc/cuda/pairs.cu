@@ -16,10 +16,10 @@ __global__ void __launch_bounds__(kThreads) add_kernel(const __grid_constant__ A
   const int64_t row = (int64_t)block().x * kThreads + thread(), rows = into.tile.rows;
   if (row >= rows || into.labels[row] == kSkip) return;
   const Column<float> to(into.floats, row);
-  const int64_t columns = kFloatColumns + count_extras(into.spec).sums;
-  each_extra(into.spec, [&](const auto& statistic, int, const Offsets& at) {
-    const int sums = statistic.kSecondRead ? statistic.kSums : 0;
-    for (int k = kFloatColumns + at.sums; k < kFloatColumns + at.sums + sums; ++k) {
+  const int64_t columns = count_sums(into.spec);
+  each_extra<ScalarMath>(into.spec, [&](const auto& statistic, int, const Offsets& at) {
+    const int end = statistic.kSecondRead ? at.sums + statistic.kSums : 0;
+    for (int k = at.sums; k < end; ++k) {
       for (int split = 0; split < args.splits; ++split)
         to[k] += args.parts[(split * columns + k) * rows + row];
     }

@@ -21,7 +21,7 @@ BGK_DEVICE void pair_share(const Statistic& statistic, const RowPair<Format>& ro
     for (int k = 0; k < kColumns; ++k) {
       const bool there = step.column<Format>(k) < step.stop;
       const float lp = there ? probs.of_s(z[k]) : kNegInf, lq = there ? probs.of_t(v[k]) : kNegInf;
-      statistic.template add<ScalarMath>(sums, lp, lq);
+      statistic.add(sums, lp, lq);
     }
   }
 #pragma unroll
@@ -42,18 +42,18 @@ __global__ void __launch_bounds__(kThreads, 3) pairs_kernel(const __grid_constan
   const LogProbs probs = {Centre(args.lse_s[row]), Centre(args.lse_t[row]),
                           args.spec.inverse_temperature};
   const Share share(args.tile, split, blocks().y);
-  int columns = kFloatColumns, first = 0, count = 0;
-  each_extra(args.spec, [&](const auto& statistic, int i, const Offsets& at) {
-    columns += statistic.kSums;
+  int first = 0, count = 0;
+  each_extra<ScalarMath>(args.spec, [&](const auto& statistic, int i, const Offsets& at) {
     if (i != (int)block().z || !statistic.kSecondRead) return;
-    first = kFloatColumns + at.sums, count = statistic.kSums;
+    first = at.sums, count = statistic.kSums;
     pair_share(statistic, rows, probs, share, parts);
   });
   sync_block();
   if (thread() >= count) return;
   float total = 0.0f;
   for (int w = 0; w < kWarps; ++w) total += parts[w][thread()];
-  float* to = args.floats.data + (split * columns + first + thread()) * args.floats.stride + row;
+  float* to = args.floats.data +
+              (split * count_sums(args.spec) + first + thread()) * args.floats.stride + row;
   *to = blocks().y == 1 ? *to + total : total;
 }
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/threads.cuh"
-#include "math/numbers.h"
+#include "math/extras.h"
 
 namespace bgk::cuda {
 
@@ -225,6 +225,11 @@ struct ScalarMath {
   static BGK_DEVICE float total(float x) { return x; }
   static BGK_DEVICE float first(float x) { return x; }
 };
+
+// Rows of a state's floats.
+BGK_HD int count_sums(const Spec& spec) {
+  return each_extra<ScalarMath>(spec, [](const auto&, int, const Offsets&) {}).sums;
+}
 
 // Which format serves a pair of models.
 enum Size { kHalves, kSingles, kMixedSizes };

@@ -7,11 +7,10 @@
 namespace bgk::cuda {
 
 // Merges the states of a block's warps, and the one after them, into the first; warp 0 does it.
-BGK_DEVICE void merge_warps(RowState<float>* states, const Spec& spec) {
+BGK_DEVICE void merge_warps(RowState<ScalarMath>* states, const Spec& spec) {
   for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
     const int apart = half ? half : kWarps;
-    if (lane() < half || lane() == 0)
-      merge<ScalarMath>(states[lane()], states[lane() + apart], spec);
+    if (lane() < half || lane() == 0) merge(states[lane()], states[lane() + apart], spec);
     sync_warp();
     if (half == 0) return;
   }

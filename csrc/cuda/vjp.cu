@@ -2,6 +2,17 @@
 #include "cuda/vjp.cuh"
 
 namespace bgk::cuda {
+namespace {
+
+BGK_HD bool reach_student(const Spec& spec) {
+  bool some = false;
+  each_extra<ScalarMath>(spec, [&](const auto& statistic, int, const Offsets&) {
+    some |= statistic.reaches_student();
+  });
+  return some;
+}
+
+}  // namespace
 
 // Roofline: a row of V columns in bf16 moves 6·V bytes, 4 read and 2 written (2·V fewer where the
 // gradient does not depend on the teacher), in which an H100 issues about 50 instructions a column

@@ -31,7 +31,7 @@ template <class Format>
 BGK_DEVICE void prepare(const VjpArgs& args, const RowPair<Format>& rows, int64_t row,
                         VjpShared& out) {
   const Spec& spec = args.spec;
-  const Column<const double> factors(args.factors, row);
+  const In factors(args.factors, row);
   if (thread() == 0) {
     out.plan = plan_row(args, row);
     const VjpRow& x = out.plan.row;
@@ -44,10 +44,10 @@ BGK_DEVICE void prepare(const VjpArgs& args, const RowPair<Format>& rows, int64_
     }
   }
   if (thread() >= spec.extra_count) return;
-  each_extra(spec, [&](const auto& statistic, int i, const Offsets& at) {
+  each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets& at) {
     if (i == thread())
-      out.terms[i] = statistic.prepare(factors.from(kCoefficients + at.factors), factors[0],
-                                       factors[1], args.tile.student.scale);
+      out.terms[i] = statistic.prepare(factors.from(at.factors), factors[0], factors[1])
+                         .scaled(args.tile.student.scale);
   });
 }
 
@@ -86,11 +86,11 @@ BGK_DEVICE void vjp_extras(const VjpShared& row, const Spec& spec, const float* 
   for (int i = 0; i < spec.extra_count; ++i) {
     const VjpTerm term = row.terms[i];
     if (!term.active()) continue;
-    with_statistic(spec, i, [&](const auto& statistic) {
+    with_statistic<ScalarMath>(spec, i, [&](const auto& statistic) {
 #pragma unroll
       for (int k = 0; k < kColumns; ++k) {
         const float lp = row.probs.of_s(z[k]), lq = row.probs.of_t(v[k]);
-        g[k] += statistic.template term<ScalarMath>(term, lp, lq);
+        g[k] += statistic.term(term, lp, lq);
       }
     });
   }
