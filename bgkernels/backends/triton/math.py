@@ -11,7 +11,7 @@ import triton.language as tl
 
 from bgkernels.rows import arithmetic, sampling
 
-NAN, NEG_INF = tl.constexpr(float("nan")), tl.constexpr(float("-inf"))
+NEG_INF = tl.constexpr(float("-inf"))
 NONE, SKIP = tl.constexpr(arithmetic.NONE), tl.constexpr(arithmetic.SKIP)
 RAW, SCALED, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # maps to real logits
 MULTIPLIER, WEYL = tl.constexpr(0xD256D193), tl.constexpr(0x9E3779B9)
