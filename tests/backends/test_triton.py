@@ -141,7 +141,7 @@ def test_a_state_that_is_not_contiguous_is_refused() -> None:
         backend().absorb_(strided, case.tiles()[0], case.labels, case.spec)
 
 
-@pytest.mark.parametrize("seed", [7, 2**31, -(2**62) - 12345])
+@pytest.mark.parametrize("seed", [2**31, -(2**62) - 12345])
 def test_samples_are_those_of_every_backend(seed: int) -> None:
     """Same tokens as plain torch, whatever the cuts, from counters above 32 bits too."""
     rows, first = 3, 2**32 - 5

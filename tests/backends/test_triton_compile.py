@@ -68,7 +68,6 @@ def spec(**kwargs: Any) -> RowSpec:
 
 
 VARIANTS = (
-    Variant("plain", "absorb", SHARED, FP32),
     Variant("unaligned", "absorb", SHARED, BF16, aligned=False),
     Variant("entropy", "absorb", spec(extras=ENTROPY), BF16),
     Variant("entropy, T", "absorb", spec(temperature=2.0, extras=AT_ONE), BF16, everywhere=True),
@@ -81,8 +80,7 @@ VARIANTS = (
     Variant("every kind", "absorb", spec(extras=EVERY_KIND)),
     Variant("capped, T", "absorb", spec(temperature=2.0, extras=AT_ONE, **CAPS), BF16),
     Variant("cross-entropy", "absorb", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
-    Variant("sample, every kind", "merge", spec(label_rule="sample", extras=EVERY_KIND),
-            everywhere=True),
+    Variant("sample, every kind", "merge", spec(label_rule="sample", extras=EVERY_KIND)),
     Variant("jsd", "reread", spec(extras=(Mixture(0.5),)), BF16, everywhere=True),
     Variant("all, capped, split", "reread", spec(temperature=2.0, extras=PAIRS, **CAPS),
             split=True),
@@ -99,7 +97,7 @@ VARIANTS = (
     Variant("cross-entropy", "vjp", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
 )  # fmt: skip
 COLUMN_KERNELS = ("absorb", "reread", "vjp")
-DOUBLES = "lse_s_ptr lse_t_ptr statistics_ptr grads_ptr coefficients_ptr".split()
+DOUBLES = ("lse_s_ptr", "lse_t_ptr", "statistics_ptr", "grads_ptr", "coefficients_ptr")
 
 
 def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[str, Any], Any]:

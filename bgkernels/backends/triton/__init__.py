@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-
 import os
 import struct
 from collections.abc import Callable

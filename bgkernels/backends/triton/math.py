@@ -37,10 +37,10 @@ def exp(x):
 @triton.jit
 def number(pair, DTYPE: tl.constexpr):
     """A number that was passed as what fp32 holds of it, and the rest."""
-    if DTYPE == tl.float64:
-        return tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
-    else:
-        return tl.cast(pair[0], DTYPE)
+    value = tl.cast(pair[0], DTYPE)
+    if tl.float32 != DTYPE:
+        value += tl.cast(pair[1], DTYPE)
+    return value
 
 
 @triton.jit
