@@ -142,7 +142,7 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
         for part, x in zip(moves, (a, b), strict=True):
             m = out[f"m_{side}"]
             part.append(torch.where(x[f"m_{side}"] == m, 0.0, x[f"m_{side}"] - m))
-    for k, (side, _) in enumerate(("st", "ts")):
+    for k, side in enumerate("st"):
         totals = {name: torch.zeros_like(out["d_s"]) for name in "dhk"}
         for x, move in zip((a, b), moves, strict=True):
             by, gap = move[k], move[k] - move[1 - k]

@@ -16,11 +16,22 @@ import torch
 
 from bgkernels.backends.native import NativeBackend
 from bgkernels.rows import sampling
-from bgkernels.rows.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.rows.state import NONE, SKIP, empty
-from bgkernels.rows.stats import DIFFERENTIABLE, finalize
-from bgkernels.rows.vjp import vjp_coefficients
-from tests.conformance import CPU, KINDS, check, gradient, make, statistics
+from bgkernels.rows.arithmetic import NONE, SKIP
+from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.state import RowState, empty
+from tests.conformance import (
+    CPU,
+    DIFFERENTIABLE,
+    KINDS,
+    check,
+    finalized,
+    gradient,
+    make,
+    random_grads,
+    settled,
+    statistics,
+)
 from tests.cuda_emulation import Emulated
 
 _C = pytest.importorskip("bgkernels.backends.native._C")
@@ -63,6 +74,8 @@ TILTS = (
     Tilt(0.8, 0, True), Tilt(0.3, 0.3, True),
 )  # fmt: skip
 PAIRS = (Mixture(0.5), Mixture(0.1), TotalVariation())
+MIXED = (Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered(), Tilt(0, 0.1),
+         Mixture(0.1), Tempered(exact(0.5)))  # fmt: skip
 CAPS = {"student": Cap(1.5, 8.0), "teacher": Cap(0.5, 12.0)}
 CASES: dict[str, tuple[RowSpec, str]] = {
     "plain": (RowSpec(WIDTH, WIDTH), "ff"),
@@ -81,6 +94,9 @@ CASES: dict[str, tuple[RowSpec, str]] = {
     "tilts": (RowSpec(WIDTH, WIDTH, exact(1.3), extras=TILTS), "ff"),
     "pairs": (RowSpec(WIDTH, WIDTH, extras=PAIRS), "fb"),
     "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=(Mixture(0.7), Tilt(0, 0.1)), **CAPS), "ff"),
+    "tempered statistics": (RowSpec(WIDTH, WIDTH, exact(3.0), extras=(Tempered(),)), "ff"),
+    "mixed kinds": (RowSpec(WIDTH, PADDED, exact(1.3), extras=MIXED, logit_sum=True), "bf"),
+    "mixed kinds, argmax": (RowSpec(WIDTH, PADDED, 2.0, "argmax", extras=MIXED), "fb"),
     "scaled": (RowSpec(WIDTH, PADDED, student=Cap(0.25), teacher=Cap(-2.0), extras=PAIRS), "hf"),
 }
 
@@ -133,7 +149,7 @@ def test_output_of_another_dtype(native: NativeBackend, dtypes: str, out: torch.
 
 def test_masked_columns(native: NativeBackend) -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
-    extras = (*TILTS[:4], *PAIRS)
+    extras = (*TILTS[:4], *PAIRS, Tempered(0.5))
     for spec in (RowSpec(WIDTH, WIDTH, extras=extras), RowSpec(WIDTH, PADDED, 2.0)):
         case = make(spec, [3, 5, 7, 9])
         assert case.teacher is not None
@@ -142,10 +158,11 @@ def test_masked_columns(native: NativeBackend) -> None:
         for x in (case.student[3], case.teacher[3]):
             x[:9] = x[10:] = -INF
         finite = tuple(n for n in DIFFERENTIABLE if n != "kl_st")
-        final = check(native, case, names=finite)
-        assert final.stats.kl_st[1] == final.stats.kl_ts[2] == INF
-        assert final.stats.kl_ts[3] == 0
-        assert not gradient(native, case, final, torch.float32, names=("kl_ts",))[:2, 20:690].any()
+        result = check(native, case, names=finite)
+        assert result["kl_st"][1] == result["kl_ts"][2] == INF
+        assert result["kl_ts"][3] == 0
+        dense = gradient(native, case, result, torch.float32, names=("kl_ts",))
+        assert not dense[:2, 20:690].any()
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
@@ -178,15 +195,15 @@ def test_bad_logits_and_labels(
     for column in columns:
         case.student[0, column], case.student[2, column] = odd_nan, INF
         case.teacher[3, column], case.teacher[4, column] = NAN, INF
-    _, final = statistics(native, case)
+    result = statistics(native, case)
     bad = [True] * 5 + [False]
-    assert (final.stats.kl_ts + final.stats.nll).isnan().tolist() == bad
-    assert gradient(native, case, final, torch.float32).isnan().any(1).tolist() == bad
+    assert (result["kl_ts"] + result["nll"]).isnan().tolist() == bad
+    assert gradient(native, case, result, torch.float32).isnan().any(1).tolist() == bad
     case.teacher, case.spec = None, RowSpec(WIDTH, 0)
-    _, final = statistics(native, case)
+    result = statistics(native, case)
     bad = [True, True, True, False, False, False]
-    assert final.stats.nll.isnan().tolist() == bad
-    assert gradient(native, case, final, torch.bfloat16).isnan().any(1).tolist() == bad
+    assert result["nll"].isnan().tolist() == bad
+    assert gradient(native, case, result, torch.bfloat16).isnan().any(1).tolist() == bad
 
 
 def test_infinite_moments_stay_infinite(native: NativeBackend) -> None:
@@ -194,20 +211,21 @@ def test_infinite_moments_stay_infinite(native: NativeBackend) -> None:
     case = make(RowSpec(WIDTH, WIDTH, extras=(Tilt(0, 0, True),)), [3, 5])
     assert case.teacher is not None
     case.teacher[:, 1], case.student[0, -20:], case.teacher[1, -20:] = -INF, 20.0, 20.0
-    state, _ = statistics(native, case)
-    assert state.tilt(0)[2:].tolist() == [[INF, INF], [INF, INF]]
+    state = statistics(native, case).state
+    assert state.extra(0)[2:].tolist() == [[INF, INF], [INF, INF]]
 
 
 def test_rows_that_take_no_part(native: NativeBackend) -> None:
     """A skipped row is not looked at, and its gradient is zero; no rows are no work."""
-    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax"), [SKIP, NONE])
+    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax", extras=(Tempered(), Mixture(0.5))), [SKIP, NONE])
     case.student[0] = NAN
-    state, final = statistics(native, case)
-    fresh = empty(2, 0, dtype=torch.float32, device=CPU)
-    assert torch.equal(state.floats[:, 0], fresh.floats[:, 0])
-    assert torch.equal(state.ints[:, 0], fresh.ints[:, 0])
-    assert final.stats.valid.tolist() == [False, True]
-    assert gradient(native, case, final, torch.float32)[0].tolist() == [0.0] * WIDTH
+    result = statistics(native, case)
+    fresh = empty(2, case.spec, dtype=torch.float32, device=CPU)
+    assert torch.equal(result.state.floats[:, 0], fresh.floats[:, 0])
+    assert torch.equal(result.state.ints[:, 0], fresh.ints[:, 0])
+    assert not result.values[:, 0].any()
+    assert result.values[:, 1].all()
+    assert gradient(native, case, result, torch.float32)[0].tolist() == [0.0] * WIDTH
     statistics(
         native, replace(case, student=case.student[:0], labels=case.labels[:0], teacher=None)
     )
@@ -217,10 +235,10 @@ def test_nothing_outside_the_rows_is_written(native: NativeBackend) -> None:
     case = make(RowSpec(BLOCK + 5, BLOCK + 5), [3, 4, SKIP])
     canvas = torch.zeros(3, BLOCK + 16)
     out = canvas[:, 3 : BLOCK + 8]
-    _, final = statistics(native, case)
-    copy = gradient(native, case, final, torch.float32)
+    result = statistics(native, case)
+    copy = gradient(native, case, result, torch.float32)
     case.student = out.copy_(case.student)
-    in_place = gradient(native, replace(case), final, torch.float32, in_place=True)
+    in_place = gradient(native, replace(case), result, torch.float32, in_place=True)
     assert torch.equal(copy, in_place)
     assert not canvas[:, :3].any()
     assert not canvas[:, BLOCK + 8 :].any()
@@ -237,8 +255,8 @@ def test_samples_are_those_of_every_backend(native: NativeBackend, seed: int) ->
     case.teacher[::2] *= 5
     expected = (case.teacher + noise).argmax(1).tolist()
     for cuts in ((), (70,), (BLOCK, 700)):
-        state, _ = statistics(native, replace(case, cuts=cuts, first_row=first))
-        assert state["label"].tolist() == expected
+        result = statistics(native, replace(case, cuts=cuts, first_row=first))
+        assert result["label"].tolist() == expected
 
 
 def test_ties_go_to_the_lowest_column(native: NativeBackend) -> None:
@@ -249,24 +267,24 @@ def test_ties_go_to_the_lowest_column(native: NativeBackend) -> None:
         case.teacher[row, columns] = case.student[row, columns] = 50.0
     for cuts in ((), (70, 120)):
         case.cuts = cuts
-        _, final = statistics(native, case)
-        for name in ("label", "argmax_t", "argmax_s"):
-            assert getattr(final.stats, name).tolist() == [5, 6, 66]
-    state = empty(3, 0, dtype=torch.float32, device=CPU)
+        assert statistics(native, case).state.ints.tolist() == [[5, 6, 66], *[[6, 140, 600]] * 2]
+    state = empty(3, case.spec, dtype=torch.float32, device=CPU)
     for tile in reversed(case.tiles()):
         native.absorb_(state, tile, case.labels, case.spec)
-    stats = finalize(state, case.labels, case.spec).stats
-    assert [x.tolist() for x in (stats.label, stats.argmax_t, stats.argmax_s)] == [[5, 6, 66]] * 3
+    assert state.ints.tolist() == [[5, 6, 66], *[[6, 140, 600]] * 2]
 
 
 def test_threads_change_nothing(native: NativeBackend) -> None:
     case = make(RowSpec(WIDTH, PADDED, 2.0, extras=PAIRS), list(range(37)))
     before, results = torch.get_num_threads(), []
+    many = RowState(torch.rand(14, 900) + 1, torch.zeros(3, 900, dtype=torch.int64), RowSpec(9, 9))
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            state, final = statistics(native, case)
-            results.append((state.floats, gradient(native, case, final, torch.float32)))
+            result = statistics(native, case)
+            dense = gradient(native, case, result, torch.float32)
+            numbers = finalized(native, many, many.ints[0])
+            results.append((result.state.floats, result.values, dense, numbers))
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
@@ -277,14 +295,14 @@ def test_strides_that_need_a_copy(native: NativeBackend) -> None:
     """Logits and a gradient whose inner stride is not 1."""
     case = make(RowSpec(WIDTH, WIDTH), LABELS)
     assert case.teacher is not None
-    state, final = statistics(native, case)
-    rows = len(LABELS)
-    coefficients = vjp_coefficients(final, {"kl_ts": torch.ones(rows)}, {}, case.spec)
-    expected, out = torch.full((rows, WIDTH), NAN), torch.full((WIDTH, rows), NAN).t()
-    native.vjp(expected, case.tiles()[0], coefficients, case.spec)
+    result = statistics(native, case)
+    expected, rows = gradient(native, case, result, torch.float32), len(LABELS)
     case.student, case.teacher = (x.t().contiguous().t() for x in (case.student, case.teacher))
-    torch.testing.assert_close(statistics(native, case)[0].floats, state.floats)
-    native.vjp(out, case.tiles()[0], coefficients, case.spec)
+    torch.testing.assert_close(statistics(native, case).state.floats, result.state.floats)
+    out, labels = torch.full((WIDTH, rows), NAN).t(), settled(case.labels, result)
+    grads = random_grads(case, result.values, DIFFERENTIABLE)
+    coefficients = native.fold(result.values, grads, labels, case.spec)
+    native.vjp(out, case.tiles()[0], coefficients, labels, case.spec)
     assert torch.equal(out, expected)
 
 
@@ -293,11 +311,11 @@ def test_what_is_not_supported(native: NativeBackend) -> None:
     assert "float64" in str(native.supports(CPU, (torch.float32, torch.float64)))
     assert "meta" in str(native.supports(torch.device("meta"), (torch.float32,)))
     case = make(RowSpec(8, 8), [1])
-    wide = empty(1, 0, dtype=torch.float64, device=CPU)
+    wide = empty(1, case.spec, dtype=torch.float64, device=CPU)
     with pytest.raises(ValueError, match="float32"):
         native.absorb_(wide, case.tiles()[0], case.labels, case.spec)
-    many = replace(case.spec, extras=tuple(Tilt(0, 0.1 * i) for i in range(_C.MAX_TILTS + 1)))
-    with pytest.raises(NotImplementedError, match="at most"):
+    many = replace(case.spec, extras=tuple(Tilt(0, 0.1 * i) for i in range(_C.MAX_EXTRAS + 1)))
+    with pytest.raises(NotImplementedError, match="at most 8 extra statistics"):
         statistics(native, replace(case, spec=many))
 
 

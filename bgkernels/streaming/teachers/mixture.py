@@ -211,7 +211,7 @@ class MixtureHead:
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
-        self.chunk = rows
+        self.chunk, self.offsets = rows, torch.empty(0)
         for head in self.heads:
             head.start(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,9 +141,10 @@ class TopKTeacher(Teacher):
         """The same teacher with ``rows`` rows."""
         n = self.indices.ndim - 1
         pairs = zip(self.names, self.tensors, strict=True)
-        return replace(
-            self, **{name: x.reshape(rows, *x.shape[n:]) for name, x in pairs if x is not None}
-        )
+        flat: dict[str, Any] = {
+            name: x.reshape(rows, *x.shape[n:]) for name, x in pairs if x is not None
+        }
+        return replace(self, **flat)
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
         """Of the whole (the student on both sides) and of the small problem."""
@@ -172,7 +174,7 @@ class TopKTeacher(Teacher):
             )
             first += len(pair.values)
         whole, small = views
-        shared = ("nll", "lse_hard", "logit_mean", "label")
+        shared: tuple[str, ...] = ("nll", "lse_hard", "logit_mean", "label")
         if self.tail != "drop":
             shared += ("logp_s", "logp_t")
         columns = {name: getattr(whole, name) for name in shared}
