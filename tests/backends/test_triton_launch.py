@@ -16,7 +16,7 @@ import torch
 
 from bgkernels.backends import triton as host
 from bgkernels.backends.base import Tile
-from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt
+from bgkernels.rows.extras import Extra, Mixture, Tempered
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import empty
 
@@ -79,7 +79,7 @@ def run(spec: RowSpec, rows: int, vocab: int, *, odd: int = 0, splits: int = 1) 
 
 
 def extras(a: float) -> tuple[Extra, ...]:
-    return Mixture(a), Tilt(a, 1 - a), Tempered(a)
+    return Mixture(a), Tempered(a)
 
 
 def main() -> None:
