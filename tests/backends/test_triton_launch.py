@@ -107,6 +107,8 @@ def test_sizes_and_numbers_compile_nothing_new() -> None:
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     launched = [line.split() for line in made.stdout.splitlines()]
+    names = ["absorb_kernel", "reread_kernel", "finalize_kernel", "fold_kernel", "vjp_kernel"]
+    assert [line[0] for line in launched[:5]] == names  # one launch a primitive
     assert launched[0] == ["absorb_kernel", "300", "1", "1"]
     assert ["merge_kernel", "10", "1", "1"] in launched
 
