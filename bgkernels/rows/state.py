@@ -19,6 +19,7 @@ approaches one (see :func:`bgkernels.rows.stats.finalize`).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -71,14 +72,21 @@ class RowState:
 
 def empty(rows: int, spec: RowSpec, *, dtype: torch.dtype, device: torch.device) -> RowState:
     """The neutral element, for ``rows`` rows."""
-    floats = torch.zeros(spec.sum_count, rows, dtype=dtype, device=device)
+    floats = torch.empty(spec.sum_count, rows, dtype=dtype, device=device)
+    floats.copy_(_empty_column(spec, dtype, device))
+    ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
+    return RowState(floats, ints, spec)
+
+
+@functools.lru_cache(maxsize=64)
+def _empty_column(spec: RowSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``(sums, 1)`` of an empty state."""
     infinite = [INDEX[name] for name in MAXIMA]
     for extra, part in zip(spec.extras, spec.sums, strict=True):
         infinite += [part.start + k for k, name in enumerate(extra.sums) if name == "m"]
-    for i in infinite:  # an index list would be copied to the device, and waited for
-        floats[i].fill_(NEG_INF)
-    ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
-    return RowState(floats, ints, spec)
+    column = torch.zeros(spec.sum_count, 1, dtype=dtype)
+    column[infinite] = NEG_INF
+    return column.to(device)
 
 
 def merge(a: RowState, b: RowState) -> RowState:
