@@ -334,13 +334,12 @@ def hybrid_loss(
     ce = hard_term[0] if hard_term else cross_entropy(row.z, row.label, label_smoothing)
     loss = _product(hard, ce) + _product(soft, temperature**2 * d)
     loss = loss + _product(row.full(z_loss), row.z.logsumexp(-1).square())
-    if token_weight is not None:
-        weight = token_weight.expand(row.shape).reshape(-1).to(loss)
-        loss = _product(weight.masked_fill(~row.valid, 0.0), loss)
-    loss = loss.masked_fill(~row.valid, 0.0)
+    weight = row.full(1) if token_weight is None else token_weight.reshape(-1).to(loss)
+    loss = _product(weight.masked_fill(~row.valid, 0.0), loss).masked_fill(~row.valid, 0.0)
+    if reduction == "none":
+        return loss.reshape(row.shape)
     count = row.valid.sum().clamp(min=1) if num_items is None else num_items
-    reduced = {"none": loss.reshape(row.shape), "sum": loss.sum(), "mean": loss.sum() / count}
-    return reduced[reduction]
+    return loss.sum() / count if reduction == "mean" else loss.sum()
 
 
 def row_stats(s_logits: Tensor, t_logits: Tensor, target: Tensor | str, *,
