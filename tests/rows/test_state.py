@@ -52,9 +52,7 @@ def of_parts(situation: Situation, edges: list[int]) -> list[RowState]:
 
 
 @given(situations(), st.tuples(st.integers(1, 19), st.integers(20, COLUMNS - 1)))
-def test_merge_is_associative_and_commutative(
-    situation: Situation, edges: tuple[int, int]
-) -> None:
+def test_merge_is_associative_and_commutative(situation: Situation, edges: tuple[int, int]) -> None:
     states = of_parts(situation, list(edges))
     expected = merge(states[0], merge(states[1], states[2]))
     for a, b, c in permutations(states):
