@@ -19,7 +19,6 @@ approaches one (see :func:`bgkernels.rows.stats.finalize`).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -72,21 +71,14 @@ class RowState:
 
 def empty(rows: int, spec: RowSpec, *, dtype: torch.dtype, device: torch.device) -> RowState:
     """The neutral element, for ``rows`` rows."""
-    floats = torch.empty(spec.sum_count, rows, dtype=dtype, device=device)
-    floats.copy_(_empty_column(spec, dtype, device))
-    ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
-    return RowState(floats, ints, spec)
-
-
-@functools.lru_cache(maxsize=64)
-def _empty_column(spec: RowSpec, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``(sums, 1)`` of an empty state."""
+    floats = torch.zeros(spec.sum_count, rows, dtype=dtype, device=device)
     infinite = [INDEX[name] for name in MAXIMA]
     for extra, part in zip(spec.extras, spec.sums, strict=True):
         infinite += [part.start + k for k, name in enumerate(extra.sums) if name == "m"]
-    column = torch.zeros(spec.sum_count, 1, dtype=dtype)
-    column[infinite] = NEG_INF
-    return column.to(device)
+    for i in infinite:  # an index list would be copied to the device, and waited for
+        floats[i].fill_(NEG_INF)
+    ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
+    return RowState(floats, ints, spec)
 
 
 def merge(a: RowState, b: RowState) -> RowState:
@@ -173,7 +165,7 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
 
 def _merge_maxima(out: RowState, a: RowState, b: RowState, side: str) -> None:
     """The larger maximum and its column, the lower column of equal ones."""
-    m_a, m_b, at_a, at_b = [x[f"{n}_{side}"] for n in ("m", "argmax") for x in (a, b)]
+    m_a, m_b, at_a, at_b = (x[f"{name}_{side}"] for name in ("m", "argmax") for x in (a, b))
     lower, winner = torch.minimum(at_a, at_b), torch.where(m_a > m_b, at_a, at_b)
     tie = (m_a == m_b) & (lower != NONE)
     out[f"m_{side}"].copy_(torch.maximum(m_a, m_b))
