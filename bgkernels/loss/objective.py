@@ -127,7 +127,7 @@ class Objective:
             rows: all rows of their matrix as autograd is to know them; None: without a history.
         """
         pairs = problem.seen(blocks, rows)
-        if self.temperature == 1.0:
+        if self.temperature == 1.0 or AT_ONE not in pairs[0][0].extras:  # nobody looks at it
             return pairs
         at_one = (s.at_one(self.temperature, self.policy.extras) for s, _ in pairs)
         return [(s, tempered) for s, (_, tempered) in zip(at_one, pairs, strict=True)]
