@@ -77,7 +77,8 @@ inline VjpArgs vjp_args(const OwnedSpec& spec, const Tile& tile, const Logits& o
           threads};
 }
 
-// The primitives of csrc/cuda, as functions of a module.
+// Matrix products, and the primitives of csrc/cuda, as functions of a module.
+void bind_product(py::module_& m);
 void bind_cuda(py::module_ m);
 
 }  // namespace bgk
