@@ -20,6 +20,8 @@ namespace {
 // powers of two and depths that vary with the input into steps, because the library behind the
 // micro-kernel generates and keeps one for each size that it sees.
 constexpr int64_t kRows = 64, kColumns = 128, kDepth = 1024, kDepthStep = 32;
+constexpr int64_t kRowStride =
+    kDepth + 32;  // of packed a: rows fall into different sets of the L1 cache
 constexpr int64_t kPanelBytes = 1 << 20;  // of packed b a thread, so that it stays in the L2 cache
 constexpr int64_t kLeastWork = 1 << 20;   // multiply-adds that are worth a second thread
 
@@ -87,26 +89,30 @@ inline void transpose4(const uint16_t* from, int64_t from_stride, uint16_t* to, 
 #endif
 }
 
-// Rows [0, n) of `a` at depths [first, first + depth), as (n, padded) with zeros beyond `depth`.
+// Rows [row, row + n) of `a` at depths [first, first + depth), zeros from there up to `padded`.
 void pack_rows(const Operand& a, int64_t row, int64_t n, int64_t first, int64_t depth,
                int64_t padded, uint16_t* to) {
   const uint16_t* from = a.data + row * a.row_stride + first * a.column_stride;
   int64_t whole = 0;  // of the depth
   if (a.column_stride == 1) {
     for (int64_t i = 0; i < n; ++i)
-      memcpy(to + i * padded, from + i * a.row_stride, sizeof(uint16_t) * (size_t)depth);
+      memcpy(to + i * kRowStride, from + i * a.row_stride, sizeof(uint16_t) * (size_t)depth);
     whole = depth;
   } else if (a.row_stride == 1 && n % 8 == 0) {
     whole = depth & -8;
     for (int64_t k = 0; k < whole; k += 8) {
+      for (int64_t ahead = k + 32; ahead < std::min(k + 40, whole); ++ahead) {
+        for (int64_t i = 0; i < n; i += 32) __builtin_prefetch(from + ahead * a.column_stride + i);
+      }
       for (int64_t i = 0; i < n; i += 8)
-        transpose8(from + k * a.column_stride + i, a.column_stride, to + i * padded + k, padded);
+        transpose8(from + k * a.column_stride + i, a.column_stride, to + i * kRowStride + k,
+                   kRowStride);
     }
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t k = whole; k < depth; ++k)
-      to[i * padded + k] = from[i * a.row_stride + k * a.column_stride];
-    std::fill(to + i * padded + depth, to + (i + 1) * padded, (uint16_t)0);
+      to[i * kRowStride + k] = from[i * a.row_stride + k * a.column_stride];
+    std::fill(to + i * kRowStride + depth, to + i * kRowStride + padded, (uint16_t)0);
   }
 }
 
@@ -211,7 +217,7 @@ class Worker {
         pack_rows(p_.a, row, n, first, std::min(deep, p_.k - first), deep, rows_);
         a = rows_;
       }
-      const int64_t lda = packs_ ? deep : p_.a.row_stride;
+      const int64_t lda = packs_ ? kRowStride : p_.a.row_stride;
       for (int64_t i = 0; i < count; ++i) {
         const int64_t columns = std::min(kColumns, width - i * kColumns);
         block_product(n, columns, deep, lda, ldc, p_.add || first > 0, a,
@@ -262,7 +268,7 @@ void multiply(const Product& p) {
   const int64_t splits = std::clamp<int64_t>(parts(4 * threads, blocks), 1, group);
   const int64_t share = parts(group, splits);
   const Buffer<uint16_t> packed = allocate<uint16_t>(group * panel_size);
-  const Buffer<uint16_t> rows = allocate<uint16_t>(packs ? threads * kRows * kDepth : 1);
+  const Buffer<uint16_t> rows = allocate<uint16_t>(packs ? threads * kRows * kRowStride : 1);
   const Buffer<float> sums = allocate<float>(p.narrow ? threads * kRows * share * kColumns : 1);
   int next_thread = 0;
 #pragma omp parallel num_threads(threads)
@@ -270,7 +276,7 @@ void multiply(const Product& p) {
     int thread;
 #pragma omp atomic capture
     thread = next_thread++;
-    Worker worker(p, packs, rows.get() + (packs ? thread * kRows * kDepth : 0),
+    Worker worker(p, packs, rows.get() + (packs ? thread * kRows * kRowStride : 0),
                   sums.get() + (p.narrow ? thread * kRows * share * kColumns : 0));
     for (int64_t first = 0; first < panels; first += group) {
       const int64_t here = std::min(group, panels - first), cuts = parts(padded, kDepth);
