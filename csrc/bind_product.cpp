@@ -34,9 +34,6 @@ void bind_product(py::module_& m) {
   m.def("product", &product, "kernels"_a, "dtype"_a, "sizes"_a, "a"_a, "b"_a, "out"_a, "threads"_a,
         py::call_guard<py::gil_scoped_release>());
   m.def("check_product", &check_product, "kernels"_a, "dtype"_a);
-  m.def(
-      "has_pair_instructions", [](int dtype) { return has_pair_instructions((OperandType)dtype); },
-      "dtype"_a);
 }
 
 }  // namespace bgk

@@ -9,7 +9,6 @@
 #include <new>
 #include <vector>
 #if defined(__SSE2__)
-#include <cpuid.h>
 #include <emmintrin.h>
 #endif
 
@@ -325,17 +324,6 @@ std::string check_kernel(MicroKernel kernel, MicroRelease release, OperandType t
     }
   }
   return {};
-}
-
-bool has_pair_instructions(OperandType type) {
-#if defined(__SSE2__)
-  unsigned a, b, c, d;
-  if (type == kOperandBF16) return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 23 & 1);
-#else
-  (void)type;
-  return false;
-#endif
 }
 
 }  // namespace bgk

@@ -43,7 +43,4 @@ void multiply(const Product& p);
 // product. Arguments in another order than expected stay within its buffers.
 std::string check_kernel(MicroKernel kernel, MicroRelease release, OperandType type);
 
-// Whether the processor has instructions that multiply pairs of a type.
-bool has_pair_instructions(OperandType type);
-
 }  // namespace bgk
