@@ -185,9 +185,7 @@ class LinearHead:
             return self._take("dw", w.shape, self._wide)
 
         if self.needs.input:
-            gemm.add_mm_(
-                self.dx, d, w, lambda: self._take("dx_part", self.dx.shape, self._wide)
-            )
+            gemm.add_mm_(self.dx, d, w, lambda: self._take("dx_part", self.dx.shape, self._wide))
         if self.grad_bias is not None:
             self.grad_bias[columns] += d.sum(0, dtype=self._wide)
         if self.sum_weight is not None:
