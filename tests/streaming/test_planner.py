@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bgkernels.backends import BACKENDS
 from bgkernels.distributed import Shard
 from bgkernels.rows.spec import RowSpec, Tilt
-from bgkernels.streaming import driver, gemm
+from bgkernels.streaming import driver, products
 from bgkernels.streaming.driver import Call, Rows
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.planner import COST, Plan, Workload, plan
@@ -79,7 +79,7 @@ def test_a_huge_vocabulary_plans_within_256_mebibytes(
 ) -> None:
     """32,768 tokens of a vocabulary of 262,144: statistics, then the gradients in two walks."""
     rows, vocab = 32_768, 262_144
-    monkeypatch.setattr(gemm, "_cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(products, "_forced", ["widen"])
     heads = [
         tuple(torch.empty(n, d, dtype=torch.bfloat16, device="meta") for n in (rows, vocab))
         for d in widths
