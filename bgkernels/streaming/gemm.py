@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bgkernels.streaming import products
+from bgkernels.backends.native import products
 
 
 def _half_on_cpu(dtype: torch.dtype, device: torch.device) -> bool:

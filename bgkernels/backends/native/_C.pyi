@@ -78,6 +78,7 @@ def vjp(
     labels: int,
     threads: int,
 ) -> int: ...
+
 # Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
 # columns; of the result, its stride, whether it is bf16, whether to add to it.
 MicroKernels = tuple[int, int]
