@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Tempered
-from bgkernels.rows.spec import FIELDS, RowSpec
-from bgkernels.rows.stats import DIFFERENTIABLE, TENSOR_FIELDS
+from bgkernels.rows.spec import DIFFERENTIABLE, FIELDS, RowSpec
+from bgkernels.rows.stats import TENSOR_FIELDS
 from tests import dense
 from tests.gradients import LABELS
 from tests.problems import DTYPES, cells, normal
