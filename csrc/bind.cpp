@@ -49,7 +49,7 @@ int absorb_pairs(const BoundSpec& spec, const Rows& student, const Rows& teacher
                  Address lse_t, int threads) {
   const PairArgs args = {spec.plain,
                          tile_of(spec, student, teacher, corner),
-                         matrix<float>(floats).from(kFloatColumns),
+                         matrix<float>(floats),
                          (const int64_t*)labels,
                          (const double*)lse_s,
                          (const double*)lse_t,

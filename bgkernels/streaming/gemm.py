@@ -42,3 +42,8 @@ def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
     return total.add_(mm(a, b, scratch))
+
+
+def way() -> object:
+    """How 16-bit operands are multiplied on a CPU: plans depend on it."""
+    return _cpu_multiplies(torch.bfloat16), _cpu_multiplies(torch.float16)
