@@ -56,10 +56,13 @@ def test_the_oracle_knows_every_entry() -> None:
 @ON
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_pair(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
+    """Of the two kinds of student and three dtypes, each pair meets two."""
     tiling(chunk=25, width=192)
+    turn = DIVERGENCES.index(divergence) + list(DTYPES).index(dtype)
     with Failures() as failures:
-        for kind, routing in product(("linear", "logits"), POLICIES):
-            cell(failures, kind, Loss(divergence, routing), backend, dtype)
+        for i, (routing, kind) in enumerate(product(POLICIES, ("linear", "logits"))):
+            if (i + turn) % 3 == 0:
+                cell(failures, kind, Loss(divergence, routing), backend, dtype)
 
 
 @ON
@@ -71,15 +74,6 @@ def test_parameters_of_divergences(
     with Failures() as failures:
         for params, kind in product(OF_DIVERGENCE[divergence], ("mixed", "logits")):
             cell(failures, kind, Loss(divergence, "static", params), backend, dtype)
-
-
-@ON
-@pytest.mark.parametrize("routing", OF_ROUTING)
-def test_parameters_of_policies(routing: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=20, width=300)
-    with Failures() as failures:
-        for params, kind in product(OF_ROUTING[routing], ("mixed", "logits")):
-            cell(failures, kind, Loss("jeffreys", routing, {}, params), backend, dtype)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp16"))
