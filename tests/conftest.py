@@ -12,7 +12,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from bgkernels.backends import BACKENDS
-from bgkernels.streaming import driver
+from bgkernels.streaming import driver, gemm
 from bgkernels.streaming.planner import Plan
 from tests.problems import CPU
 
@@ -49,6 +49,33 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+WAYS = ("widened", "narrow")
+
+
+@pytest.fixture(autouse=True)
+def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How 16-bit tensors are multiplied: widened to fp32, or as they are.
+
+    The processor has no say, so that a test means the same everywhere. Another way than the first
+    is an indirect parameter.
+    """
+    way = str(getattr(request, "param", WAYS[0]))
+    force_products(monkeypatch, way)
+    return way
+
+
+def force_products(monkeypatch: pytest.MonkeyPatch, way: str = WAYS[0]) -> None:
+    """Choose the way of multiplying on a CPU."""
+    choose = gemm.product_dtype
+
+    def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        if device.type != "cpu":
+            return choose(dtype, device)
+        return torch.float32 if dtype.itemsize < 4 and way == "widened" else dtype
+
+    monkeypatch.setattr(gemm, "product_dtype", product_dtype)
 
 
 def _poison(x: Tensor) -> Tensor:

@@ -41,6 +41,12 @@ def cells(*names: str) -> list[tuple[str, str]]:
     ]
 
 
+def widest() -> list[tuple[str, str]]:
+    """Each backend on this CPU with the widest dtype that it serves."""
+    served = cells("fp32", "fp64")
+    return list({backend: (backend, dtype) for backend, dtype in served}.values())
+
+
 def normal(*shape: int, seed: int, std: float = 1.0) -> Tensor:
     """Normal numbers in float64 that bf16 holds exactly."""
     generator = torch.Generator().manual_seed(seed)

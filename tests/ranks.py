@@ -26,7 +26,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing import start_processes
 
-from tests.conftest import poison_unwritten_memory
+from tests.conftest import force_products, poison_unwritten_memory
 from tests.problems import DTYPES, Loss, Problem
 from tests.yardstick import assert_each_close
 
@@ -84,6 +84,7 @@ def _work(rank: int, size: int, folder: str, module: str) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     torch.set_num_threads(1)
     poison_unwritten_memory(pytest.MonkeyPatch())
+    force_products(pytest.MonkeyPatch())
     store = dist.FileStore(f"{folder}/store", size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     written = {}
