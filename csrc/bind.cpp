@@ -49,7 +49,7 @@ int absorb_pairs(const BoundSpec& spec, const Rows& student, const Rows& teacher
                  Address lse_t, int threads) {
   const PairArgs args = {spec.plain,
                          tile_of(spec, student, teacher, corner),
-                         matrix<float>(floats).from(kFloatColumns),
+                         matrix<float>(floats),
                          (const int64_t*)labels,
                          (const double*)lse_s,
                          (const double*)lse_t,
@@ -134,6 +134,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);
+  bind_product(m);
 #ifdef BGK_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

@@ -60,7 +60,8 @@ inline Status check(const Tile& tile) {
   return status ? status : check(tile.teacher);
 }
 
-// The primitives of csrc/cuda, as functions of a module.
+// Matrix products, and the primitives of csrc/cuda, as functions of a module.
+void bind_product(py::module_& m);
 void bind_cuda(py::module_ m);
 
 }  // namespace bgk

@@ -9,12 +9,7 @@ namespace bgk {
 enum DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2 };
 enum LabelRule : int32_t { kIndex = 0, kArgmax = 1, kSample = 2 };
 // kCudaFailed is added to a cudaError_t.
-enum Status : int32_t {
-  kOk = 0,
-  kUnknownDType = 1,
-  kUnknownRule = 2,
-  kCudaFailed = 1000
-};
+enum Status : int32_t { kOk = 0, kUnknownDType = 1, kUnknownRule = 2, kCudaFailed = 1000 };
 
 // Label codes: not known before the pass, and a row that takes no part.
 constexpr int64_t kNone = -1, kSkip = -2;
@@ -63,13 +58,11 @@ template <class T>
 struct Matrix {
   T* data;  // (names, rows), inner stride 1
   int64_t stride;
-
-  Matrix<T> from(int64_t name) const { return {data + name * stride, stride}; }
 };
 
 struct State {
-  Matrix<float> floats;   // bgkernels.rows.state.FLOATS, then each extra's sums
-  Matrix<int64_t> ints;   // bgkernels.rows.state.INTS
+  Matrix<float> floats;  // bgkernels.rows.state.FLOATS, then each extra's sums
+  Matrix<int64_t> ints;  // bgkernels.rows.state.INTS
 };
 
 struct AbsorbArgs {
@@ -84,7 +77,7 @@ struct AbsorbArgs {
 struct PairArgs {
   Spec spec;
   Tile tile;
-  Matrix<float> sums;     // of all extras
+  Matrix<float> floats;   // as State::floats; those sums are added to
   const int64_t* labels;  // (rows): as in AbsorbArgs
   const double* lse_s;    // (rows)
   const double* lse_t;    // (rows)
@@ -112,9 +105,9 @@ struct FoldArgs {
 struct VjpArgs {
   Spec spec;
   Tile tile;
-  Logits out;                     // (rows, student columns); may be the student's own memory
-  Matrix<const double> factors;   // as FoldArgs::out
-  const int64_t* labels;          // (rows): a column or kSkip
+  Logits out;                    // (rows, student columns); may be the student's own memory
+  Matrix<const double> factors;  // as FoldArgs::out
+  const int64_t* labels;         // (rows): a column or kSkip
   int threads;
 };
 

@@ -12,9 +12,10 @@ from hypothesis import settings
 from torch import Tensor
 
 from bgkernels.backends import BACKENDS
-from bgkernels.streaming import driver, gemm
+from bgkernels.backends.native import products
+from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan
-from tests.problems import CPU
+from tests.problems import CPU, WIDEN
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")
@@ -51,31 +52,20 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-WAYS = ("widened", "narrow")
+@pytest.fixture(autouse=True)
+def multiplied(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How a CPU multiplies 16-bit tensors: widened to fp32, or as an indirect parameter says.
+
+    The processor has no say, so that a test means the same everywhere.
+    """
+    way = str(getattr(request, "param", WIDEN))
+    with products.using(way):
+        yield way
 
 
 @pytest.fixture(autouse=True)
-def multiplied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How 16-bit tensors are multiplied: widened to fp32, or as they are.
-
-    The processor has no say, so that a test means the same everywhere. Another way than the first
-    is an indirect parameter.
-    """
-    way = str(getattr(request, "param", WAYS[0]))
-    force_products(monkeypatch, way)
-    return way
-
-
-def force_products(monkeypatch: pytest.MonkeyPatch, way: str = WAYS[0]) -> None:
-    """Choose the way of multiplying on a CPU."""
-    choose = gemm.product_dtype
-
-    def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-        if device.type != "cpu":
-            return choose(dtype, device)
-        return torch.float32 if dtype.itemsize < 4 and way == "widened" else dtype
-
-    monkeypatch.setattr(gemm, "product_dtype", product_dtype)
+def _plans_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "PLANS", {})
 
 
 def _poison(x: Tensor) -> Tensor:
@@ -118,5 +108,6 @@ def tiling(monkeypatch: pytest.MonkeyPatch) -> Tiling:
             return Plan(work.rows, work.columns, chunk, width, min(kept, tiles), 0)
 
         monkeypatch.setattr(driver, "plan", plan)
+        driver.PLANS.clear()
 
     return force

@@ -7,7 +7,7 @@
 
 namespace bgk::BGK_TARGET {
 
-typedef RowState<Vec> VecState;
+typedef RowState<VecMath> VecState;
 typedef PairSums<Vec> Sums;
 
 struct Scratch {
@@ -59,7 +59,7 @@ inline int choose_label(VecState& state, const Spec& spec, const Block& b, int64
   if (best < held.score || (best == held.score && held.column != kNone && held.column < b.first))
     return -1;
   const int at = first_index(s, padded(b.n), best);
-  if (held.column != kNone) absorb_column<VecMath>(state, held.column, held.z, held.v, spec);
+  if (held.column != kNone) absorb_column(state, held.column, held.z, held.v, spec);
   state.label.score = best;
   return at;
 }
@@ -137,29 +137,17 @@ inline Vec hard_sum(Source z, int n, float centre) {
 
 // A block as math/extras.h takes it.
 struct CentredBlock {
-  Centred u, v;
+  Centred s, t;
   int n;
 
-  BGK_INLINE Vec s(int i) const { return u.at<true>(i); }
-  BGK_INLINE Vec t(int i) const { return v.at<true>(i); }
+  BGK_INLINE Vec du(int i) const { return s.at<true>(i); }
+  BGK_INLINE Vec dv(int i) const { return t.at<true>(i); }
 };
 
 template <class Statistic>
-__attribute__((noinline)) void absorb_extra(const Statistic& statistic, const VecState& state,
-                                            const CentredBlock& block, ExtraSums<Vec>& to) {
-  ExtraSums<Vec> x;
-  clear(x);
-  statistic.template absorb<VecMath>(x, block);
-  statistic.settle(x, state.m_s, state.m_t);
-  merge_extra(statistic, to, x);
-}
-
-inline void absorb_extras(VecState& state, const Spec& spec, const CentredBlock& block) {
-  for (int i = 0; i < spec.extra_count; ++i) {
-    with_statistic(spec, i, [&](const auto& statistic) {
-      if (!statistic.kSecondRead) absorb_extra(statistic, state, block, state.extras[i]);
-    });
-  }
+__attribute__((noinline)) void absorb_extra(const Statistic& statistic, const CentredBlock& block,
+                                            ExtraSums<VecMath>& sums) {
+  statistic.absorb(sums, block);
 }
 
 // `at`: where the label is held out, or -1.
@@ -185,7 +173,9 @@ inline void absorb_pair(VecState& state, const Spec& spec, const Block& b, float
   } else if (!spec.shared_softmax) {
     state.d_c += times(x.d_s, splat(expf(s.centre - shift(state.m_c))));
   }
-  absorb_extras(state, spec, {s, t, b.n});
+  each_extra<VecMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+    if (!statistic.kSecondRead) absorb_extra(statistic, {s, t, b.n}, state.extras[i]);
+  });
 }
 
 inline Vec sum_except(const Block& b, int at) {
@@ -217,7 +207,7 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
   const Tile& tile = args.tile;
   Scratch scratch;
   VecState state;
-  load_state<VecMath>(state, args.state, row, args.spec);
+  load_state(state, args.state, row, args.spec);
   bool careful = false;
   const int64_t compared = compared_columns(tile), width = tile.student.columns;
   for (int64_t first = 0; first < width;) {
@@ -232,7 +222,7 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
     absorb_block(state, args.spec, b, args.labels[row], careful, scratch);
     first += n;
   }
-  store_state<VecMath>(state, args.state, row, args.spec);
+  store_state(state, args.state, row, args.spec);
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -25,7 +25,7 @@ template <class Statistic>
 __attribute__((noinline)) void add_extra(const Statistic& statistic, const LogProbs& x, int n,
                                          Column<float> to) {
   Vec sums[4] = {};
-  for (int i = 0; i < n; i += kLanes) statistic.template add<VecMath>(sums, x.s(i), x.t(i));
+  for (int i = 0; i < n; i += kLanes) statistic.add(sums, x.s(i), x.t(i));
   for (int k = 0; k < statistic.kSums; ++k) to[k] += sum_of(sums[k]);
 }
 
@@ -34,14 +34,14 @@ inline void absorb_pairs_row(const PairArgs& args, int64_t row) {
   const Spec& spec = args.spec;
   alignas(64) float z[kBlock], v[kBlock];
   const int64_t compared = compared_columns(args.tile);
-  const Column<float> sums(args.sums, row);
+  const Column<float> floats(args.floats, row);
   for (int64_t first = 0; first < compared; first += kBlock) {
     const int n = block_size(first, compared, compared);
     const LogProbs x = {read_block(args.tile.student, row, first, n, z),
                         read_block(args.tile.teacher, row, first, n, v), args.lse_s[row],
                         args.lse_t[row], spec.inverse_temperature};
-    each_extra(spec, [&](const auto& statistic, int, const Offsets& at) {
-      if (statistic.kSecondRead) add_extra(statistic, x, n, sums.from(at.sums));
+    each_extra<VecMath>(spec, [&](const auto& statistic, int, const Offsets& at) {
+      if (statistic.kSecondRead) add_extra(statistic, x, n, floats.from(at.sums));
     });
   }
 }

@@ -82,11 +82,10 @@ struct RowPlan : VjpPlan {
 
 inline RowPlan plan_of(const VjpArgs& args, int64_t row) {
   RowPlan plan = {plan_row(args, row), {}};
-  const double scale = args.tile.student.scale;
-  const Column<const double> factors = Column<const double>(args.factors, row).from(kCoefficients);
-  each_extra(args.spec, [&](const auto& statistic, int i, const Offsets& at) {
-    plan.terms[i] =
-        statistic.prepare(factors.from(at.factors), plan.row.lse_s, plan.row.lse_t, scale);
+  const In factors(args.factors, row);
+  each_extra<VecMath>(args.spec, [&](const auto& statistic, int i, const Offsets& at) {
+    plan.terms[i] = statistic.prepare(factors.from(at.factors), factors[0], factors[1])
+                        .scaled(args.tile.student.scale);
     plan.extras |= plan.terms[i].active();
   });
   plan.teacher |= plan.extras;
@@ -97,7 +96,7 @@ template <class Statistic>
 __attribute__((noinline)) void add_term(const Statistic& statistic, VjpBlock b, const LogProbs& x,
                                         const VjpTerm term) {
   for (int i = 0; i < b.n; i += kLanes)
-    store(b.d + i, load(b.d + i) + statistic.template term<VecMath>(term, x.s(i), x.t(i)));
+    store(b.d + i, load(b.d + i) + statistic.term(term, x.s(i), x.t(i)));
 }
 
 // `d` is no part of the sources.
@@ -105,8 +104,8 @@ inline void extra_blocks(const VjpBlock& b, const Spec& spec, const RowPlan& pla
   const LogProbs x(b.z, b.v, plan.row.lse_s, plan.row.lse_t, b.inverse_temperature);
   for (int i = 0; i < spec.extra_count; ++i) {
     if (!plan.terms[i].active()) continue;
-    with_statistic(spec, i,
-                   [&](const auto& statistic) { add_term(statistic, b, x, plan.terms[i]); });
+    with_statistic<VecMath>(
+        spec, i, [&](const auto& statistic) { add_term(statistic, b, x, plan.terms[i]); });
   }
 }
 

@@ -8,16 +8,24 @@ namespace bgk::BGK_TARGET {
 // bgkernels.rows.stats: the statistics of every row, before those of the extras. Those from kRestS
 // on are 1 - p[label], summed without cancellation.
 enum Field {
-  kLseS, kLseT, kEntropyS, kEntropyT, kKlTs, kKlSt, kLogpS, kLogpT, kMaxProbS, kMaxProbT, kNll,
-  kLseHard, kLogitMean, kRestS, kRestT, kRestC
+  kLseS,
+  kLseT,
+  kEntropyS,
+  kEntropyT,
+  kKlTs,
+  kKlSt,
+  kLogpS,
+  kLogpT,
+  kMaxProbS,
+  kMaxProbT,
+  kNll,
+  kLseHard,
+  kLogitMean,
+  kRestS,
+  kRestT,
+  kRestC
 };
 static_assert(kRestC + 1 == kFields, "one a field");
-
-struct DoubleMath {
-  typedef double F;
-  typedef double S;
-  static BGK_HD double first(double x) { return x; }
-};
 
 // log-sum-exp, and the probability outside the label.
 struct Softmax {
@@ -30,8 +38,8 @@ struct Softmax {
 };
 
 // `u_y`, `v_y`: the label's tempered logits, -inf where it is not compared.
-BGK_HD void finalize_pair(const RowState<double>& all, const RowState<double>& without, double u_y,
-                          double v_y, Column<double> out) {
+BGK_HD void finalize_pair(const RowState<DoubleMath>& all, const RowState<DoubleMath>& without,
+                          double u_y, double v_y, Out out) {
   const PairSums<double>& sums = all.pair;
   const Softmax s(all.m_s, sums.d_s, without.m_s, without.pair.d_s);
   const Softmax t(all.m_t, sums.d_t, without.m_t, without.pair.d_t);
@@ -47,13 +55,13 @@ BGK_HD void finalize_pair(const RowState<double>& all, const RowState<double>& w
 
 BGK_HD void finalize_row(const FinalizeArgs& args, int64_t row) {
   const Spec& spec = args.spec;
-  Column<double> out(args.out, row);
+  Out out(args.out, row);
   const bool skip = args.labels[row] == kSkip;
-  RowState<double> without;
-  load_state<DoubleMath>(without, args.state, row, spec);
-  RowState<double> all = without;
+  RowState<DoubleMath> without;
+  load_state(without, args.state, row, spec);
+  RowState<DoubleMath> all = without;
   const Label<double>& y = without.label;
-  if (!skip && y.column >= 0) absorb_column<DoubleMath>(all, y.column, y.z, y.v, spec);
+  if (!skip && y.column >= 0) absorb_column(all, y.column, y.z, y.v, spec);
   const bool compared = y.column >= 0 && y.column < spec.compared;
   const double u_y = compared ? y.z / spec.temperature : kNegInf;
   const double v_y = compared ? y.v : kNegInf;
@@ -70,12 +78,12 @@ BGK_HD void finalize_row(const FinalizeArgs& args, int64_t row) {
   if (y.column < 0) {
     for (int k = 0; k < kRestS; ++k) out[k] = NAN;
   }
-  const Finished maxima = {{all.m_s, all.m_t}, {without.m_s, without.m_t}, u_y, v_y};
-  const Offsets end = each_extra(spec, [&](const auto& x, int i, const Offsets& at) {
-    x.finalize(all.extras[i], without.extras[i], maxima, out.from(kFields + at.fields));
+  const Finished maxima = {all.m_s, all.m_t, without.m_s, without.m_t, u_y, v_y};
+  const Offsets end = each_extra<DoubleMath>(spec, [&](const auto& x, int i, const Offsets& at) {
+    x.finalize(all.extras[i], without.extras[i], maxima, out.from(at.fields));
   });
   if (!skip) return;
-  for (int k = 0; k < kFields + end.fields; ++k) out[k] = 0.0;
+  for (int k = 0; k < end.fields; ++k) out[k] = 0.0;
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -7,7 +7,7 @@
 
 namespace bgk::BGK_TARGET {
 
-BGK_HD VjpRow fold_base(Column<const double> y, Column<const double> g, const Spec& spec) {
+BGK_HD VjpRow fold_base(In y, In g, const Spec& spec) {
   const double inv = 1.0 / spec.temperature;
   VjpRow x;
   x.lse_s = y[kLseS], x.lse_t = y[kLseT], x.lse_c = y[kLseHard];
@@ -29,12 +29,11 @@ BGK_HD VjpRow fold_base(Column<const double> y, Column<const double> g, const Sp
 
 BGK_HD void fold_row(const FoldArgs& args, int64_t row) {
   const Spec& spec = args.spec;
-  const Column<const double> y(args.statistics, row), g(args.grads, row);
-  const Column<double> out(args.out, row);
+  const In y(args.statistics, row), g(args.grads, row);
+  const Out out(args.out, row);
   VjpRow x = fold_base(y, g, spec);
-  each_extra(spec, [&](const auto& statistic, int, const Offsets& at) {
-    statistic.fold(y.from(kFields + at.fields), g.from(kFields + at.fields),
-                   out.from(kCoefficients + at.factors), x.hot);
+  each_extra<DoubleMath>(spec, [&](const auto& statistic, int, const Offsets& at) {
+    statistic.fold(y.from(at.fields), g.from(at.fields), out.from(at.factors), x.hot);
   });
   const double* from = (const double*)&x;
   for (int k = 0; k < kCoefficients; ++k) out[k] = from[k];

@@ -1,9 +1,9 @@
-// Numbers of a row, for host and device: S is a float or a double; F is S, or a vector of floats
-// whose lanes are partial sums. Include with BGK_TARGET defined: every build of math/ lives in a
-// namespace of its own, so that no linker can mix instruction sets.
+// Arithmetic of rows, for host and device. Include with BGK_TARGET defined: every build of math/
+// lives in a namespace of its own, so that no linker can mix instruction sets.
 //
-// Kernels supply a class M: its types F and S, kLanes, exp, expm1, log1p, larger() and largest() over the lanes
-// (NaNs ignored), total() of the lanes, and first(), which puts a number into a sum.
+// Kernels supply a class M: S, a float or a double; F, which is S, or a vector whose kLanes lanes
+// are partial sums; exp, expm1 and log1p of an F; larger() of two and largest() of the lanes, NaNs
+// ignored; total() of the lanes; and first(), which puts a number into a sum.
 #pragma once
 
 #include <math.h>
@@ -25,17 +25,6 @@
 namespace bgk::BGK_TARGET {
 
 constexpr float kNegInf = -HUGE_VALF;
-
-template <class F>
-struct ScalarOf {
-  typedef float type;
-};
-template <>
-struct ScalarOf<double> {
-  typedef double type;
-};
-template <class F>
-using Scalar = typename ScalarOf<F>::type;
 
 BGK_HD float exp_of(float x) { return expf(x); }
 BGK_HD double exp_of(double x) { return ::exp(x); }
@@ -95,6 +84,7 @@ struct Column {
   BGK_HD Column(const Matrix<U>& x, int64_t row) : data(x.data + row), stride(x.stride) {}
   BGK_HD Column(T* data, int64_t stride) : data(data), stride(stride) {}
   BGK_HD T& operator[](int k) const { return data[k * stride]; }
+  BGK_HD T& next() { return data += stride, data[-stride]; }
   BGK_HD Column from(int k) const { return {data + k * stride, stride}; }
 };
 

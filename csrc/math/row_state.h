@@ -18,56 +18,52 @@ struct Label {
 };
 
 // The neutral element of merge() is empty_state().
-template <class F>
+template <class M>
 struct RowState {
-  typedef Scalar<F> S;
+  typedef typename M::F F;
+  typedef typename M::S S;
   S m_s, m_t, m_c;
   PairSums<F> pair;
   F d_c, z_sum;
   Label<S> label;
   int64_t argmax_s, argmax_t;
-  ExtraSums<F> extras[kMaxExtras];
+  ExtraSums<M> extras[kMaxExtras];
 };
 
-template <class F>
-BGK_HD void clear(ExtraSums<F>& x) {
-  x = {kNegInf, {}};
-}
-
-template <class F>
-BGK_HD void empty_state(RowState<F>& x, const Spec& spec) {
+template <class M>
+BGK_HD void empty_state(RowState<M>& x, const Spec& spec) {
   x.m_s = x.m_t = x.m_c = kNegInf;
-  x.pair = {}, x.d_c = x.z_sum = F{};
+  x.pair = {}, x.d_c = x.z_sum = typename M::F{};
   x.label = {kNone, kNegInf, kNegInf, kNegInf};
   x.argmax_s = x.argmax_t = kNone;
-  for (int i = 0; i < spec.extra_count; ++i) clear(x.extras[i]);
+  for (int i = 0; i < spec.extra_count; ++i) x.extras[i] = {kNegInf, {}};
 }
 
-// Visits the columns of a state, in the order of bgkernels.rows.state.FLOATS and INTS.
-template <class F, class Visit>
-BGK_HD void each_column(RowState<F>& x, const Spec& spec, Visit& visit) {
+// Visits the columns of a state but those of its extras, in the order of bgkernels.rows.spec.FLOATS
+// and INTS.
+template <class M, class Visit>
+BGK_HD void each_column(RowState<M>& x, Visit& visit) {
   visit.number(x.m_s), visit.sum(x.pair.d_s), visit.sum(x.pair.h_s), visit.sum(x.pair.k_s);
   visit.number(x.m_t), visit.sum(x.pair.d_t), visit.sum(x.pair.h_t), visit.sum(x.pair.k_t);
   visit.number(x.m_c), visit.sum(x.d_c), visit.sum(x.z_sum);
   visit.number(x.label.score), visit.number(x.label.z), visit.number(x.label.v);
   visit.index(x.label.column), visit.index(x.argmax_s), visit.index(x.argmax_t);
-  for (int i = 0; i < spec.extra_count; ++i) {
-    with_statistic(spec, i, [&](const auto& statistic) {
-      if (statistic.kMaximum) visit.number(x.extras[i].m);
-      for (int k = 0; k < statistic.kSums - statistic.kMaximum; ++k) visit.sum(x.extras[i].x[k]);
-    });
-  }
 }
 
-// One row of a state's columns, read or written by each_column().
+template <class Statistic, class M, class Visit>
+BGK_HD void each_column(const Statistic& statistic, ExtraSums<M>& x, Visit& visit) {
+  if (statistic.kMaximum) visit.number(x.m);
+  for (int k = 0; k < statistic.kSums - statistic.kMaximum; ++k) visit.sum(x.x[k]);
+}
+
 template <class M>
 struct Reader {
   Column<float> floats;
   Column<int64_t> ints;
 
-  BGK_HD void number(typename M::S& x) { x = *floats.data, floats.data += floats.stride; }
-  BGK_HD void sum(typename M::F& x) { x = M::first(*floats.data), floats.data += floats.stride; }
-  BGK_HD void index(int64_t& x) { x = *ints.data, ints.data += ints.stride; }
+  BGK_HD void number(typename M::S& x) { x = floats.next(); }
+  BGK_HD void sum(typename M::F& x) { x = M::first(floats.next()); }
+  BGK_HD void index(int64_t& x) { x = ints.next(); }
 };
 
 template <class M>
@@ -75,23 +71,29 @@ struct Writer {
   Column<float> floats;
   Column<int64_t> ints;
 
-  BGK_HD void number(typename M::S x) { *floats.data = x, floats.data += floats.stride; }
-  BGK_HD void sum(typename M::F x) { *floats.data = M::total(x), floats.data += floats.stride; }
-  BGK_HD void index(int64_t x) { *ints.data = x, ints.data += ints.stride; }
+  BGK_HD void number(typename M::S x) { floats.next() = x; }
+  BGK_HD void sum(typename M::F x) { floats.next() = M::total(x); }
+  BGK_HD void index(int64_t x) { ints.next() = x; }
 };
 
 template <class M>
-BGK_HD void load_state(RowState<typename M::F>& x, const State& from, int64_t row,
-                       const Spec& spec) {
+BGK_HD void load_state(RowState<M>& x, const State& from, int64_t row, const Spec& spec) {
   Reader<M> read = {{from.floats, row}, {from.ints, row}};
-  each_column(x, spec, read);
+  each_column(x, read);
+  each_extra<M>(spec, [&](const auto& statistic, int i, const Offsets&) {
+    each_column(statistic, x.extras[i], read);
+    statistic.rebase(x.extras[i], x.m_s, x.m_t, -1);
+  });
 }
 
 template <class M>
-BGK_HD void store_state(RowState<typename M::F>& x, const State& to, int64_t row,
-                        const Spec& spec) {
+BGK_HD void store_state(RowState<M>& x, const State& to, int64_t row, const Spec& spec) {
   Writer<M> write = {{to.floats, row}, {to.ints, row}};
-  each_column(x, spec, write);
+  each_column(x, write);
+  each_extra<M>(spec, [&](const auto& statistic, int i, const Offsets&) {
+    statistic.rebase(x.extras[i], x.m_s, x.m_t, 1);
+    each_column(statistic, x.extras[i], write);
+  });
 }
 
 template <class F>
@@ -116,18 +118,18 @@ BGK_HD void recentre(PairSums<F>& x, S by_s, S by_t) {
 }
 
 // Moves every sum that is centred at m_s and m_t to new maxima.
-template <class F, class S>
-BGK_HD void raise_pair(RowState<F>& state, S m_s, S m_t, const Spec& spec) {
+template <class M, class S>
+BGK_HD void raise_pair(RowState<M>& state, S m_s, S m_t, const Spec& spec) {
   const S by_s = moved(state.m_s, m_s), by_t = moved(state.m_t, m_t);
   state.m_s = m_s, state.m_t = m_t;
   recentre(state.pair, by_s, by_t);
   for (int i = 0; i < spec.extra_count; ++i)
-    with_statistic(spec, i, [&](const auto& x) { x.raise(state.extras[i], by_s, by_t); });
+    with_statistic<M>(spec, i, [&](const auto& x) { x.raise(state.extras[i], by_s, by_t); });
 }
 
-template <class F, class S>
-BGK_HD void raise_hard(RowState<F>& state, S m_c) {
-  state.d_c *= F{} + exp_of(moved(state.m_c, m_c));
+template <class M, class S>
+BGK_HD void raise_hard(RowState<M>& state, S m_c) {
+  state.d_c *= typename M::F{} + exp_of(moved(state.m_c, m_c));
   state.m_c = m_c;
 }
 
@@ -144,8 +146,8 @@ BGK_HD S inverse_temperature(const Spec& spec) {
 }
 
 // Absorbs one column: real student logit z, tempered teacher logit v.
-template <class M, class F, class S>
-BGK_HD void absorb_column(RowState<F>& state, int64_t column, S z, S v, const Spec& spec) {
+template <class M, class S>
+BGK_HD void absorb_column(RowState<M>& state, int64_t column, S z, S v, const Spec& spec) {
   state.z_sum += M::first(z);
   if (!spec.shared_softmax) {
     if (z > state.m_c) raise_hard(state, z);
@@ -160,21 +162,8 @@ BGK_HD void absorb_column(RowState<F>& state, int64_t column, S z, S v, const Sp
   const S e_s = exp_of(du), e_t = exp_of(dv);
   add(state.pair, {M::first(e_s), M::first(times(e_s, du)), M::first(times(e_s, du - dv)),
                    M::first(e_t), M::first(times(e_t, dv)), M::first(times(e_t, dv - du))});
-  for (int i = 0; i < spec.extra_count; ++i) {
-    with_statistic(spec, i, [&](const auto& x) {
-      x.template absorb_column<M>(state.extras[i], u, v, du, dv);
-    });
-  }
-}
-
-// Adds the sums of `other`, which are about the same maxima of the pair; `other` is used up.
-template <class Extra, class F>
-BGK_HD void merge_extra(const Extra& statistic, ExtraSums<F>& x, ExtraSums<F>& other) {
-  if (statistic.kMaximum) {
-    const auto m = larger(x.m, other.m);
-    statistic.raise_own(x, m), statistic.raise_own(other, m);
-  }
-  for (int k = 0; k < statistic.kSums - statistic.kMaximum; ++k) x.x[k] += other.x[k];
+  for (int i = 0; i < spec.extra_count; ++i)
+    with_statistic<M>(spec, i, [&](const auto& x) { x.absorb_column(state.extras[i], du, dv); });
 }
 
 // The better of two labels comes first; a tie goes to the lower column.
@@ -186,8 +175,8 @@ BGK_HD bool leads(const Label<S>& x, const Label<S>& y) {
 
 // The state of the union of two disjoint sets of columns, in `state`; `other` is used up. The label
 // that loses is absorbed.
-template <class M, class F>
-BGK_HD void merge(RowState<F>& state, RowState<F>& other, const Spec& spec) {
+template <class M>
+BGK_HD void merge(RowState<M>& state, RowState<M>& other, const Spec& spec) {
   if (beats(other.m_s, other.argmax_s, state.m_s, state.argmax_s)) state.argmax_s = other.argmax_s;
   if (beats(other.m_t, other.argmax_t, state.m_t, state.argmax_t)) state.argmax_t = other.argmax_t;
   const auto m_s = larger(state.m_s, other.m_s), m_t = larger(state.m_t, other.m_t);
@@ -196,15 +185,16 @@ BGK_HD void merge(RowState<F>& state, RowState<F>& other, const Spec& spec) {
   const auto m_c = larger(state.m_c, other.m_c);
   raise_hard(state, m_c), raise_hard(other, m_c);
   state.d_c += other.d_c, state.z_sum += other.z_sum;
-  for (int i = 0; i < spec.extra_count; ++i) {
-    with_statistic(spec, i, [&](const auto& x) {
-      merge_extra(x, state.extras[i], other.extras[i]);
-    });
-  }
+  each_extra<M>(spec, [&](const auto& statistic, int i, const Offsets&) {
+    ExtraSums<M>&x = state.extras[i], &y = other.extras[i];
+    const auto m = larger(x.m, y.m);
+    statistic.raise_own(x, m), statistic.raise_own(y, m);
+    for (int k = 0; k < statistic.kSums - statistic.kMaximum; ++k) x.x[k] += y.x[k];
+  });
   auto lost = other.label;
   if (leads(other.label, state.label)) lost = state.label, state.label = other.label;
   if (spec.rule != kIndex && lost.column != kNone)
-    absorb_column<M>(state, lost.column, lost.z, lost.v, spec);
+    absorb_column(state, lost.column, lost.z, lost.v, spec);
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -10,20 +10,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from bgkernels.backends.base import Tile
 from bgkernels.backends.native import NativeBackend
 from bgkernels.rows import sampling
 from bgkernels.rows.arithmetic import NONE, SKIP
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
-from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, empty
 from tests.conformance import (
     CPU,
     DIFFERENTIABLE,
     KINDS,
+    Case,
     check,
     finalized,
     gradient,
@@ -31,6 +35,7 @@ from tests.conformance import (
     random_grads,
     settled,
     statistics,
+    sums_of,
 )
 from tests.cuda_emulation import Emulated
 
@@ -217,7 +222,9 @@ def test_infinite_moments_stay_infinite(native: NativeBackend) -> None:
 
 def test_rows_that_take_no_part(native: NativeBackend) -> None:
     """A skipped row is not looked at, and its gradient is zero; no rows are no work."""
-    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax", extras=(Tempered(), Mixture(0.5))), [SKIP, NONE])
+    case = make(
+        RowSpec(WIDTH, WIDTH, 2.0, "argmax", extras=(Tempered(), Mixture(0.5))), [SKIP, NONE]
+    )
     case.student[0] = NAN
     result = statistics(native, case)
     fresh = empty(2, case.spec, dtype=torch.float32, device=CPU)
@@ -319,6 +326,74 @@ def test_what_is_not_supported(native: NativeBackend) -> None:
         statistics(native, replace(case, spec=many))
 
 
+class Mutant(NativeBackend):
+    """A backend with one fault.
+
+    Args:
+        fault: its name.
+        row: of the matrix that the fault is in.
+    """
+
+    def __init__(self, fault: str, row: int) -> None:
+        self.fault, self.row = fault, row
+
+    def absorb_(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, *normalisers: Any
+    ) -> None:
+        before = state.floats.clone()
+        super().absorb_(state, tile, labels, spec, *normalisers)
+        if self.fault == "forgotten sum" and tile.first_column:
+            state.floats[self.row] = before[self.row]
+
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
+        super().finalize(state, labels, spec, out)
+        if self.fault == "field at a wrong offset":
+            out[self.row :] = out[self.row :].roll(1, 0)
+
+    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
+        out = super().fold(statistics, grads, labels, spec)
+        if self.fault == "scaled coefficient":
+            out[self.row] *= 1.01
+        if self.fault == "swapped coefficients":
+            out[[self.row, self.row + 1]] = out[[self.row + 1, self.row]]
+        if self.fault == "factor at a wrong offset":
+            out[self.row :] = out[self.row :].roll(1, 0)
+        return out
+
+
+MUTANT_SPEC = RowSpec(200, 190, 2.0, logit_sum=True, extras=(
+    Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered()))  # fmt: skip
+SUMS = [row for row, _ in sums_of(MUTANT_SPEC) if row not in (11, 12, 13)]  # not the label's
+FACTORS = [i for i in range(MUTANT_SPEC.factor_count) if COEFFICIENTS[i:][:1] != ("D_y",)]
+FAULTS = [
+    *(("forgotten sum", row) for row in SUMS),
+    *(("scaled coefficient", row) for row in FACTORS),
+    *(("swapped coefficients", row) for row in (0, 3, 4, 7, 16, 22)),
+    *(("field at a wrong offset", part.start) for part in MUTANT_SPEC.fields),
+    *(("factor at a wrong offset", part.start) for part in MUTANT_SPEC.factors),
+]
+
+
+def mutant_case() -> Case:
+    """Every maximum rises in the second tile."""
+    case = make(MUTANT_SPEC, [3, 150, 20, 195], cuts=(100,))
+    assert case.teacher is not None
+    case.student[:, 100:] += 9
+    case.teacher[:, 100:] += 9
+    return case
+
+
+@pytest.mark.parametrize("fault, row", FAULTS)
+def test_faults_are_noticed(fault: str, row: int) -> None:
+    """Conformance fails for a backend with any single one."""
+    with pytest.raises(AssertionError):
+        check(Mutant(fault, row), mutant_case())
+
+
+def test_no_fault_is_no_failure() -> None:
+    check(Mutant("none", 0), mutant_case())
+
+
 def test_targets_by_name(target: str) -> None:
     assert _C.cpu_target() == target
     with pytest.raises(ValueError, match=r"must be one of .*baseline.*, got 'abacus'"):
@@ -333,7 +408,8 @@ def test_targets_by_name(target: str) -> None:
 def test_an_unknown_forced_target_is_a_reason() -> None:
     code = """if True:
         import torch
-        from bgkernels.backends.native import NativeBackend
+        from bgkernels.backends.base import Tile
+from bgkernels.backends.native import NativeBackend
         print(NativeBackend().supports(torch.device("cpu"), (torch.float32,)))"""
     env = os.environ | {"BGKERNELS_CPU_TARGET": "abacus"}
     shown = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)

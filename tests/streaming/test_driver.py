@@ -19,7 +19,8 @@ import bgkernels as bg
 from bgkernels.backends import BACKENDS
 from bgkernels.streaming import driver, planner
 from bgkernels.streaming.planner import Plan, Workload
-from tests.conftest import WAYS, Tiling
+from tests.conftest import Tiling
+from tests.problems import WIDEN, ways
 
 N, D, D_T, V = 23, 12, 9, 301
 
@@ -97,6 +98,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Planner], list[Plan]]:
             return plans[-1]
 
         monkeypatch.setattr(driver, "plan", watched)
+        driver.PLANS.clear()
         return plans
 
     return replaced
@@ -105,7 +107,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Planner], list[Plan]]:
 @pytest.mark.parametrize("divergence", ["forward_kl", "generalized_jsd"])
 @pytest.mark.parametrize(
     ("dtype", "multiplied"),
-    [(torch.float32, "widened"), *((torch.bfloat16, way) for way in WAYS)],
+    [(torch.float32, WIDEN), *((torch.bfloat16, way) for way in ways("bf16"))],
     indirect=["multiplied"],
 )
 def test_tiles_kept_in_the_gradient_of_the_weight_change_no_bit(
@@ -121,7 +123,7 @@ def test_tiles_kept_in_the_gradient_of_the_weight_change_no_bit(
             tiles = -(-V // width)
             count = planner._lent(work, tiles, width, N * width * work.logit_bytes)
             lent.append(count)
-            return Plan(N, V, N, width, tiles, 0, lent=count)
+            return Plan(N, V, N, width, tiles, 0, lent=count, pair_bytes=work.logit_bytes)
 
         planned(lending)
         ours = grads_of(loss_of(t, divergence=divergence), t)
@@ -309,7 +311,6 @@ def test_double_backward_is_refused() -> None:
 
 PEAK = """
 import os, resource, sys, torch, bgkernels as bg
-from bgkernels.streaming import gemm
 
 def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -331,10 +332,7 @@ for argument in sys.argv[1:]:
     if os.fork():  # a process of its own has a high-water mark of its own
         assert os.wait()[1] == 0
         continue
-    if way == "widened":
-        gemm.product_dtype = lambda dtype, device: torch.float32 if dtype.itemsize < 4 else dtype
-    else:
-        gemm.product_dtype = lambda dtype, device: dtype
+    os.environ["BGKERNELS_CPU_PRODUCT"] = way
     shapes = (256, 64), (256, 96), (60_000, 64), (60_000, 96)
     tensors = [torch.empty(n, dtype=torch.bfloat16).normal_() for n in shapes]
     step(8, 1000, kind, int(budget))
@@ -343,10 +341,10 @@ for argument in sys.argv[1:]:
     print(argument, peak() - base - kept, sep=":", flush=True)
     os._exit(0)
 """
-PEAKS = [(mebibytes, "linear", way) for mebibytes in (16, 48, 160) for way in WAYS]
+PEAKS = [(mebibytes, "linear", way) for mebibytes in (16, 48, 160) for way in ways("bf16")]
 OF_ONEDNN = 4 << 20
 """What its products in 16 bits take beside: code, and packed operands."""
-PEAKS += [(32, kind, WAYS[0]) for kind in ("top-k", "sum", "distribution")]
+PEAKS += [(32, kind, WIDEN) for kind in ("top-k", "sum", "distribution")]
 
 
 @pytest.fixture(scope="module")
@@ -365,5 +363,5 @@ def test_peak_memory_stays_in_the_budget(
     mebibytes: int, kind: str, way: str, peaks: dict[str, int]
 ) -> None:
     budget = mebibytes << 20
-    more = OF_ONEDNN if way == "narrow" else 0
+    more = OF_ONEDNN if way != WIDEN else 0
     assert peaks[f"{budget} {kind} {way}"] <= 1.1 * budget + more

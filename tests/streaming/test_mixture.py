@@ -11,8 +11,20 @@ from torch import Tensor
 
 import bgkernels as bg
 from tests import oracle
-from tests.conftest import WAYS, Tiling
-from tests.problems import DTYPES, Loss, Problem, cells, labels, make, normal, runs, widest
+from tests.conftest import Tiling
+from tests.problems import (
+    DTYPES,
+    WIDEN,
+    Loss,
+    Problem,
+    cells,
+    labels,
+    make,
+    normal,
+    runs,
+    ways,
+    widest,
+)  # fmt: skip
 from tests.yardstick import assert_each_close
 
 V, ROWS = 61, (3, 7)
@@ -116,7 +128,7 @@ def test_every_divergence_and_policy(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("source", "multiplied"),
-    [*(("linear", way) for way in WAYS), ("logits", WAYS[0])],
+    [("logits", WIDEN), *(("linear", way) for way in ways("bf16"))],
     indirect=["multiplied"],
 )
 def test_16_bits(

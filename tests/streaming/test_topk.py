@@ -12,8 +12,8 @@ from torch import Tensor
 
 import bgkernels as bg
 from tests import oracle
-from tests.conftest import WAYS, Tiling
-from tests.problems import DTYPES, Loss, cells, labels, make, runs, widest
+from tests.conftest import Tiling
+from tests.problems import DTYPES, Loss, cells, labels, make, runs, ways, widest
 from tests.yardstick import assert_each_close
 
 INF = float("inf")
@@ -164,7 +164,7 @@ def test_every_divergence_and_policy(
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("bf16"))
-@pytest.mark.parametrize("multiplied", WAYS, indirect=True)
+@pytest.mark.parametrize("multiplied", ways("bf16"), indirect=True)
 @pytest.mark.parametrize("tail", TAILS)
 def test_16_bits(tail: str, multiplied: str, backend: str, dtype: str, tiling: Tiling) -> None:
     tiling(chunk=13, width=48)
