@@ -1,9 +1,19 @@
 // Pass 1, second read: the statistics that need both normalisers first.
 #pragma once
 
-#include "cuda/log_probs.cuh"
+#include "cuda/rows.cuh"
+#include "math/row_vjp.h"
 
 namespace bgk::cuda {
+
+// Log-probabilities of a row's columns.
+struct LogProbs {
+  Centre s, t;
+  float by;
+
+  BGK_DEVICE float of_s(float z) const { return (z * by - s.value) - (float)s.rest; }
+  BGK_DEVICE float of_t(float v) const { return (v * by - t.value) - (float)t.rest; }
+};
 
 // Sums of one statistic over a block's share of a row: a line a warp.
 template <class Statistic, class Format>

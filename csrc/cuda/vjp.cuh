@@ -1,7 +1,7 @@
 // Pass 2: the gradient in a tile's raw student outputs, which it may be written over.
 #pragma once
 
-#include "cuda/log_probs.cuh"
+#include "cuda/pairs.cuh"
 #include "cuda/sink.cuh"
 
 namespace bgk::cuda {
