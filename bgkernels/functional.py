@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -12,12 +13,10 @@ from bgkernels import routing as policies
 from bgkernels.loss.objective import Divergence, Objective, blend
 from bgkernels.loss.options import Options, Routing
 from bgkernels.loss.pose import pose
-from bgkernels.loss.reduction import reduce, row_statistics, shaped
+from bgkernels.loss.reduction import Loss, hybrid_loss, row_statistics, shaped
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
-from bgkernels.teachers import MixtureTeacher, Teacher
-
-Loss = Tensor | tuple[Tensor, RowStats]
+from bgkernels.teachers import Teacher
 
 
 def linear_hybrid_distillation(
@@ -110,7 +109,10 @@ def linear_hybrid_distillation(
     """
     options = Options.of(locals())
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    return _loss(student, teacher, target, options, token_weight, num_items, return_stats)
+    return hybrid_loss(
+        student, teacher, target, options, objective_of(options),
+        token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+    )  # fmt: skip
 
 
 def hybrid_distillation(
@@ -154,37 +156,11 @@ def hybrid_distillation(
         >>> bg.hybrid_distillation(logits, teacher, "teacher_argmax").backward()
     """
     options = Options.of(locals() | ({"mode": "fused"} if overwrite_logits else {}))
-    return _loss(
-        {"logits": logits}, teacher, target, options, token_weight, num_items, return_stats,
-        overwrite_logits,
+    return hybrid_loss(
+        {"logits": logits}, teacher, target, options, objective_of(options),
+        token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+        overwrite=overwrite_logits,
     )  # fmt: skip
-
-
-def _loss(
-    student: dict[str, Tensor | None],
-    teacher: Teacher | None,
-    target: Tensor | str,
-    options: Options,
-    token_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    return_stats: bool,
-    overwrite: bool = False,
-) -> Loss:
-    objective = objective_of(options)
-    weighed = isinstance(teacher, MixtureTeacher) and callable(teacher.weights)
-    problem = pose(
-        student, teacher, target, options,
-        extras=objective.extras(at_one=return_stats or weighed),
-        reads_teacher=objective.policy.uses_teacher,
-        logit_sum=options.label_smoothing > 0 or return_stats,
-    )  # fmt: skip
-    if problem.teacher.excludes_columns:
-        objective.refuse_infinite()
-    loss, stats = reduce(
-        problem, objective, options, token_weight=token_weight, num_items=num_items,
-        return_stats=return_stats, overwrite=overwrite,
-    )  # fmt: skip
-    return loss if stats is None else (loss, stats)
 
 
 def objective_of(options: Options) -> Objective:
@@ -193,16 +169,22 @@ def objective_of(options: Options) -> Objective:
     Raises:
         TypeError, ValueError: an unknown divergence or policy, by name.
     """
-    divergence = options.divergence
+    names = options.divergence, options.routing
+    numbers = float(options.temperature), options.label_smoothing, options.z_loss
+    cached = all(isinstance(name, str) for name in names)
+    return (_objective if cached else _objective.__wrapped__)(*names, *numbers)
+
+
+@functools.lru_cache(maxsize=64)
+def _objective(
+    divergence: str | Divergence, routing: Routing, temperature: float, smoothing: float, z: float
+) -> Objective:
     if isinstance(divergence, str):
         divergence = divergences.get(divergence)
     if not isinstance(divergence, Divergence):
         kind = type(divergence).__name__
         raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
-    return Objective(
-        divergence, policies.get(options.routing), float(options.temperature),
-        options.label_smoothing, options.z_loss,
-    )  # fmt: skip
+    return Objective(divergence, policies.get(routing), temperature, smoothing, z)
 
 
 def linear_row_stats(
@@ -253,6 +235,7 @@ def linear_row_stats(
         extras=tuple(extras), reads_teacher=teacher is not None, logit_sum=True,
     )  # fmt: skip
     values, ints = row_statistics(problem)
-    pairs = problem.seen(problem.statistics(values, ints), values.unbind(0))
+    blocks = problem.statistics(values, ints)
+    pairs = problem.seen(blocks, problem.connected(blocks, values))
     weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
     return shaped(problem, blend(pairs, weights))

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bgkernels import functional
-from bgkernels.functional import Loss
 from bgkernels.loss.options import Options
+from bgkernels.loss.reduction import Loss
 from bgkernels.teachers import Teacher
 
 

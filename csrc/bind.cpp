@@ -86,6 +86,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);
+  bind_product(m);
 #ifdef BGK_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

@@ -100,7 +100,8 @@ void bind_primitives(py::module_ m) {
   m.def("vjp", vjp, unlocked);
 }
 
-// Those of csrc/cuda.
+// Matrix products, and the primitives of csrc/cuda, as functions of a module.
+void bind_product(py::module_& m);
 void bind_cuda(py::module_ m);
 
 }  // namespace bgk

@@ -110,6 +110,10 @@ def close(backend: Backend, state: RowState, labels: Tensor, out: Statistics) ->
     ints = out.ints[: len(INTS)]
     ints.copy_(state.ints)
     ints[0].masked_fill_(labels == SKIP, SKIP)
+    for side, argmax in zip("st", ints[1:], strict=True):
+        m, held_out = state[f"m_{side}"], state.label_logit(side, spec.temperature)
+        better = (held_out > m) | ((held_out == m) & (state["label"] < argmax))
+        argmax.copy_(torch.where(better, state["label"], argmax))
 
 
 def statistics_of_tile(

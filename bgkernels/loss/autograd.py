@@ -59,7 +59,7 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, problem: Problem, objective: Objective, scale: Tensor, overwrite: bool,
+        ctx: Any, problem: Problem, objective: Objective, scale: Tensor | float, overwrite: bool,
         box: list[Matrices], *student: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The reduced loss, ``()``.
@@ -67,16 +67,17 @@ class FusedLoss(torch.autograd.Function):
         Args:
             problem: of the rows.
             objective: the loss of a row.
-            scale: ``(rows,)`` or ``()`` factor of each row's loss: token weight over normaliser.
+            scale: factor of each row's loss, token weight over normaliser: a number, or
+                ``(rows,)``.
             overwrite: write the gradient of given logits over them.
             box: receives the statistics.
             student: the tensors of the problem that get a gradient.
         """
         losses: list[Tensor] = []
-        scale = scale.expand(len(problem.labels))
 
         def derivative(blocks: list[Statistics], values: Tensor, rows: slice) -> Tensor:
-            loss, grads = objective.differentiate(problem, blocks, values, rows, scale[rows])
+            part = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
+            loss, grads = objective.differentiate(problem, blocks, values, rows, part)
             losses.append(loss)
             return grads
 
@@ -90,7 +91,7 @@ class FusedLoss(torch.autograd.Function):
         box.append(matrices)
         ctx.present = [x is not None for x in grads]
         ctx.save_for_backward(*(x for x in grads if x is not None))
-        return torch.cat(losses).sum()
+        return (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
 
     @staticmethod
     @once_differentiable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -116,42 +117,54 @@ class Objective:
             )
 
     def seen(
-        self, problem: Problem, blocks: Sequence[Statistics], leaves: Sequence[Tensor] | None = None
+        self, problem: Problem, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
     ) -> list[Seen]:
         """What is seen of each part of the teacher: by policies at temperature 1.
 
         Args:
             problem: of the rows.
             blocks: their statistics.
-            leaves: all matrix rows of these as autograd knows them.
+            rows: all rows of their matrix as autograd is to know them; None: without a history.
         """
-        pairs = problem.seen(blocks, leaves)
-        if self.temperature == 1.0:
+        pairs = problem.seen(blocks, rows)
+        if self.temperature == 1.0 or AT_ONE not in pairs[0][0].extras:  # nobody looks at it
             return pairs
         at_one = (s.at_one(self.temperature, self.policy.extras) for s, _ in pairs)
         return [(s, tempered) for s, (_, tempered) in zip(at_one, pairs, strict=True)]
 
     def differentiate(
         self, problem: Problem, blocks: Sequence[Statistics], values: Tensor, rows: slice,
-        scale: Tensor,
+        scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss of each row times ``scale``, and the derivative of its sum by ``values``."""
+        grads, complete = torch.zeros_like(values), problem.items == len(problem.labels)
         with torch.enable_grad():
-            leaf = values.detach().requires_grad_()
-            pairs = self.seen(problem, blocks, leaf.unbind(0))
+            leaves = [row for block in blocks for row in block.leaves()]
+            pairs = self.seen(problem, blocks, leaves)
             weights = problem.teacher.part_weights([s for s, _ in pairs], rows)
-            loss = self.rows(pairs, weights) * scale
-            if not loss.requires_grad:
-                return loss, torch.zeros_like(values)
-            (grads,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), grads
+            loss = self.rows(pairs, weights, complete=complete)
+        if isinstance(scale, Tensor):
+            scale = scale.expand(loss.shape).to(loss.dtype)
+        else:
+            scale = torch.full_like(loss, scale)
+        if loss.requires_grad:
+            reached = reachable(loss)
+            indices = [i for i, leaf in enumerate(leaves) if id(leaf) in reached]
+            wanted = [leaves[i] for i in indices]
+            found = torch.autograd.grad(loss, wanted, scale) if wanted else ()
+            for i, grad in zip(indices, found, strict=True):
+                grads[i].copy_(grad)
+        return loss.detach() * scale, grads
 
-    def rows(self, pairs: Sequence[Seen], weights: Tensor | None = None) -> Tensor:
+    def rows(
+        self, pairs: Sequence[Seen], weights: Tensor | None = None, *, complete: bool = False
+    ) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored.
 
         Args:
             pairs: what is seen of each part of the teacher.
             weights: ``(rows, parts)``, how much each counts; None for a single one.
+            complete: whether it is known that no row is ignored.
         """
         votes, first = [self._votes(routing) for routing, _ in pairs], pairs[0][0]
         total, hard = None, votes[0][0]
@@ -164,17 +177,19 @@ class Objective:
                 soft = soft * weights[:, i]
             if _present(soft):
                 divergence = self.divergence(tempered)
-                # A masked column can make D infinite in a token that gives it no weight.
-                if isinstance(soft, Tensor):
-                    divergence = torch.where((soft == 0) & ~divergence.isfinite(), 0.0, divergence)
-                term = soft * self.temperature**2 * divergence
+                if isinstance(soft, Tensor) and not _surely_finite(divergence):
+                    # A masked column can make D infinite in a token that gives it no weight.
+                    unseen = (soft == 0) & ~divergence.isfinite()
+                    divergence = torch.where(unseen, 0.0, divergence)
+                term = soft * divergence
+                if self.temperature != 1:
+                    term = term * self.temperature**2
                 total = term if total is None else total + term
         if self.z_loss:
             term = self.z_loss * first.lse_hard**2
             total = term if total is None else total + term
-        return (
-            torch.zeros_like(first.nll) if total is None else torch.where(first.valid, total, 0.0)
-        )
+        total = torch.zeros_like(first.nll) if total is None else total
+        return total if complete else torch.where(first.valid, total, 0.0)
 
     def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
         """The weights that routing gives, checked."""
@@ -188,6 +203,23 @@ class Objective:
             return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
         return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
+
+
+def reachable(x: Tensor) -> set[int]:
+    """Identities of the leaves that the history of a tensor reaches.
+
+    Autograd could say which of many leaves are used, but takes longer than the rest of the loss.
+    """
+    nodes, seen, leaves = [x.grad_fn], set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [parent for parent, _ in node.next_functions]
+    return leaves
 
 
 def shares(weights: Tensor) -> Tensor:
@@ -239,6 +271,12 @@ def _present(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight != 0
 
 
+def _surely_finite(x: Tensor) -> bool:
+    """Whether no number is infinite; False where looking would wait for the device."""
+    looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return looks and math.isfinite(x.detach().sum())
+
+
 ROUNDING = 1e-6
 """By how much a weight such as ``1 - p`` may fall below zero."""
 
@@ -266,6 +304,8 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
             f"the {name} weight is {tuple(weight.shape)}"
         )
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not weight.numel() or weight.detach().min() >= -ROUNDING:
+            return weight
         negative = (weight.detach() < -ROUNDING) & stats.valid
         if negative.any():
             worst = weight.detach()[negative].min() if weight.ndim else weight.detach()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch.distributed import ProcessGroup
@@ -11,6 +13,7 @@ from torch.distributed import ProcessGroup
 from bgkernels.loss.objective import Divergence, Policy, Weights
 from bgkernels.rows.spec import Cap
 from bgkernels.streaming import checks
+from bgkernels.streaming.teachers.dense import cap_of
 
 Routing = str | Policy | Weights
 
@@ -57,12 +60,23 @@ class Options:
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> Options:
         """The options among the local names of a function."""
-        return cls(**{name: scope[name] for name in NAMES if name in scope})
+        options = {name: scope[name] for name in NAMES if name in scope}
+        named = isinstance(options.get("divergence", ""), str)
+        named &= isinstance(options.get("routing", ""), str)
+        if named and options.get("vocab_group") is None:  # a cache would keep them alive
+            return _named(**options)
+        return cls(**options)
 
-    @property
+    @cached_property
     def cap(self) -> Cap:
         """The map from the student's raw to its real logits."""
-        return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
+        return cap_of(self.logit_scale, self.logit_softcap)
+
+
+@functools.lru_cache(maxsize=128, typed=True)
+def _named(**options: Any) -> Options:
+    """Options that are plain numbers and words, checked once."""
+    return Options(**options)
 
 
 NAMES = tuple(f.name for f in fields(Options))

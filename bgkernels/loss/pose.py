@@ -4,23 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bgkernels import backends
+from bgkernels.backends.base import Backend
 from bgkernels.loss.dtensor import plain, plain_teacher
 from bgkernels.loss.options import Options
 from bgkernels.rows.arithmetic import NONE, SKIP
 from bgkernels.rows.extras import Extra
-from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.streaming import checks
-from bgkernels.streaming.problem import Problem, Tensors
+from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.shard import Shard, check_alike, join
 from bgkernels.streaming.teachers.base import Label, Teacher, flat_rows
-from bgkernels.streaming.teachers.dense import NoTeacher
+from bgkernels.streaming.teachers.dense import DenseTeacher, NoTeacher
 
+PLAIN = (Tensor, torch.nn.Parameter)
 KINDS = "LinearTeacher, LogitsTeacher, TopKTeacher or MixtureTeacher"
+
+
+class Agreement(NamedTuple):
+    """What follows from shapes and options alone.
+
+    Args:
+        spec: of the rows.
+        backend: that runs the primitives.
+        shard: the columns that this process holds.
+        autocast: dtype that autocast asks products to run in, or None.
+        reads_teacher: whether the teacher is read at all.
+        label: labels ``(...)``, or the word that says how pass 1 chooses them.
+    """
+
+    spec: RowSpec
+    backend: Backend
+    shard: Shard
+    autocast: torch.dtype | None
+    reads_teacher: bool
+    label: Tensor | str | None
+
+
+AGREEMENTS: dict[object, Agreement] = {}
+"""Of calls whose tensors were checked before: a step does not check shapes that it has seen."""
+MOST_AGREEMENTS = 256
 
 
 def pose(
@@ -29,7 +57,7 @@ def pose(
     target: object,
     options: Options,
     *,
-    extras: Sequence[Extra] = (),
+    extras: tuple[Extra, ...] = (),
     reads_teacher: bool = True,
     logit_sum: bool = False,
 ) -> Problem:
@@ -42,29 +70,106 @@ def pose(
         reads_teacher: whether loss or weights look at the teacher.
         logit_sum: whether the mean logit is needed.
     """
+    checks.no_transform()
+    key = _signature(student, teacher, target, options, extras, reads_teacher, logit_sum)
+    agreement = AGREEMENTS.get(key) if key is not None else None
+    if agreement is None:
+        group = options.vocab_group
+        student = {name: plain(name, x, group) for name, x in student.items()}
+        teacher, target = plain_teacher(teacher, group), plain("target", target)
+        agreement = _agree(student, teacher, target, options, extras, reads_teacher, logit_sum)
+        if key is not None:
+            if len(AGREEMENTS) >= MOST_AGREEMENTS:
+                AGREEMENTS.clear()
+            AGREEMENTS[key] = agreement._replace(label=None)
+    first, *others = student.values()
+    assert first is not None
+    leading = first.shape[:-1]
+    rows = leading.numel()
+    kind = teacher if agreement.reads_teacher and isinstance(teacher, Teacher) else NoTeacher()
+    label = target if agreement.label is None else agreement.label
+    columns, device = agreement.spec.columns, first.device
+    labels, items = label_codes(label, rows, columns, options.ignore_index, device)
+    return Problem(
+        spec=agreement.spec,
+        backend=agreement.backend,
+        student=(flat_rows(first, rows), *others),
+        teacher=kind.flat(rows),
+        labels=labels,
+        leading=tuple(leading),
+        shard=agreement.shard,
+        budget=options.memory_budget,
+        ignore_index=options.ignore_index,
+        autocast=agreement.autocast,
+        items=items,
+    )
+
+
+def _signature(
+    student: dict[str, Tensor | None], teacher: object, target: object, *rest: object
+) -> object | None:
+    """All that the checks look at, where that is shapes and numbers; else None."""
+    options = rest[0]
+    assert isinstance(options, Options)
+    if (
+        not (teacher is None or isinstance(teacher, DenseTeacher))
+        or options.vocab_group is not None
+    ):
+        return None
+    if torch.compiler.is_compiling():
+        return None
+    cap, theirs = (
+        (teacher.cap, teacher.tensors) if isinstance(teacher, DenseTeacher) else (None, ())
+    )
+    tensors = [x for x in (*student.values(), *theirs) if x is not None]
+    if not isinstance(target, Tensor) or any(type(x) not in PLAIN for x in (target, *tensors)):
+        return None
+    device = target.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    shapes = tuple(
+        (x.shape, x.dtype, x.device, x.requires_grad, x.layout) for x in (target, *tensors)
+    )
+    absent = tuple(x is None for x in (*student.values(), *theirs))
+    names = (*student, type(teacher), absent, torch.is_grad_enabled())
+    try:
+        hash(options)
+    except TypeError:  # a policy may be an object that cannot be hashed
+        return None
+    return (names, cap, autocast, shapes, *rest)
+
+
+def _agree(
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
+    options: Options,
+    extras: tuple[Extra, ...],
+    reads_teacher: bool,
+    logit_sum: bool,
+) -> Agreement:
+    """Check everything, together with the other ranks of a group."""
     group = options.vocab_group
     if group is not None and torch.compiler.is_compiling():
         raise NotImplementedError(
             "`vocab_group` cannot be compiled; call the loss outside torch.compile, or under "
             "torch.compiler.disable"
         )
-    student = {name: plain(name, x, group) for name, x in student.items()}
-    target = plain("target", target)
     first, columns, autocast = _check_student(student)
-    leading, rows = tuple(first.shape[:-1]), math.prod(first.shape[:-1])
+    leading = tuple(first.shape[:-1])
     word = target if isinstance(target, str) else None
-    kind = _teacher(plain_teacher(teacher, group), first, leading, autocast is not None)
-    if kind is None and (reads_teacher or word is not None):
+    kind = _teacher(teacher, first, leading, autocast is not None)
+    reads_teacher = reads_teacher or word is not None
+    if kind is None and reads_teacher:
         raise ValueError(
             "`teacher` is None, but the loss or the label reads it; "
             "pass a teacher, or use routing='hard' and a target tensor"
         )
-    if kind is None or not (reads_teacher or word is not None):
+    if kind is None or not reads_teacher:
         kind = NoTeacher()
-    sampled = word == "teacher_sample"
     gradients = [wants_gradient(x) for x in student.values()]
     held = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
-    seed = _seed(options) if sampled else 0
+    seed = _seed(options) if word == "teacher_sample" else 0
+    rows = math.prod(leading)
     (shard, *others), seed = join(rows, gradients, seed, held, group, first.device)
     columns, compared = _columns(options.vocab_size, kind, shard, others)
     label = checks.target(target, first, leading, columns, options.ignore_index)
@@ -80,23 +185,15 @@ def pose(
         label_rule=label.removeprefix("teacher_") if isinstance(label, str) else "index",
         seed=seed,
         student=options.cap,
-        extras=tuple(extras),
+        teacher=kind.cap if isinstance(kind, DenseTeacher) else Cap(),
+        extras=extras,
         logit_sum=logit_sum,
         positions=leading[-1] if leading else 1,
     )
-    dtypes = [first.dtype, *(t.tensors[0].dtype for t in kind.members if t.dense)]  # type: ignore[union-attr]
-    return Problem(
-        spec=spec,
-        backend=backends.select(options.backend, first.device, tuple(dtypes)),
-        student=_flat(student, rows),
-        teacher=kind.flat(rows),
-        labels=_labels(label, rows, columns, options.ignore_index, first.device),
-        leading=leading,
-        shard=shard,
-        budget=options.memory_budget,
-        ignore_index=options.ignore_index,
-        autocast=autocast,
-    )
+    logits = [t.tensors[0] for t in kind.members if t.dense]
+    dtypes = (first.dtype, *(x.dtype for x in logits if x is not None))
+    backend = backends.select(options.backend, first.device, dtypes)
+    return Agreement(spec, backend, shard, autocast, reads_teacher, label)
 
 
 def wants_gradient(x: Tensor | None) -> bool:
@@ -141,7 +238,6 @@ def _seed(options: Options) -> int:
 
 def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torch.dtype | None]:
     """The first tensor, the number of columns, and autocast's dtype."""
-    checks.no_transform()
     for name, x in student.items():
         if x is not None:
             checks.tensor(name, x)
@@ -160,20 +256,24 @@ def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torc
     return first, weight.shape[0], autocast
 
 
-def _flat(student: dict[str, Tensor | None], rows: int) -> Tensors:
-    """Leading dimensions of the first tensor flattened."""
-    first, *rest = student.values()
-    assert first is not None
-    return (flat_rows(first, rows), *rest)
+def label_codes(
+    target: object, rows: int, columns: int, ignore_index: int, device: torch.device
+) -> tuple[Tensor, int | None]:
+    """Codes of all rows, and how many take part, where that is known.
 
+    A bad label that could not be refused names a column that no row has.
 
-def _labels(
-    target: Tensor | str, rows: int, columns: int, ignore_index: int, device: torch.device
-) -> Tensor:
-    """Codes of all rows; a bad label that could not be refused names a column that no row has."""
-    if isinstance(target, str):
-        return torch.full((rows,), NONE, dtype=torch.int64, device=device)
+    Raises:
+        ValueError: on a CPU, for a label out of range.
+    """
+    if not isinstance(target, Tensor):
+        return torch.full((rows,), NONE, dtype=torch.int64, device=device), rows
     flat = target.reshape(-1).to(torch.int64)
+    if device.type == "cpu" and rows and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in flat.aminmax())
+        if low >= 0 and high < columns and not low <= ignore_index <= high:
+            return flat, rows
+        checks.labels(flat, columns, ignore_index)
     skipped = flat == ignore_index
     bad = ((flat < 0) | (flat >= columns)) & ~skipped
-    return torch.where(skipped, SKIP, torch.where(bad, columns, flat))
+    return torch.where(skipped, SKIP, torch.where(bad, columns, flat)), None

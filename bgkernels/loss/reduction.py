@@ -1,4 +1,4 @@
-"""From rows to the loss: the choice of mode, the one normaliser, and the reduction."""
+"""From the caller's tensors to the loss: the choice of mode, the normaliser, the reduction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bgkernels.loss.autograd import FusedLoss, RowStatistics
 from bgkernels.loss.dtensor import plain
 from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
-from bgkernels.loss.pose import wants_gradient
+from bgkernels.loss.pose import pose, wants_gradient
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.stats import RowStats
 from bgkernels.streaming import checks
@@ -18,41 +18,52 @@ from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
 from bgkernels.streaming.problem import Problem
 
+Loss = Tensor | tuple[Tensor, RowStats]
 
-def reduce(
-    problem: Problem,
-    objective: Objective,
+
+def hybrid_loss(
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
     options: Options,
+    objective: Objective,
     *,
     token_weight: Tensor | None,
     num_items: int | Tensor | None,
-    return_stats: bool = False,
+    return_stats: bool,
     overwrite: bool = False,
-) -> tuple[Tensor, RowStats | None]:
-    """The loss, and the statistics if they are wanted, with the input's leading shape."""
-    weight = _weight(problem, token_weight)
-    divisor = _divisor(problem, options.reduction, num_items)
-    loss = None
+) -> Loss:
+    """The loss of tensors as the caller gave them, and the statistics if they are wanted."""
+    shown = return_stats or getattr(teacher, "weighs_statistics", False)
+    problem = pose(
+        student, teacher, target, options,
+        extras=objective.extras(at_one=shown),
+        reads_teacher=objective.policy.uses_teacher,
+        logit_sum=options.label_smoothing > 0 or return_stats,
+    )  # fmt: skip
+    if problem.teacher.excludes_columns:
+        objective.refuse_infinite()
+    weight, divisor = _weight(problem, token_weight), _divisor(problem, options, num_items)
+    matrices = None
     if _fused(problem, objective, options):
         box: list[Matrices] = []
         scale = weight / divisor
         try:
             loss = FusedLoss.apply(problem, objective, scale, overwrite, box, *problem.student)
+            (matrices,) = box
         except BudgetError:  # recompute mode needs less
             if options.mode == "fused":
                 raise
-        else:
-            stats = _shown(problem, objective, box[0]) if return_stats else None
-    if loss is None:
+    if matrices is None:
         matrices = row_statistics(problem)
         blocks = problem.statistics(*matrices)
-        pairs = objective.seen(problem, blocks, matrices[0].unbind(0))
+        pairs = objective.seen(problem, blocks, problem.connected(blocks, matrices[0]))
         parts = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
         rows = objective.rows(pairs, parts) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-        stats = _shown(problem, objective, matrices) if return_stats else None
-    return loss.to(problem.dtype), stats
+    loss = loss.to(problem.dtype)
+    return (loss, _shown(problem, objective, matrices)) if return_stats else loss
 
 
 def row_statistics(problem: Problem) -> Matrices:
@@ -92,28 +103,35 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
     return options.mode != "recompute" and blocker is None and gradient
 
 
-def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
+def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor | float:
+    """``(rows,)`` factors of the tokens, or 1."""
     if token_weight is None:
-        return torch.ones((), dtype=torch.float64, device=problem.labels.device)
+        return 1.0
     weight = checks.tensor("token_weight", plain("token_weight", token_weight))
     checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
     checks.same_device(problem.labels, token_weight=weight)
     return weight.detach().reshape(-1).double()
 
 
-def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -> Tensor:
+def _divisor(problem: Problem, options: Options, num_items: int | Tensor | None) -> Tensor | float:
+    """The one normaliser, a number where no device has to be waited for."""
     labels = problem.labels
-    if reduction != "mean":
+    if options.reduction != "mean":
         if num_items is not None:
             raise ValueError(
-                f"`num_items` is the divisor of reduction='mean'; got reduction={reduction!r}"
+                "`num_items` is the divisor of reduction='mean'; "
+                f"got reduction={options.reduction!r}"
             )
-        return torch.ones((), dtype=torch.float64, device=labels.device)
+        return 1.0
+    if num_items is None and problem.items is not None:
+        return float(max(problem.items, 1))
     if num_items is None:
-        return (labels != SKIP).sum().clamp_min(1).double()
+        count = (labels != SKIP).sum()
+        looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        return float(max(int(count), 1)) if looks else count.clamp_min(1).double()
     num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
         return num_items.detach().to(labels.device, torch.float64)
     checks.number("num_items", num_items, low=0, open_low=True)
-    return torch.full((), float(num_items), dtype=torch.float64, device=labels.device)
+    return float(num_items)

@@ -53,6 +53,11 @@ class Extra(ABC):
         return len(self.fields)
 
     @property
+    def differentiable(self) -> range:
+        """Which of the fields carry a gradient to the student."""
+        return range(self.public)
+
+    @property
     def parameters(self) -> tuple[float, float, float]:
         """Three numbers that tell it from others of its kind."""
         return (0.0, 0.0, 0.0)
@@ -130,6 +135,11 @@ class Tilt(Extra):
     def fields(self) -> tuple[str, ...]:
         """The log-sum-exp, and ``E[u - v]``, ``E[(u - v)²]``."""
         return ("lse", "mean", "second") if self.moments else ("lse",)
+
+    @property
+    def differentiable(self) -> range:
+        """None, where the student has no say."""
+        return range(len(self.fields) if self.a or self.moments else 0)
 
     @property
     def parameters(self) -> tuple[float, float, float]:
@@ -232,6 +242,8 @@ class Tempered(Extra):
     factors = ("lse", "A", "B")
     fields = ("lse_s", "entropy_s", "logp_s", "max_prob_s",
               "lse_t", "entropy_t", "logp_t", "max_prob_t")  # fmt: skip
+
+    differentiable = range(3)
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < float("inf"):

@@ -7,7 +7,7 @@ Their leading rows have the names below; those of the extra statistics follow in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 from bgkernels.rows.extras import Extra
@@ -22,6 +22,8 @@ FIELDS = ("lse_s", "lse_t", "entropy_s", "entropy_t", "kl_ts", "kl_st", "logp_s"
           "rest_s", "rest_t", "rest_c")  # fmt: skip
 """Rows of ``Statistics.values``. ``rest`` is ``1 - p[label]`` of the student's, the teacher's and
 the cross-entropy's softmax, summed without cancellation."""
+DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
+"""Fields that carry a gradient to the student, beside all extras."""
 COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", "D_y", "H_y", "hot")
 """Rows of the coefficients of pass 2: see :mod:`bgkernels.rows.vjp`."""
 
@@ -88,6 +90,23 @@ class RowSpec:
     def factors(self) -> tuple[slice, ...]:
         """Rows of the coefficients, for each extra."""
         return _slices(len(COEFFICIENTS), (len(extra.factors) for extra in self.extras))
+
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """Rows of the statistics that carry a gradient to the student."""
+        extras = (
+            part.start + i
+            for extra, part in zip(self.extras, self.fields, strict=True)
+            for i in extra.differentiable
+        )
+        return (*map(FIELDS.index, DIFFERENTIABLE), *extras)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
     @property
     def sum_count(self) -> int:

@@ -165,7 +165,7 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
 
 def _merge_maxima(out: RowState, a: RowState, b: RowState, side: str) -> None:
     """The larger maximum and its column, the lower column of equal ones."""
-    m_a, m_b, at_a, at_b = [x[f"{n}_{side}"] for n in ("m", "argmax") for x in (a, b)]
+    m_a, m_b, at_a, at_b = (x[f"{name}_{side}"] for name in ("m", "argmax") for x in (a, b))
     lower, winner = torch.minimum(at_a, at_b), torch.where(m_a > m_b, at_a, at_b)
     tie = (m_a == m_b) & (lower != NONE)
     out[f"m_{side}"].copy_(torch.maximum(m_a, m_b))

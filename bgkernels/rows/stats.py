@@ -137,9 +137,6 @@ TENSOR_FIELDS = tuple(
 )
 """Fields of :class:`RowStats` that are tensors, in order."""
 
-DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
-"""Fields of :class:`RowStats` that carry a gradient to the student, beside all extras."""
-
 
 @dataclass(frozen=True)
 class Statistics:
@@ -176,37 +173,46 @@ class Statistics:
             for k, (spec, end) in enumerate(zip(self.specs, ends, strict=True))
         ]
 
+    def leaves(self) -> list[Tensor]:
+        """The matrix rows, those that carry a gradient as leaves of autograd."""
+        rows, first = list(self.values.detach().unbind(0)), 0
+        for spec in self.specs:
+            for i in spec.differentiable:
+                rows[first + i].requires_grad_()
+            first += spec.field_count
+        return rows
+
+    def connected(self, graph: Sequence[Tensor]) -> list[Tensor]:
+        """The matrix rows, those that carry a gradient with their history in ``graph``."""
+        rows, first = list(self.values.detach().unbind(0)), 0
+        for spec in self.specs:
+            for i in spec.differentiable:
+                rows[first + i] = graph[first + i]
+            first += spec.field_count
+        return rows
+
     @property
     def memory(self) -> Tensor:
         """The rows after the fields."""
         return self.values[sum(spec.field_count for spec in self.specs) :]
 
-    def row_stats(self, ignore_index: int, leaves: Sequence[Tensor] | None = None) -> RowStats:
+    def row_stats(self, ignore_index: int, rows: Sequence[Tensor] | None = None) -> RowStats:
         """The first pair as losses see it.
 
         Args:
             ignore_index: the label that is shown of rows that take no part.
-            leaves: the matrix rows once more, as autograd knows them; taken where a statistic
-                carries a gradient.
+            rows: the matrix rows as autograd is to know them; None: without a history.
         """
-        spec, fixed = self.specs[0], self.values[: len(FIELDS)].unbind(0)
-        leaves = self.values.unbind(0) if leaves is None else leaves
-        named = {
-            name: leaves[i] if name in DIFFERENTIABLE else fixed[i]
-            for i, name in enumerate(FIELDS)
-            if not name.startswith("rest")
-        }
-        label, argmax_s, argmax_t = self.ints[: len(INTS)].unbind(0)
+        spec, (label, argmax_s, argmax_t, *_) = self.specs[0], self.ints.unbind(0)
+        x = self.values.unbind(0) if rows is None else rows
         valid = label != SKIP
         extras = {
-            extra: tuple(leaves[part.start : part.start + extra.public])
+            extra: tuple(x[part.start : part.start + extra.public])
             for extra, part in zip(spec.extras, spec.fields, strict=True)
         }
-        return RowStats(
-            **named, argmax_s=argmax_s, argmax_t=argmax_t, valid=valid,
-            label=torch.where(valid, label, ignore_index),
-            vocab=spec.compared, positions=spec.positions, extras=extras,
-        )  # fmt: skip
+        label = torch.where(valid, label, ignore_index)
+        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
+        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[arg-type]
 
 
 def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.rows.stats import Statistics
+from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
@@ -46,12 +47,11 @@ def run(
         The statistics of all rows, and the gradients of the student's tensors.
     """
     backward = derivative is not None
-    work = workload(problem, needs, statistics=known is None, backward=backward)
-    p = replace(plan(work, problem.budget), columns=problem.shard.own(problem.spec.columns))
+    p = planned(problem, needs, statistics=known is None, backward=backward)
     student = make_head(problem.student, problem, needs if backward else Needs(), p, gradient)
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
-        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * work.logit_bytes)
+        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * p.pair_bytes)
     tiles = Tiles(student, p, p.columns, problem.labels.device, loan)
     comparisons = [part.walk(problem, p, loan) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
@@ -66,7 +66,11 @@ def run(
             for comparison, block in zip(comparisons, blocks, strict=True):
                 comparison.start(rows, problem.labels[rows], block, known=known is not None)
             if known is None:
-                forward(tiles, comparisons)
+                for i in range(len(tiles.columns)):
+                    x = tiles.wanted(i)
+                    for comparison in comparisons:
+                        comparison.absorb(i, x)
+                finish_statistics(tiles, comparisons)
             if derivative is not None and scratch is not None:
                 grads = derivative(blocks, values[:, rows], rows)
                 open_backward(comparisons, blocks, grads)
@@ -107,17 +111,12 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
         return (dx, *others)
 
 
-def forward(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
-    """Pass 1. Its second read begins where the first ended."""
-    order = range(len(tiles.columns))
-    for i in order:
-        x = tiles.wanted(i)
-        for comparison in comparisons:
-            comparison.absorb(i, x)
+def finish_statistics(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
+    """End pass 1: its second read, where one is wanted, begins where the first ended."""
     for comparison in comparisons:
         comparison.close()
     again = [comparison for comparison in comparisons if comparison.second_read]
-    for i in reversed(order) if again else ():
+    for i in reversed(range(len(tiles.columns))) if again else ():
         x = tiles.wanted(i)
         for comparison in again:
             comparison.absorb(i, x)
@@ -164,6 +163,30 @@ def backward_tiles(
         if others:
             d += sums[0]
         student.backward(columns, d)
+
+
+PLANS: dict[object, Plan] = {}
+"""Of problems whose shapes were seen before."""
+MOST_PLANS = 256
+
+
+def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool) -> Plan:
+    """The tiling of this process's columns."""
+    teacher, shard = problem.teacher, problem.shard
+    tensors = (*problem.student, *teacher.tensors)
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in tensors)
+    kinds = tuple((type(part), part.memory) for part in teacher.parts)
+    key = (
+        problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
+        shard.rank, problem.labels.device, gemm.way(), needs, statistics, backward, kinds, shapes,
+    )  # fmt: skip
+    if key not in PLANS:
+        if len(PLANS) >= MOST_PLANS:
+            PLANS.clear()
+        work = workload(problem, needs, statistics=statistics, backward=backward)
+        whole = plan(work, problem.budget)
+        PLANS[key] = replace(whole, columns=shard.own(problem.spec.columns))
+    return PLANS[key]
 
 
 def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool) -> Workload:

@@ -140,7 +140,7 @@ class Plan:
     """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk.
 
     ``lent`` of them, the very last, lie in the gradient of the weight. All chunks are walked for
-    each of ``groups`` groups of tiles.
+    each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``.
     """
 
     rows: int
@@ -151,6 +151,7 @@ class Plan:
     bytes: int
     lent: int = 0
     groups: int = 1
+    pair_bytes: int = 0
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -272,7 +273,9 @@ def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
     if own < 1 or fixed > budget:
         return None
     size = int(fixed + own * tile)
-    return Plan(work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups)
+    return Plan(
+        work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups, work.logit_bytes
+    )
 
 
 def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:

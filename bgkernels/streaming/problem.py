@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +40,7 @@ class Problem:
         budget: bytes of temporaries, or None for the device's default.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         autocast: dtype that autocast asks products to run in, or None.
+        items: how many rows take part, where that is known without waiting for a device.
     """
 
     spec: RowSpec
@@ -52,6 +53,7 @@ class Problem:
     budget: int | None = None
     ignore_index: int = -100
     autocast: torch.dtype | None = None
+    items: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,40 +79,51 @@ class Problem:
     def unwritten(self) -> tuple[Tensor, Tensor]:
         """The two matrices of all statistics, uninitialised: see :meth:`statistics`."""
         rows, device = len(self.labels), self.labels.device
-        fields, ints = (sum(counts) for counts in zip(*self._sizes(), strict=True))
+        _, fields, ints = self.layout[-1]
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        values = torch.empty(fields, rows, dtype=dtype, device=device)
-        return values, torch.empty(ints, rows, dtype=torch.int64, device=device)
+        values = torch.empty(fields.stop, rows, dtype=dtype, device=device)
+        return values, torch.empty(ints.stop, rows, dtype=torch.int64, device=device)
 
     def statistics(self, values: Tensor, ints: Tensor) -> list[Statistics]:
         """For each part of the teacher, its rows of the two matrices."""
-        ends = zip(*map(accumulate, zip(*self._sizes(), strict=True)), strict=True)
-        return [
-            Statistics(part.specs(self.spec), values[a - m : a], ints[b - n : b])
-            for part, (m, n), (a, b) in zip(self.teacher.parts, self._sizes(), ends, strict=True)
-        ]
+        if len(self.layout) == 1:
+            return [Statistics(self.layout[0][0], values, ints)]
+        return [Statistics(specs, values[a], ints[b]) for specs, a, b in self.layout]
 
-    def _sizes(self) -> list[tuple[int, int]]:
-        """Rows of both matrices, for each part of the teacher."""
-        sizes = []
+    @cached_property
+    def layout(self) -> list[tuple[tuple[RowSpec, ...], slice, slice]]:
+        """For each part of the teacher, its pairs, and its rows of both matrices."""
+        parts, fields, ints = [], 0, 0
         for part in self.teacher.parts:
             specs = part.specs(self.spec)
-            fields = sum(spec.field_count for spec in specs) + part.memory
-            sizes.append((fields, len(INTS) * len(specs)))
-        return sizes
+            more = sum(spec.field_count for spec in specs) + part.memory
+            rows = slice(fields, fields + more), slice(ints, ints + len(INTS) * len(specs))
+            parts.append((specs, *rows))
+            fields, ints = rows[0].stop, rows[1].stop
+        return parts
+
+    def connected(self, blocks: Sequence[Statistics], values: Tensor) -> list[Tensor]:
+        """All matrix rows, with the history of ``values`` where they carry a gradient."""
+        graph = values.unbind(0)
+        rows: list[Tensor] = []
+        for block in blocks:
+            rows += block.connected(graph[len(rows) :])
+        return rows
 
     def seen(
-        self, blocks: Sequence[Statistics], leaves: Sequence[Tensor] | None = None
+        self, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
     ) -> list[Seen]:
         """What is seen of each part of the teacher.
 
         Args:
             blocks: of :meth:`statistics`.
-            leaves: all rows of their matrix as autograd knows them.
+            rows: all rows of their matrix as autograd is to know them; None: without a history.
         """
+        if len(blocks) == 1:
+            return [self.teacher.parts[0].seen(blocks[0], self, rows)]
         views, first = [], 0
         for part, block in zip(self.teacher.parts, blocks, strict=True):
             end = first + len(block.values)
-            views.append(part.seen(block, self, None if leaves is None else leaves[first:end]))
+            views.append(part.seen(block, self, None if rows is None else rows[first:end]))
             first = end
         return views

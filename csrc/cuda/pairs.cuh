@@ -27,12 +27,11 @@ BGK_DEVICE void pair_share(const Statistic& statistic, const RowPair<Format>& ro
     float z[kColumns], v[kColumns];
     rows.s.fetch(step, s), rows.t.fetch(step, t);
     rows.s.real(s, z), rows.t.real(t, v);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    unrolled([&](int k) {
       const bool there = step.column<Format>(k) < step.stop;
       const float lp = there ? probs.of_s(z[k]) : kNegInf, lq = there ? probs.of_t(v[k]) : kNegInf;
       statistic.add(sums, lp, lq);
-    }
+    });
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) {

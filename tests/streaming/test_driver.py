@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import bgkernels as bg
 from bgkernels.backends import BACKENDS
-from bgkernels.streaming import driver, gemm
+from bgkernels.backends.native import products
+from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan, Workload, plan
 from tests.conftest import Tiling
 
@@ -126,7 +127,7 @@ def test_the_smallest_budgets_walk_groups_of_columns(monkeypatch: pytest.MonkeyP
         plans.append(plan(work, budget))
         return plans[-1]
 
-    monkeypatch.setattr(gemm, "_cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(products, "_forced", ["widen"])
     monkeypatch.setattr(driver, "plan", watched)
     reference, walks = grads_of(loss_of(t), t), []
     for budget in (200_000, 90_000, 58_000):

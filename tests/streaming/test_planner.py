@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bgkernels.streaming.sources import Source
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bgkernels.backends import BACKENDS
+from bgkernels.backends.native import products
 from bgkernels.distributed import Shard
 from bgkernels.rows.spec import RowSpec, Tilt
-from bgkernels.streaming import driver, gemm
+from bgkernels.streaming import driver
 from bgkernels.streaming.driver import Call, Rows
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.planner import COST, Plan, Workload, plan
-from bgkernels.streaming.sources import Source
 
 sizes = st.integers(1, 300)
 
@@ -79,7 +80,7 @@ def test_a_huge_vocabulary_plans_within_256_mebibytes(
 ) -> None:
     """32,768 tokens of a vocabulary of 262,144: statistics, then the gradients in two walks."""
     rows, vocab = 32_768, 262_144
-    monkeypatch.setattr(gemm, "_cpu_multiplies", lambda dtype: False)
+    monkeypatch.setattr(products, "_forced", ["widen"])
     heads = [
         tuple(torch.empty(n, d, dtype=torch.bfloat16, device="meta") for n in (rows, vocab))
         for d in widths

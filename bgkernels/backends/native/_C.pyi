@@ -82,6 +82,23 @@ def vjp(
     threads: int,
     /,
 ) -> int: ...
+
+# Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
+# columns; of the result, its stride, whether it is bf16, whether to add to it.
+MicroKernels = tuple[int, int]
+Operand = tuple[int, int, int]
+Result = tuple[int, int, bool, bool]
+
+def product(
+    kernels: MicroKernels,
+    dtype: int,
+    sizes: tuple[int, int, int],
+    a: Operand,
+    b: Operand,
+    out: Result,
+    threads: int,
+) -> None: ...
+def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def set_cpu_target(name: str) -> None: ...

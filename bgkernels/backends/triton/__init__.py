@@ -1,14 +1,13 @@
 """Triton on CUDA and HIP devices, and in Triton's interpreter on CPU tensors.
 
-Kernels are in :mod:`.absorb`, :mod:`.statistics` and :mod:`.vjp`, what they know of each statistic
-in :mod:`.extras`. Nothing of Triton is imported before a call needs it.
+Kernels are in :mod:`.absorb`, :mod:`.reread`, :mod:`.statistics` and :mod:`.vjp`, what they know of
+each statistic in :mod:`.extras`. Nothing of Triton is imported before a call needs it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-
 import os
 import struct
 from collections.abc import Callable
@@ -356,7 +355,6 @@ def _parameters(spec: RowSpec) -> tuple[tuple[Number, ...], ...]:
     return tuple(tuple(map(_number, extra.parameters)) for extra in spec.extras)
 
 
-@functools.cache
 def _number(x: float) -> Number:
     (high,) = struct.unpack("f", struct.pack("f", x))
     return high, x - high

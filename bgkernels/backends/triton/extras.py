@@ -94,6 +94,7 @@ def tilt_merge(a, b, drop_a, drop_b, VARIANT: tl.constexpr):
 
 @triton.jit
 def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
+    """The log-sum-exp, and the moments of ``u - v``."""
     m, d, k, q = sums
     lse = shift(m) + tl.log(d)
     if VARIANT < 4:
@@ -105,6 +106,7 @@ def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
 
 @triton.jit
 def tilt_fold(parameters, inv_t, fields, grads, VARIANT: tl.constexpr):
+    """``lse, P0, P1, P2``."""
     a, zero = parameters[0], tl.zeros_like(grads[0])
     if VARIANT < 4:
         return fields[0], a * grads[0] * inv_t, zero, zero
@@ -156,6 +158,7 @@ def tempered_absorb(ratio, du, dv, REDUCE: tl.constexpr):
 
 @triton.jit
 def tempered_merge(ratio, a, b, drop_a, drop_b):
+    """The maxima drop by ``ratio`` times as much."""
     d_a, h_a = tempered_side(a[0], a[1], ratio * drop_a[0])
     d_b, h_b = tempered_side(b[0], b[1], ratio * drop_b[0])
     x_a, y_a = tempered_side(a[2], a[3], ratio * drop_a[1])
@@ -174,6 +177,7 @@ def tempered_statistics(ratio, m, d, h, m_others, d_others, logit):
 
 @triton.jit
 def tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label):
+    """Four statistics of each model."""
     d_s, h_s, d_t, h_t = sums
     s = tempered_statistics(ratio, maxima[0], d_s, h_s, maxima_of_others[0], others[0], label[0])
     t = tempered_statistics(ratio, maxima[1], d_t, h_t, maxima_of_others[1], others[2], label[1])
@@ -182,6 +186,7 @@ def tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label):
 
 @triton.jit
 def tempered_fold(parameters, fields, grads, hot):
+    """``lse, A, B``, and the sum at the label."""
     inverse = 1 / parameters[0]
     a = grads[0] - grads[2] - times(grads[1], fields[1])
     return (fields[0], a * inverse, -grads[1] * inverse), hot + grads[2] * inverse
@@ -212,6 +217,7 @@ def mixture_terms(lp, lq, omega):
 
 @triton.jit
 def mixture_read(lp, lq, omega):
+    """``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` and ``Σ p_s·p_t/m``."""
     p, q = exp(lp), exp(lq)
     ratio, log_s, log_t = mixture_terms(lp, lq, omega)
     kl_tm, kl_sm = tl.sum(times(q, log_t), 0), tl.sum(times(p, log_s), 0)
@@ -220,6 +226,7 @@ def mixture_read(lp, lq, omega):
 
 @triton.jit
 def mixture_fold(omega, inv_t, fields, grads):
+    """``Y0, Y1, Y2``."""
     kl_sm, overlap, g_tm, g_sm = fields[1], fields[2], grads[0], grads[1]
     y0 = g_tm * (1 - omega) * overlap - g_sm * (omega * overlap + kl_sm)
     return y0 * inv_t, (omega * g_sm - (1 - omega) * g_tm) * inv_t, g_sm * inv_t
@@ -234,12 +241,14 @@ def mixture_vjp(omega, factors, lp, lq):
 
 @triton.jit
 def variation_read(lp, lq):
+    """``½ Σ |p_s - p_t|`` and ``Σ p_s·sgn(p_s - p_t)``."""
     p, q = exp(lp), exp(lq)
     return 0.5 * tl.sum(tl.abs(p - q), 0), tl.sum(p * sign(p - q), 0)
 
 
 @triton.jit
 def variation_fold(inv_t, fields, grads):
+    """``V0, V1``."""
     half = 0.5 * grads[0] * inv_t
     return -half * fields[1], half
 

@@ -1,13 +1,9 @@
 """The kernels, for the host: importing them imports Triton."""
 
-from bgkernels.backends.triton.absorb import (
-    absorb_kernel,
-    add_kernel,
-    merge_kernel,
-    reread_kernel,
-)
+from bgkernels.backends.triton.absorb import absorb_kernel, merge_kernel
 from bgkernels.backends.triton.extras import variant
 from bgkernels.backends.triton.math import exp
+from bgkernels.backends.triton.reread import add_kernel, reread_kernel
 from bgkernels.backends.triton.statistics import finalize_kernel, fold_kernel
 from bgkernels.backends.triton.vjp import vjp_kernel
 

@@ -56,10 +56,12 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
         # A block costs about 250 instructions in reductions and merging, so that blocks are long:
         # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
         sample = spec.label_rule == "sample"
-        sums = sum(len(extra.sums) for extra in spec.extras if not extra.second_read)
-        light = spec.shared_softmax and sums <= 4 and not sample
+        extras = [extra for extra in spec.extras if not extra.second_read]
+        # Of a sum that no value reads, nothing is computed.
+        sums = sum(min(len(extra.sums), len(extra.fields) + 1) for extra in extras)
+        light = spec.shared_softmax and sums <= 2 and not sample
         alive = sums + 4 * sample + 4 * capped
-        registers = 168 if alive <= 8 else 200 if alive <= 12 else 240
+        registers = 168 if alive <= 6 else 200 if alive <= 10 else 240
         return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
     if kernel == "reread":
         return Launch(1024, 2, 8, 168 if capped else None)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from bgkernels.rows import arithmetic, sampling
 
-NAN, NEG_INF = tl.constexpr(float("nan")), tl.constexpr(float("-inf"))
+NEG_INF = tl.constexpr(float("-inf"))
 NONE, SKIP = tl.constexpr(arithmetic.NONE), tl.constexpr(arithmetic.SKIP)
 RAW, SCALED, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # maps to real logits
 MULTIPLIER, WEYL = tl.constexpr(0xD256D193), tl.constexpr(0x9E3779B9)
@@ -37,10 +37,10 @@ def exp(x):
 @triton.jit
 def number(pair, DTYPE: tl.constexpr):
     """A number that was passed as what fp32 holds of it, and the rest."""
-    if DTYPE == tl.float64:
-        return tl.cast(pair[0], tl.float64) + tl.cast(pair[1], tl.float64)
-    else:
-        return tl.cast(pair[0], DTYPE)
+    value = tl.cast(pair[0], DTYPE)
+    if tl.float32 != DTYPE:
+        value += tl.cast(pair[1], DTYPE)
+    return value
 
 
 @triton.jit

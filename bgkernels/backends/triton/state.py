@@ -11,8 +11,8 @@ last two say where sums stand in the state: none for statistics of a read that i
 """
 
 # mypy: ignore-errors
-# ruff: noqa: RUF005, SIM108
-# See math; and Triton knows no conditional expressions of tuples.
+# ruff: noqa: RUF005
+# See math.
 
 import triton
 import triton.language as tl

@@ -13,7 +13,6 @@ import triton.language as tl
 
 from bgkernels.backends.triton.extras import finalize_extra, fold_extra
 from bgkernels.backends.triton.math import (
-    NAN,
     NEG_INF,
     SKIP,
     at_least_0,
@@ -85,7 +84,7 @@ def finalize_kernel(
         lse_c, _, rest_c = softmax_of(whole[3][0], whole[3][1], others[3][0], others[3][1])
         nll = -log_prob(rest_c, z, lse_c)
     # A label that no column has is a bad one that could not be refused: it must not look plausible.
-    lost = tl.where(label < 0, NAN, zero)
+    lost = tl.where(label < 0, NEG_INF - NEG_INF, zero)
     fields = ()
     for i in tl.static_range(len(pair)):
         fields = fields + (pair[i] + lost,)

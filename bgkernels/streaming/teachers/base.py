@@ -41,6 +41,7 @@ class Teacher(ABC):
         dense: whether it has a logit for each column; then ranks may share its columns out.
         compiles: whether ``torch.compile`` carries it.
         excludes_columns: whether it rules out columns that the student may choose.
+        weighs_statistics: whether a function of statistics says how much its members count.
         memory: rows of :class:`Statistics` in which its walk remembers things for pass 2.
     """
 
@@ -48,6 +49,7 @@ class Teacher(ABC):
     dense: ClassVar[bool] = False
     compiles: ClassVar[bool] = True
     excludes_columns = False
+    weighs_statistics = False
     memory = 0
 
     @property
@@ -113,11 +115,9 @@ class Teacher(ABC):
         """Of each pair of distributions whose statistics it gives, from that of the call."""
         return (spec,)
 
-    def seen(
-        self, statistics: Statistics, problem: Problem, leaves: Sequence[Tensor] | None
-    ) -> Seen:
+    def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
         """What policies and divergences see of it: see :meth:`Statistics.row_stats`."""
-        stats = statistics.row_stats(problem.ignore_index, leaves)
+        stats = statistics.row_stats(problem.ignore_index, rows)
         return stats, stats
 
     def part_weights(self, stats: list[RowStats], rows: slice) -> Tensor | None:
@@ -162,7 +162,7 @@ class Comparison(Protocol):
 
 def flat_rows(x: Tensor, rows: int) -> Tensor:
     """Leading dimensions flattened; the last kept at stride 1."""
-    x = x.reshape(rows, x.shape[-1])
+    x = x if x.ndim == 2 else x.reshape(rows, x.shape[-1])
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

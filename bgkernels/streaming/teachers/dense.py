@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -17,6 +18,14 @@ from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison, Teacher, flat_rows
 from bgkernels.streaming.tiles import Loan, Tiles
 
+RAW = Cap()
+
+
+@functools.lru_cache(maxsize=256)
+def cap_of(scale: float, softcap: float | None) -> Cap:
+    """The map from raw to real logits of a model."""
+    return Cap(float(scale), float(softcap or 0))
+
 
 @dataclass(frozen=True, eq=False)
 class DenseTeacher(Teacher):
@@ -27,11 +36,11 @@ class DenseTeacher(Teacher):
     @property
     def cap(self) -> Cap:
         """The map from raw to real logits."""
-        return Cap()
+        return RAW
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
         """One pair."""
-        return (replace(spec, teacher=self.cap),)
+        return (spec if spec.teacher == self.cap else replace(spec, teacher=self.cap),)
 
     def demand(self, problem: Problem) -> Demand:
         """A tile of logits, and states."""
@@ -74,7 +83,7 @@ class LinearTeacher(DenseTeacher):
     @property
     def cap(self) -> Cap:
         """The map from raw to real logits."""
-        return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
+        return cap_of(self.logit_scale, self.logit_softcap)
 
     def check_parameters(self, name: str, *, mixed: bool) -> None:
         """Hidden states, weight and bias fit each other."""
@@ -83,7 +92,8 @@ class LinearTeacher(DenseTeacher):
 
     def flat(self, rows: int) -> LinearTeacher:
         """The same teacher with ``hidden (rows, hidden_t)``."""
-        return replace(self, hidden=flat_rows(self.hidden, rows))
+        hidden = flat_rows(self.hidden, rows)
+        return self if hidden is self.hidden else replace(self, hidden=hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +119,8 @@ class LogitsTeacher(DenseTeacher):
 
     def flat(self, rows: int) -> LogitsTeacher:
         """The same teacher with ``logits (rows, vocab_t)``."""
-        return replace(self, logits=flat_rows(self.logits, rows))
+        logits = flat_rows(self.logits, rows)
+        return self if logits is self.logits else replace(self, logits=logits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +149,8 @@ class Dense:
     def __init__(
         self, head: Logits | None, cap: Cap, problem: Problem, plan: Plan, loan: Loan | None
     ) -> None:
-        self.problem, self.spec = problem, replace(problem.spec, teacher=cap)
+        self.problem, spec = problem, problem.spec
+        self.spec = spec if spec.teacher == cap else replace(spec, teacher=cap)
         shard = self.shard = problem.shard
         self.tiles = None
         if head is not None:

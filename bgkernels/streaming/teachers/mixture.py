@@ -94,6 +94,11 @@ class MixtureTeacher(Teacher):
         return any(t.excludes_columns for t in self.teachers)
 
     @property
+    def weighs_statistics(self) -> bool:  # type: ignore[override]
+        """Whether the weights are a function."""
+        return callable(self.weights)
+
+    @property
     def memory(self) -> int:  # type: ignore[override]
         """What mixes the tiles: a number for each teacher."""
         return len(self.teachers)

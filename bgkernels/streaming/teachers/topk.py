@@ -162,11 +162,9 @@ class TopKTeacher(Teacher):
         small = replace(spec, logit_sum=False, columns=n, compared=n, student=Cap(), teacher=Cap())
         return whole, small
 
-    def seen(
-        self, statistics: Statistics, problem: Problem, leaves: Sequence[Tensor] | None
-    ) -> Seen:
+    def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
         """Policies see single columns, divergences see categories; the label is the same."""
-        rows = list(statistics.values.unbind(0) if leaves is None else leaves)
+        rows = list(statistics.values.unbind(0) if rows is None else rows)
         first, views = 0, []
         for pair in statistics.pairs():
             views.append(
