@@ -5,11 +5,11 @@ The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` 
 """
 
 from bgkernels import distributed, divergences, routing
-from bgkernels.config import show_config
+from bgkernels.backends import show_config
 from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
 from bgkernels.loss.capture import SoftLabels, capture
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
-from bgkernels.rows.spec import Mixture, Tilt, TotalVariation
+from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
 from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
 
@@ -24,6 +24,7 @@ __all__ = [
     "MixtureTeacher",
     "RowStats",
     "SoftLabels",
+    "Tempered",
     "Tilt",
     "TopKTeacher",
     "TotalVariation",

@@ -15,37 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bgkernels.loss.objective import Divergence
 from bgkernels.registry import Registry
-from bgkernels.rows.spec import ClosedDivergence, Extra, Mixture, Tilt, TotalVariation
+from bgkernels.rows.extras import Extra, Mixture, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """A divergence per row.
-
-    Args:
-        name: how it is called in messages and tables.
-        rows: ``RowStats -> (rows,)`` values in nats; must treat every row alone.
-        extras: the extra statistics that ``rows`` reads.
-        closed: the same once more, for backends that compute it without leaving the device; None
-            where it is of another kind.
-    """
-
-    name: str
-    rows: Callable[[RowStats], Tensor]
-    extras: tuple[Extra, ...] = ()
-    closed: ClosedDivergence | None = None
-
-    def __call__(self, stats: RowStats) -> Tensor:
-        """The divergence of each row."""
-        return self.rows(stats)
-
 
 registry: Registry[Divergence] = Registry("divergence", Divergence)
 register = registry.register
@@ -63,20 +40,19 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 @register
 def forward_kl() -> Divergence:
     """``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
-    return Divergence("forward_kl", lambda s: s.kl_ts, closed=ClosedDivergence(kl_ts=1))
+    return Divergence("forward_kl", lambda s: s.kl_ts)
 
 
 @register
 def reverse_kl() -> Divergence:
     """``KL(p_s ‖ p_t)``: the student seeks the teacher's modes (MiniLLM, Gu et al. 2024)."""
-    return Divergence("reverse_kl", lambda s: s.kl_st, closed=ClosedDivergence(kl_st=1))
+    return Divergence("reverse_kl", lambda s: s.kl_st)
 
 
 @register
 def jeffreys() -> Divergence:
     """``KL(p_t ‖ p_s) + KL(p_s ‖ p_t)``."""
-    closed = ClosedDivergence(kl_ts=1, kl_st=1)
-    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st, closed=closed)
+    return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st)
 
 
 @register
@@ -96,8 +72,7 @@ def generalized_jsd(beta: float = 0.5) -> Divergence:
         kl_tm, kl_sm = s.mixture(beta)
         return beta * kl_tm + (1 - beta) * kl_sm
 
-    closed = ClosedDivergence(kl_tm=beta, kl_sm=1 - beta)
-    return Divergence("generalized_jsd", rows, (Mixture(beta),), closed)
+    return Divergence("generalized_jsd", rows, (Mixture(beta),))
 
 
 @register
@@ -109,8 +84,7 @@ def skew_forward_kl(lam: float = 0.1) -> Divergence:
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return forward_kl()
-    m, closed = Mixture(lam), ClosedDivergence(kl_tm=1)
-    return Divergence("skew_forward_kl", lambda s: s.mixture(lam)[0], (m,), closed)
+    return Divergence("skew_forward_kl", lambda s: s.mixture(lam)[0], (Mixture(lam),))
 
 
 @register
@@ -122,15 +96,13 @@ def skew_reverse_kl(lam: float = 0.1) -> Divergence:
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
         return reverse_kl()
-    m, closed = Mixture(1 - lam), ClosedDivergence(kl_sm=1)
-    return Divergence("skew_reverse_kl", lambda s: s.mixture(1 - lam)[1], (m,), closed)
+    return Divergence("skew_reverse_kl", lambda s: s.mixture(1 - lam)[1], (Mixture(1 - lam),))
 
 
 @register
 def total_variation() -> Divergence:
     """``½ Σ |p_s - p_t|`` (Wen et al. 2023); the gradient takes ``sgn(0) = 0``."""
-    extras, closed = (TotalVariation(),), ClosedDivergence(variation=1)
-    return Divergence("total_variation", lambda s: s.total_variation(), extras, closed)
+    return Divergence("total_variation", lambda s: s.total_variation(), (TotalVariation(),))
 
 
 @register

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from bgkernels.divergences import Divergence
+from bgkernels import divergences
+from bgkernels import routing as policies
+from bgkernels.loss.objective import Divergence, Objective, blend
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.problem import Reads, pose
-from bgkernels.loss.reduction import reduce
-from bgkernels.rows.spec import Extra
+from bgkernels.loss.pose import pose
+from bgkernels.loss.reduction import Loss, hybrid_loss, row_statistics, shaped
+from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
-from bgkernels.teachers import Teacher, TopKTeacher, members
-
-Loss = Tensor | tuple[Tensor, RowStats]
+from bgkernels.teachers import Teacher
 
 
 def linear_hybrid_distillation(
@@ -62,7 +63,8 @@ def linear_hybrid_distillation(
         divergence: a name in ``bg.divergences``, or a :class:`Divergence`.
         routing: a name in ``bg.routing``, a :class:`Policy`, or any callable
             ``RowStats -> (hard, soft)``.
-        temperature: ``T`` of the divergence and of the statistics that routing sees.
+        temperature: ``T`` of the divergence. Routing looks at the distributions at temperature 1,
+            whatever T is: whether a token is a bridge is no matter of how it is trained.
         logit_scale, logit_softcap: the student's real logits are ``cap·tanh(scale·x / cap)``.
         label_smoothing: of the cross-entropy, as in ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the squared log-sum-exp of the student's logits.
@@ -107,7 +109,10 @@ def linear_hybrid_distillation(
     """
     options = Options.of(locals())
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    return _loss(student, teacher, target, options, token_weight, num_items, return_stats)
+    return hybrid_loss(
+        student, teacher, target, options, objective_of(options),
+        token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+    )  # fmt: skip
 
 
 def hybrid_distillation(
@@ -151,33 +156,35 @@ def hybrid_distillation(
         >>> bg.hybrid_distillation(logits, teacher, "teacher_argmax").backward()
     """
     options = Options.of(locals() | ({"mode": "fused"} if overwrite_logits else {}))
-    return _loss(
-        {"logits": logits}, teacher, target, options, token_weight, num_items, return_stats,
-        overwrite_logits,
+    return hybrid_loss(
+        {"logits": logits}, teacher, target, options, objective_of(options),
+        token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+        overwrite=overwrite_logits,
     )  # fmt: skip
 
 
-def _loss(
-    student: dict[str, Tensor | None],
-    teacher: Teacher | None,
-    target: Tensor | str,
-    options: Options,
-    token_weight: Tensor | None,
-    num_items: int | Tensor | None,
-    return_stats: bool,
-    overwrite: bool = False,
-) -> Loss:
-    objective = options.objective()
-    if any(isinstance(t, TopKTeacher) and t.tail == "renormalize" for t in members(teacher)):
-        objective.refuse_infinite()
-    logit_sum = options.label_smoothing > 0 or return_stats
-    reads = Reads(objective.extras, objective.policy.uses_teacher, logit_sum)
-    problem = pose(student, teacher, target, options, reads)
-    loss, stats = reduce(
-        problem, objective, options,
-        token_weight=token_weight, num_items=num_items, overwrite=overwrite,
-    )  # fmt: skip
-    return (loss, stats) if return_stats else loss
+def objective_of(options: Options) -> Objective:
+    """The loss of a row that options ask for.
+
+    Raises:
+        TypeError, ValueError: an unknown divergence or policy, by name.
+    """
+    names = options.divergence, options.routing
+    numbers = float(options.temperature), options.label_smoothing, options.z_loss
+    cached = all(isinstance(name, str) for name in names)
+    return (_objective if cached else _objective.__wrapped__)(*names, *numbers)
+
+
+@functools.lru_cache(maxsize=64)
+def _objective(
+    divergence: str | Divergence, routing: Routing, temperature: float, smoothing: float, z: float
+) -> Objective:
+    if isinstance(divergence, str):
+        divergence = divergences.get(divergence)
+    if not isinstance(divergence, Divergence):
+        kind = type(divergence).__name__
+        raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
+    return Objective(divergence, policies.get(routing), temperature, smoothing, z)
 
 
 def linear_row_stats(
@@ -204,8 +211,10 @@ def linear_row_stats(
 
     Args:
         teacher: as in :func:`linear_hybrid_distillation`; without one its fields are 0.
-        extras: extra statistics to compute: :class:`Tilt`, :class:`Mixture`,
-            :class:`TotalVariation`.
+        extras: extra statistics to compute: :class:`Tilt`, :class:`Tempered`,
+            :class:`Mixture`, :class:`TotalVariation`.
+        temperature: of all statistics but ``nll``, ``lse_hard`` and ``logit_mean``, which are at
+            temperature 1.
 
     The other arguments and the errors are those of :func:`linear_hybrid_distillation`.
 
@@ -221,6 +230,12 @@ def linear_row_stats(
     """
     options = Options.of(locals())
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    reads = Reads(tuple(extras), teacher is not None, logit_sum=True)
-    problem = pose(student, teacher, target, options, reads)
-    return problem.shaped(problem.views())
+    problem = pose(
+        student, teacher, target, options,
+        extras=tuple(extras), reads_teacher=teacher is not None, logit_sum=True,
+    )  # fmt: skip
+    values, ints = row_statistics(problem)
+    blocks = problem.statistics(values, ints)
+    pairs = problem.seen(blocks, problem.connected(blocks, values))
+    weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+    return shaped(problem, blend(pairs, weights))

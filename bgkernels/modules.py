@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bgkernels import functional
-from bgkernels.functional import Loss
 from bgkernels.loss.options import Options
+from bgkernels.loss.reduction import Loss
 from bgkernels.teachers import Teacher
 
 
@@ -17,7 +17,7 @@ class _Configured(nn.Module):
 
     def __init__(self, *, return_stats: bool = False, **options: Any) -> None:
         super().__init__()
-        Options(**options).objective()
+        functional.objective_of(Options(**options))
         self.config = options | {"return_stats": return_stats}
 
     def extra_repr(self) -> str:

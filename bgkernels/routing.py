@@ -1,9 +1,10 @@
 """Routing policies: how much each token trusts its hard label, and how much the soft one.
 
-A policy maps :class:`~bgkernels.rows.stats.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
+A policy maps :class:`~bgkernels.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
 *bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
-one (Bridge-Garden, arXiv 2605.26246). Statistics are those of the tempered distributions over the
-compared columns. Register your own with :func:`register`, or pass any callable.
+one (Bridge-Garden, arXiv 2605.26246). Which of them a token is does not depend on the temperature
+of the divergence: a policy sees each model's distribution over the compared columns at temperature
+1. Register your own with :func:`register`, or pass any callable.
 
 Example:
     >>> from bgkernels import routing
@@ -15,49 +16,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bgkernels import risk
+from bgkernels.loss.objective import Policy, Weight, Weights
 from bgkernels.registry import Registry
-from bgkernels.rows.spec import ClosedWeights, Extra, Tilt
+from bgkernels.rows.extras import Tilt
 from bgkernels.rows.stats import RowStats
 
-Weight = Tensor | float
-Weights = Callable[[RowStats], tuple[Weight, Weight]]
 LOG_EPS = 1e-8
-
-
-@dataclass
-class Policy:
-    """A rule for the ``(hard, soft)`` weight of each token.
-
-    Args:
-        name: how it is called in messages and tables.
-        weights: ``RowStats -> (hard, soft)``, each ``(rows,)`` or a number; not negative.
-        extras: the extra statistics that ``weights`` reads.
-        batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at
-            once, in recompute mode.
-        hard_term: ``RowStats -> (rows,)``, instead of the cross-entropy.
-        closed: the weights once more, for backends that compute them without leaving the device;
-            None where they are of another kind.
-        uses_teacher: False if neither term nor weight reads the teacher, whose head is then never
-            multiplied.
-    """
-
-    name: str
-    weights: Weights = field(repr=False)
-    extras: tuple[Extra, ...] = field(default=(), repr=False)
-    batchwide: bool = False
-    hard_term: Callable[[RowStats], Tensor] | None = field(default=None, repr=False)
-    uses_teacher: bool = field(default=True, repr=False)
-    closed: ClosedWeights | None = field(default=None, repr=False)
-
-    def __call__(self, stats: RowStats) -> tuple[Weight, Weight]:
-        """The weights of each row."""
-        return self.weights(stats)
 
 
 @dataclass
@@ -97,8 +66,7 @@ def _fraction(**values: float) -> None:
 
 
 def _constant(name: str, hard: float, soft: float) -> Policy:
-    closed = ClosedWeights("constant", hard, soft)
-    return Policy(name, lambda s: (hard, soft), uses_teacher=soft > 0, closed=closed)
+    return Policy(name, lambda s: (hard, soft), uses_teacher=soft > 0, fixed=True)
 
 
 @register
@@ -142,7 +110,7 @@ def confidence(kind: str = "label") -> Policy:
         c = s.logp_t.exp() if kind == "label" else s.max_prob_t
         return c, 1 - c
 
-    return Policy("confidence", weights, closed=ClosedWeights(kind))
+    return Policy("confidence", weights)
 
 
 def normalized_entropy(s: RowStats) -> Tensor:
@@ -161,8 +129,7 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
             where one token has all mass.
     """
     if kind == "shannon":
-        closed = ClosedWeights("shannon")
-        return Policy("entropy", lambda s: _pair(normalized_entropy(s)), closed=closed)
+        return Policy("entropy", lambda s: _pair(normalized_entropy(s)))
     if kind != "power":
         raise ValueError(f"`kind` must be 'power' or 'shannon'; got {kind!r}")
     if not 0 < gamma < 1:
@@ -172,7 +139,7 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
         excess = torch.expm1(s.power_sum(0.0, gamma))
         return _pair((excess / max(s.vocab ** (1 - gamma) - 1, 1e-12)).clamp(0, 1))
 
-    return Policy("entropy", weights, (Tilt(0.0, gamma),), closed=ClosedWeights("power"))
+    return Policy("entropy", weights, (Tilt(0.0, gamma),))
 
 
 def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +154,6 @@ def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
     return Policy(
         "threshold",
         lambda s: _pair(torch.sigmoid(sharpness * (normalized_entropy(s) - tau))),
-        closed=ClosedWeights("threshold", tau=tau, sharpness=sharpness),
     )
 
 
@@ -241,10 +207,10 @@ def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
         hard_weight, soft_weight = base(s)
         return soft_weight, hard_weight
 
-    closed = base.closed and replace(base.closed, reversed=not base.closed.reversed)
     return Policy(
-        f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term, closed=closed
-    )
+        f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term,
+        fixed=base.fixed,
+    )  # fmt: skip
 
 
 @register
@@ -279,7 +245,7 @@ def curriculum(
 def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
     """``(1 - w, w)`` with Bridge-Garden's chi-square objective in place of the cross-entropy.
 
-    See :mod:`bgkernels.risk`. It couples neighbouring positions: the last leading dimension of the
+    See :func:`chi_square`. It couples neighbouring positions: the last leading dimension of the
     input is the position in the sequence.
     """
     _fraction(w=w, gamma=gamma)
@@ -288,5 +254,45 @@ def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> P
         "risk_guided",
         lambda s: (1.0 - w, w),
         batchwide=True,
-        hard_term=lambda s: risk.chi_square(s, alpha, gamma),
+        hard_term=lambda s: chi_square(s, alpha, gamma),
     )
+
+
+def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:
+    """A chi-square regularised soft Q-learning loss of each row, ``(rows,)`` (Bridge-Garden).
+
+    With ``V_t`` the log-sum-exp of the student's real logits at the ``t``-th valid token of a
+    sequence, ``l_t`` the logit of its label and ``V = 0`` after the last, the released code's term
+    is (paper appendix; here with the library's one normaliser)
+
+        γ^t · [ -log p_s[label] + α/4 · (l_t - γ·V_{t+1})² ]   and, once a sequence at its last
+        token,   γ^t · α·(1-γ)/4 · V_t².
+
+    It depends on the offset of the logits, not on probabilities alone. Rows are ``(sequences,
+    stats.positions)`` in order. The per-sequence term is added to the sequence's last valid row,
+    weighted so that the mean over valid rows is the mean over sequences.
+    """
+    shape = (-1, stats.positions)
+    valid, value = stats.valid.reshape(shape), stats.lse_hard.reshape(shape)
+    nll = stats.nll.reshape(shape)
+    t = valid.cumsum(1) - 1
+    count = valid.sum(1, keepdim=True)
+    last = valid & (t == count - 1)
+    following = _next_valid(value, valid, t)
+    gap = (value - nll) - gamma * torch.where(last, 0.0, following)
+    discount = gamma ** t.clamp_min(0).to(value.dtype)
+    term = discount * (nll + alpha / 4 * gap**2)
+    if 1 - gamma >= 1e-6:
+        sequences = (count > 0).sum().clamp_min(1)
+        share = valid.sum() / sequences
+        end = discount * alpha * (1 - gamma) / 4 * value**2
+        term = term + torch.where(last, share * end, 0.0)
+    return torch.where(valid, term, 0.0).reshape(-1)
+
+
+def _next_valid(value: Tensor, valid: Tensor, t: Tensor) -> Tensor:
+    """The value at the next valid position of the same sequence; anything after the last."""
+    packed = torch.zeros(value.shape[0], value.shape[1] + 2, dtype=value.dtype, device=value.device)
+    slot = torch.where(valid, t, value.shape[1] + 1)
+    packed = packed.scatter(1, slot, value)
+    return packed.gather(1, (t + 1).clamp(0, value.shape[1]))

@@ -1,10 +1,9 @@
-// bgkernels.backends.native._C: addresses and strides in, a status out. The caller has validated the arguments and
-// keeps the tensors alive.
+// bgkernels.backends.native._C: addresses and strides in, a status out. The caller has validated
+// the arguments and keeps the tensors alive.
 #include "bind.h"
 
 #include <stdlib.h>
 
-#include <optional>
 #include <stdexcept>
 
 #include "cpu/dispatch.h"
@@ -14,51 +13,76 @@ using namespace pybind11::literals;
 namespace bgk {
 namespace {
 
-OwnedSpec make_spec(int64_t compared, double temperature, bool shared_softmax, bool logit_sum,
-                    int rule, uint32_t key,
-                    const std::vector<std::tuple<double, double, bool>>& tilts,
-                    std::vector<float> omegas, bool total_variation) {
-  OwnedSpec spec;
-  spec.plain.compared = compared;
-  spec.plain.inverse_temperature = (float)(1.0 / temperature);
-  spec.plain.shared_softmax = shared_softmax, spec.plain.logit_sum = logit_sum;
-  spec.plain.rule = (LabelRule)rule, spec.plain.key = key;
-  spec.plain.total_variation = total_variation;
-  for (const auto& [a, b, moments] : tilts) spec.tilts.push_back({a, b, moments});
-  spec.omegas = std::move(omegas);
+typedef std::tuple<int, double, double, bool> ExtraArgs;  // kind, a, b, moments
+
+BoundSpec make_spec(int64_t columns, int64_t compared, double temperature, bool shared_softmax,
+                    bool logit_sum, int rule, uint32_t key, std::pair<float, float> student,
+                    std::pair<float, float> teacher, const std::vector<ExtraArgs>& extras) {
+  if (rule < kIndex || rule > kSample) throw std::invalid_argument("unknown label rule");
+  if (extras.size() > kMaxExtras) throw std::invalid_argument("too many extras");
+  BoundSpec spec;
+  spec.student = {student.first, student.second}, spec.teacher = {teacher.first, teacher.second};
+  Spec& x = spec.plain;
+  x.columns = columns, x.compared = compared;
+  x.temperature = temperature, x.inverse_temperature = (float)(1.0 / temperature);
+  x.shared_softmax = shared_softmax, x.logit_sum = logit_sum;
+  x.rule = (LabelRule)rule, x.key = key;
+  for (const auto& [kind, a, b, moments] : extras) {
+    if (kind < 0 || kind >= cpu_target()->extra_kinds)
+      throw std::invalid_argument("unknown kind of statistic");
+    x.extras[x.extra_count++] = {kind, moments, a, b};
+  }
   return spec;
 }
 
-Logits make_logits(Address data, int64_t row_stride, int64_t columns, int dtype, float scale,
-                   float cap) {
-  return {(void*)data, row_stride, columns, (DType)dtype, scale, cap};
-}
-
-Tile make_tile(const Logits& student, const std::optional<Logits>& teacher, int64_t rows,
-               int64_t first_row, int64_t first_column) {
-  return {student, teacher.value_or(Logits{}), rows, first_row, first_column};
-}
-
-int absorb(const OwnedSpec& spec, const Tile& tile, const Columns& state, Address labels,
-           int threads) {
-  const AbsorbArgs args = absorb_args(spec, tile, state, labels, threads);
-  const Status status = check(args.spec, tile);
+int absorb(const BoundSpec& spec, const Rows& student, const Rows& teacher, const Corner& corner,
+           const Numbers& floats, const Numbers& ints, Address labels, int threads) {
+  const AbsorbArgs args = {spec.plain, tile_of(spec, student, teacher, corner),
+                           state_of(floats, ints), (const int64_t*)labels, threads};
+  const Status status = check(args.tile);
   if (status == kOk) cpu_target()->absorb(args);
   return status;
 }
 
-int absorb_pairs(const OwnedSpec& spec, const Tile& tile, const Sums& sums, const Normalisers& lse,
-                 int threads) {
-  const PairArgs args = pair_args(spec, tile, sums, lse, threads);
-  const Status status = check(args.spec, tile);
+int absorb_pairs(const BoundSpec& spec, const Rows& student, const Rows& teacher,
+                 const Corner& corner, const Numbers& floats, Address labels, Address lse_s,
+                 Address lse_t, int threads) {
+  const PairArgs args = {spec.plain,
+                         tile_of(spec, student, teacher, corner),
+                         matrix<float>(floats),
+                         (const int64_t*)labels,
+                         (const double*)lse_s,
+                         (const double*)lse_t,
+                         threads};
+  const Status status = check(args.tile);
   if (status == kOk) cpu_target()->absorb_pairs(args);
   return status;
 }
 
-int vjp(const OwnedSpec& spec, const Tile& tile, const Logits& out, const Factors& factors,
-        Address labels, int threads) {
-  const VjpArgs args = vjp_args(spec, tile, out, factors, labels, threads);
-  const Status status = known(out) ? check(args.spec, tile) : kUnknownDType;
+int finalize(const BoundSpec& spec, int64_t rows, const Numbers& floats, const Numbers& ints,
+             Address labels, const Numbers& out, int threads) {
+  cpu_target()->finalize({spec.plain, rows, state_of(floats, ints), (const int64_t*)labels,
+                          matrix<double>(out), threads});
+  return kOk;
+}
+
+int fold(const BoundSpec& spec, int64_t rows, const Numbers& statistics, const Numbers& grads,
+         Address labels, const Numbers& out, int threads) {
+  cpu_target()->fold({spec.plain, rows, matrix<const double>(statistics),
+                      matrix<const double>(grads), (const int64_t*)labels, matrix<double>(out),
+                      threads});
+  return kOk;
+}
+
+int vjp(const BoundSpec& spec, const Rows& student, const Rows& teacher, const Corner& corner,
+        const Rows& out, const Numbers& factors, Address labels, int threads) {
+  const VjpArgs args = {spec.plain,
+                        tile_of(spec, student, teacher, corner),
+                        logits(out),
+                        matrix<const double>(factors),
+                        (const int64_t*)labels,
+                        threads};
+  const Status status = check(args.out) ? kUnknownDType : check(args.tile);
   if (status == kOk) cpu_target()->vjp(args);
   return status;
 }
@@ -90,22 +114,23 @@ PYBIND11_MODULE(_C, m) {
   if (!cpu_target())
     throw std::runtime_error("BGKERNELS_CPU_TARGET must be one of " + listed(target_names()) +
                              " on this machine, got '" + getenv("BGKERNELS_CPU_TARGET") + "'");
-  m.attr("MAX_TILTS") = kMaxTilts;
+  m.attr("MAX_EXTRAS") = kMaxExtras;
 
-  py::class_<OwnedSpec>(m, "Spec").def(py::init(&make_spec), py::kw_only(), "compared"_a,
-                                       "temperature"_a, "shared_softmax"_a, "logit_sum"_a, "rule"_a,
-                                       "key"_a, "tilts"_a, "omegas"_a, "total_variation"_a);
-  py::class_<Logits>(m, "Logits")
-      .def(py::init(&make_logits), "data"_a, "row_stride"_a, "columns"_a, "dtype"_a,
-           "scale"_a = 1.0f, "cap"_a = 0.0f);
-  py::class_<Tile>(m, "Tile").def(py::init(&make_tile), "student"_a, "teacher"_a, "rows"_a,
-                                  "first_row"_a, "first_column"_a);
+  py::class_<BoundSpec>(m, "Spec").def(
+      py::init(&make_spec), py::kw_only(), "columns"_a, "compared"_a, "temperature"_a,
+      "shared_softmax"_a, "logit_sum"_a, "rule"_a, "key"_a, "student"_a, "teacher"_a, "extras"_a);
 
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("absorb", &absorb, "spec"_a, "tile"_a, "state"_a, "labels"_a, "threads"_a, unlocked);
-  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "tile"_a, "sums"_a, "lse"_a, "threads"_a,
-        unlocked);
-  m.def("vjp", &vjp, "spec"_a, "tile"_a, "out"_a, "factors"_a, "labels"_a, "threads"_a, unlocked);
+  m.def("absorb", &absorb, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "floats"_a, "ints"_a,
+        "labels"_a, "threads"_a, unlocked);
+  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "floats"_a,
+        "labels"_a, "lse_s"_a, "lse_t"_a, "threads"_a, unlocked);
+  m.def("finalize", &finalize, "spec"_a, "rows"_a, "floats"_a, "ints"_a, "labels"_a, "out"_a,
+        "threads"_a, unlocked);
+  m.def("fold", &fold, "spec"_a, "rows"_a, "statistics"_a, "grads"_a, "labels"_a, "out"_a,
+        "threads"_a, unlocked);
+  m.def("vjp", &vjp, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "out"_a, "factors"_a,
+        "labels"_a, "threads"_a, unlocked);
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);

@@ -1,10 +1,9 @@
-// What the bindings of all devices share.
+// What the bindings of all devices share: addresses and strides as they come from Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -17,64 +16,48 @@ namespace py = pybind11;
 namespace bgk {
 
 typedef uintptr_t Address;
+typedef std::tuple<Address, int64_t, int64_t, int> Rows;  // data, row stride, columns, dtype
+typedef std::tuple<int64_t, int64_t, int64_t> Corner;     // rows; first row and column of the tile
+typedef std::pair<Address, int64_t> Numbers;              // data and stride of a Matrix
 
-// A Spec that owns what it points to.
-struct OwnedSpec {
-  Spec plain{};
-  std::vector<Tilt> tilts;
-  std::vector<float> omegas;
-
-  Spec get() const {
-    Spec spec = plain;
-    spec.tilts = tilts.data(), spec.omegas = omegas.data();
-    spec.tilt_count = (int32_t)tilts.size(), spec.mixture_count = (int32_t)omegas.size();
-    return spec;
-  }
+struct Cap {
+  float scale, cap;
 };
 
-inline bool known(const Logits& x) { return x.dtype >= kF32 && x.dtype <= kF16; }
+// A Spec, and the maps from raw to real logits, which the models' Logits carry.
+struct BoundSpec {
+  Spec plain{};
+  Cap student, teacher;
+};
 
-inline Status check(const Spec& spec, const Tile& tile) {
-  if (!known(tile.student) || !known(tile.teacher)) return kUnknownDType;
-  if (spec.rule < kIndex || spec.rule > kSample) return kUnknownRule;
-  return spec.tilt_count > kMaxTilts ? kTooManyTilts : kOk;
+template <class T>
+Matrix<T> matrix(const Numbers& x) {
+  return {(T*)x.first, x.second};
 }
 
-// Addresses as they come from Python.
-typedef std::tuple<Address, int64_t, Address, int64_t> Columns;  // floats and ints, a stride each
-typedef std::pair<Address, int64_t> Sums;                        // and their stride
-typedef std::pair<Address, Address> Normalisers;                 // of student and teacher
-typedef std::tuple<Address, Address, Address> Factors;           // row, tilts, pairs
-
-inline AbsorbArgs absorb_args(const OwnedSpec& spec, const Tile& tile, const Columns& state,
-                              Address labels, int threads = 0) {
-  const auto& [floats, floats_stride, ints, ints_stride] = state;
-  return {spec.get(),     tile,        (float*)floats,         floats_stride,
-          (int64_t*)ints, ints_stride, (const int64_t*)labels, threads};
+inline State state_of(const Numbers& floats, const Numbers& ints) {
+  return {matrix<float>(floats), matrix<int64_t>(ints)};
 }
 
-inline PairArgs pair_args(const OwnedSpec& spec, const Tile& tile, const Sums& sums,
-                          const Normalisers& lse, int threads = 0) {
-  return {spec.get(),
-          tile,
-          (float*)sums.first,
-          sums.second,
-          (const double*)lse.first,
-          (const double*)lse.second,
-          threads};
+inline Logits logits(const Rows& x, const Cap& map = {1.0f, 0.0f}) {
+  const auto& [data, row_stride, columns, dtype] = x;
+  return {(void*)data, row_stride, columns, (DType)dtype, map.scale, map.cap};
 }
 
-inline VjpArgs vjp_args(const OwnedSpec& spec, const Tile& tile, const Logits& out,
-                        const Factors& factors, Address labels, int threads = 0) {
-  const auto& [row, tilts, pairs] = factors;
-  return {spec.get(),
-          tile,
-          out,
-          (const double*)row,
-          (const double*)tilts,
-          (const double*)pairs,
-          (const int64_t*)labels,
-          threads};
+inline Tile tile_of(const BoundSpec& spec, const Rows& student, const Rows& teacher,
+                    const Corner& corner) {
+  const auto& [rows, first_row, first_column] = corner;
+  return {logits(student, spec.student), logits(teacher, spec.teacher), rows, first_row,
+          first_column};
+}
+
+inline Status check(const Logits& x) {
+  return x.dtype >= kF32 && x.dtype <= kF16 ? kOk : kUnknownDType;
+}
+
+inline Status check(const Tile& tile) {
+  const Status status = check(tile.student);
+  return status ? status : check(tile.teacher);
 }
 
 // Matrix products, and the primitives of csrc/cuda, as functions of a module.

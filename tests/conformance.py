@@ -1,7 +1,8 @@
-"""What every compiled backend is held to: the eager one in float64, primitive by primitive.
+"""What every compiled backend is held to: the eager one in float64, each primitive by itself.
 
-States, statistics and gradients are compared, not losses, so that a drift names the function that
-drifted. The yardstick is the eager backend in fp32 on the same logits.
+States, statistics, coefficients and gradients are compared, not losses, so that a drift names the
+primitive that drifted. The yardstick of passes 1 and 2 is the eager backend in fp32 on the same
+logits; between them everything is fp64, and so is the tolerance.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.eager import EagerBackend
-from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.state import FLOATS, RowState, empty
-from bgkernels.rows.stats import DIFFERENTIABLE, TENSOR_FIELDS, Final, add_pairs, assemble, finalize
-from bgkernels.rows.vjp import vjp_coefficients
+from bgkernels.rows.spec import FIELDS, FLOATS, RowSpec
+from bgkernels.rows.state import RowState, empty
 from tests.yardstick import assert_close
 
 CPU = torch.device("cpu")
 KINDS = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
+EAGER = EagerBackend()
+DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
+WITHOUT_TEACHER = ("nll", "lse_hard", "logit_mean")
 
 
 @dataclass
@@ -49,6 +51,24 @@ class Case:
         return replace(self, student=self.student.to(dtype), teacher=t)
 
 
+@dataclass
+class Result:
+    """Pass 1 of some rows: the state, and ``(fields, rows)`` fp64 by name."""
+
+    spec: RowSpec
+    state: RowState
+    values: Tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in ("label", "argmax_s", "argmax_t"):
+            return self.state[name]
+        return self.values[FIELDS.index(name)]
+
+    def extra(self, i: int) -> Tensor:
+        """``(fields, rows)`` of the ``i``-th extra statistic."""
+        return self.values[self.spec.fields[i]]
+
+
 def amid_nan(x: Tensor, dtype: torch.dtype, left: int = 3) -> Tensor:
     """The same values in rows that are strided, misaligned and surrounded by NaN."""
     canvas = torch.full((len(x), x.shape[1] + 11), float("nan"), dtype=dtype, device=x.device)
@@ -74,60 +94,98 @@ def make(
     return Case(spec, student, teacher, torch.tensor(labels, device=device), cuts)
 
 
-def statistics(b: Backend, case: Case) -> tuple[RowState, Final]:
-    """Pass 1, its second read where the specification asks for one, and the finalised rows."""
-    spec, rows = case.spec, len(case.labels)
-    wide = torch.float64 if case.student.dtype == torch.float64 else torch.float32
-    state = empty(rows, len(spec.tilts), dtype=wide, device=case.student.device)
+def finalized(b: Backend, state: RowState, labels: Tensor) -> Tensor:
+    """Statistics in a matrix of wider rows, amid NaN."""
+    shape = (state.spec.field_count, state.floats.shape[1])
+    out = amid_nan(torch.zeros(shape, device=labels.device), torch.float64)
+    b.finalize(state, labels, state.spec, out)
+    return out
+
+
+def statistics(b: Backend, case: Case) -> Result:
+    """Pass 1, its second read where the specification asks for one, and the statistics."""
+    spec, labels = case.spec, case.labels
+    dtype = torch.promote_types(case.student.dtype, torch.float32)
+    state = empty(len(labels), spec, dtype=dtype, device=case.student.device)
     for tile in case.tiles():
-        b.absorb_(state, tile, case.labels, spec)
-    final = finalize(state, case.labels, spec)
+        b.absorb_(state, tile, labels, spec)
+    values = finalized(b, state, labels)
     if spec.second_read:
-        count = 3 * len(spec.mixtures) + 2 * spec.total_variation
-        sums = torch.zeros(count, rows, dtype=wide, device=case.student.device)
         for tile in case.tiles():
-            b.absorb_pairs_(sums, tile, final.stats.lse_s, final.stats.lse_t, spec)
-        final = add_pairs(final, sums, spec)
-    return state, final
+            b.absorb_(state, tile, labels, spec, (values[0], values[1]))
+        values = finalized(b, state, labels)
+    return Result(spec, state, values)
+
+
+def random_grads(case: Case, values: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Derivatives by the named statistics and by what users see of all extras; NaN elsewhere."""
+    g, spec = torch.Generator().manual_seed(9), case.spec
+    random = torch.randn(values.shape, generator=g, dtype=torch.float64).to(values.device)
+    grads = torch.full_like(values, float("nan"))
+    for i, name in enumerate(FIELDS):
+        if name in DIFFERENTIABLE:
+            known = name in names and (case.teacher is not None or name in WITHOUT_TEACHER)
+            grads[i] = random[i] if known else 0.0
+    for extra, part in zip(spec.extras, spec.fields, strict=True):
+        stop = part.start + extra.public
+        grads[part.start : stop] = random[part.start : stop]
+    return grads
+
+
+def settled(labels: Tensor, result: Result) -> Tensor:
+    """The labels that pass 2 is told: the chosen ones, or SKIP."""
+    return torch.where(labels == -2, labels, result["label"])
+
+
+def differentiated(
+    b: Backend, case: Case, coefficients: Tensor, labels: Tensor, dtype: torch.dtype, in_place: bool
+) -> Tensor:
+    """Pass 2, into rows amid NaN."""
+    out = amid_nan(torch.full_like(case.student, float("nan")), dtype)
+    if in_place:
+        out = case.student = amid_nan(case.student, dtype)
+    for tile in case.tiles():
+        start = tile.first_column
+        to = out[:, start : start + tile.student.shape[1]]
+        b.vjp(to, tile, coefficients, labels, case.spec)
+    return out
 
 
 def gradient(
     b: Backend,
     case: Case,
-    final: Final,
+    result: Result,
     dtype: torch.dtype,
     *,
     in_place: bool = False,
     names: tuple[str, ...] = DIFFERENTIABLE,
 ) -> Tensor:
     """Pass 2 for random derivatives by the named statistics and all extras."""
-    g = torch.Generator().manual_seed(9)
-    like = final.stats.nll
-
-    def random() -> Tensor:
-        return torch.randn(len(like), generator=g, dtype=torch.float64).to(like)
-
-    own = {name: x for name in DIFFERENTIABLE if (x := random()) is not None and name in names}
-    if case.teacher is None:
-        own = {name: x for name, x in own.items() if name in ("nll", "lse_hard", "logit_mean")}
-    extra = {e: tuple(random() for _ in v) for e, v in final.stats.extras.items()}
-    coefficients = vjp_coefficients(final, own, extra, case.spec)
-    out = amid_nan(torch.full_like(case.student, float("nan")), dtype)
-    if in_place:
-        out = case.student = amid_nan(case.student, dtype)
-    for tile in case.tiles():
-        start = tile.first_column
-        b.vjp(out[:, start : start + tile.student.shape[1]], tile, coefficients, case.spec)
-    return out
+    labels, grads = settled(case.labels, result), random_grads(case, result.values, names)
+    coefficients = b.fold(result.values, grads, labels, case.spec)
+    return differentiated(b, case, coefficients, labels, dtype, in_place)
 
 
-def specified(spec: RowSpec) -> list[tuple[int, str]]:
-    """The float columns of a state that mean something."""
+def sums_of(spec: RowSpec) -> list[tuple[int, str]]:
+    """The rows of a state that mean something."""
     out = [(i, n) for i, n in enumerate(FLOATS) if n != "z_sum" or spec.logit_sum]
-    for k, tilt in enumerate(spec.tilts):
-        columns = [(len(FLOATS) + 4 * k + i, f"{n} of {tilt}") for i, n in enumerate("mdkq")]
-        out += columns if tilt.moments else columns[:2]
+    for extra, part in zip(spec.extras, spec.sums, strict=True):
+        rows = [(part.start + k, f"{n} of {extra}") for k, n in enumerate(extra.sums)]
+        moments = extra.kind != 0 or extra.parameters[2]
+        out += rows if moments else rows[:2]
     return out
+
+
+def fields_of(spec: RowSpec) -> list[str]:
+    """Names of the statistics, in order."""
+    return [*FIELDS, *(f"{name} of {extra}" for extra in spec.extras for name in extra.fields)]
+
+
+def assert_precise(ours: Tensor, ref: Tensor, name: str) -> None:
+    """Equal in fp64 but for roundings, beside the largest number of the matrix row."""
+    size = ref[ref.isfinite()].abs().max() if ref.isfinite().any() else 0.0
+    print(name)  # shown where the next line fails
+    torch.testing.assert_close(ours, ref, rtol=1e-11, atol=1e-12 * float(size), equal_nan=True)
 
 
 def check(
@@ -138,33 +196,37 @@ def check(
     in_place: bool = False,
     zero_scale: float = 1.0,
     names: tuple[str, ...] = DIFFERENTIABLE,
-) -> Final:
-    """Everything that the backend computes; its statistics are returned."""
-    eager, eps = EagerBackend(), torch.finfo(torch.float32).eps
-    (state, final), (s32, f32), (s64, f64) = (
-        statistics(x, c)
-        for x, c in (
-            (b, case),
-            (eager, case.to(torch.float32)),
-            (eager, case.to(torch.float64)),
-        )
-    )
-    assert state["label"].tolist() == s64["label"].tolist()
-    for i, name in specified(case.spec):
-        print(name)  # shown where the next line fails
-        assert_close(state.floats[i], s64.floats[i], s32.floats[i], eps, zero_scale=zero_scale)
-    fields = [*TENSOR_FIELDS, *(str(e) for e, v in f64.stats.extras.items() for _ in v)]
-    tensors = (x.stats.tensors() for x in (final, f32, f64))
-    for name, ours, yard, ref in zip(fields, *tensors, strict=True):
+) -> Result:
+    """Every primitive of the backend; its statistics are returned."""
+    spec, eps = case.spec, torch.finfo(torch.float32).eps
+    narrow, wide = case.to(torch.float32), case.to(torch.float64)
+    ours, yard, ref = statistics(b, case), statistics(EAGER, narrow), statistics(EAGER, wide)
+    for name in ("label", "argmax_s", "argmax_t"):
+        assert ours[name].tolist() == ref[name].tolist()
+    for i, name in sums_of(spec):
         print(name)
-        if not ours.is_floating_point():
-            assert ours.tolist() == ref.tolist()
-        elif name != "logit_mean" or case.spec.logit_sum:
-            assert_close(ours, ref, yard, eps, zero_scale=zero_scale)
+        tensors = (x.state.floats[i] for x in (ours, ref, yard))
+        assert_close(*tensors, eps, zero_scale=zero_scale)
+    check_between(b, case, ours, names)
     # The float64 statistics for all, so that the kernel alone is judged.
-    narrow = assemble(case.spec, [x.float() if x.is_floating_point() else x for x in f64.flat()])
-    ref = gradient(eager, case.to(torch.float64), f64, torch.float64, names=names)
-    yard = gradient(eager, case.to(torch.float32), narrow, torch.float32, names=names)
-    ours = gradient(b, case, narrow, out, in_place=in_place, names=names)
-    assert_close(ours, ref, yard.to(out), torch.finfo(out).eps)
-    return final
+    labels, grads = settled(case.labels, ref), random_grads(case, ref.values, names)
+    coefficients = EAGER.fold(ref.values, grads, labels, spec)
+    args = (coefficients, labels)
+    expected = differentiated(EAGER, wide, *args, torch.float64, False)
+    rough = differentiated(EAGER, narrow, *args, torch.float32, False)
+    got = differentiated(b, case, *args, out, in_place)
+    print("gradient")
+    assert_close(got, expected, rough.to(out), torch.finfo(out).eps)
+    return ours
+
+
+def check_between(b: Backend, case: Case, ours: Result, names: tuple[str, ...]) -> None:
+    """What happens between the passes, from the backend's own state and statistics."""
+    spec, labels = case.spec, settled(case.labels, ours)
+    expected = finalized(EAGER, ours.state, case.labels)
+    for name, x, y in zip(fields_of(spec), ours.values, expected, strict=True):
+        assert_precise(x, y, name)
+    grads = random_grads(case, ours.values, names)
+    folded = (x.fold(ours.values, grads, labels, spec) for x in (b, EAGER))
+    for i, (x, y) in enumerate(zip(*folded, strict=True)):
+        assert_precise(x, y, f"coefficient {i}")

@@ -12,10 +12,9 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.backends.base import Backend
-from bgkernels.rows.spec import Mixture, RowSpec, Tilt
-from bgkernels.rows.stats import Final
-from bgkernels.rows.vjp import vjp_coefficients
-from tests.conformance import Case, statistics
+from bgkernels.rows.extras import Mixture, Tempered, Tilt
+from bgkernels.rows.spec import FIELDS, RowSpec
+from tests.conformance import Case, Result, settled, statistics
 
 DEVICE = torch.device("cuda:0")
 SIZES = [(70_000, 32_768), (9_000, 248_320)]
@@ -29,16 +28,19 @@ def on_device(rows: int, vocab: int, device: torch.device = DEVICE) -> Case:
         for _ in range(2)
     )
     labels = torch.randint(vocab, (rows,), device=device)
-    return Case(RowSpec(vocab, vocab, extras=(Tilt(0, 0.1), Mixture(0.5))), s, t, labels)
+    extras = (Tilt(0, 0.1), Mixture(0.5), Tempered(2.0))
+    return Case(RowSpec(vocab, vocab, extras=extras), s, t, labels)
 
 
-def primitives(b: Backend, case: Case) -> tuple[Final, Tensor]:
+def primitives(b: Backend, case: Case) -> tuple[Result, Tensor]:
     """Statistics, and the gradient of Σ KL(t ‖ s) + CE over the student's logits."""
-    _, final = statistics(b, case)
-    one = torch.ones_like(final.stats.nll)
-    coefficients = vjp_coefficients(final, {"kl_ts": one, "nll": one}, {}, case.spec)
-    b.vjp(case.student, case.tiles()[0], coefficients, case.spec)
-    return final, case.student
+    result = statistics(b, case)
+    labels, grads = settled(case.labels, result), torch.zeros_like(result.values)
+    for name in ("kl_ts", "nll"):
+        grads[FIELDS.index(name)].fill_(1.0)
+    coefficients = b.fold(result.values, grads, labels, case.spec)
+    b.vjp(case.student, case.tiles()[0], coefficients, labels, case.spec)
+    return result, case.student
 
 
 def some_rows_are_as_alone(b: Backend, rows: int, vocab: int) -> None:
@@ -48,10 +50,11 @@ def some_rows_are_as_alone(b: Backend, rows: int, vocab: int) -> None:
     assert case.teacher is not None
     few = replace(case, student=case.student[some], teacher=case.teacher[some])
     few.labels = case.labels[some]
-    final, gradient = primitives(b, case)
+    result, gradient = primitives(b, case)
     expected, ref = primitives(b, few)
-    for ours, want in zip(final.stats.tensors(), expected.stats.tensors(), strict=True):
-        torch.testing.assert_close(ours[some], want, rtol=1e-5, atol=1e-5)
+    for name in ("label", "argmax_s", "argmax_t"):
+        assert torch.equal(result[name][some], expected[name])
+    torch.testing.assert_close(result.values[:, some], expected.values, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient[some], ref, rtol=2e-2, atol=1e-6)
 
 

@@ -5,7 +5,8 @@ derivation in common with what it checks. It works in the dtype of its inputs, b
 
 Names: ``lp_s`` and ``lp_t`` are log-probabilities (rows, vocab) of student and teacher, s and t in
 formulas their exponentials, z the student's real (scaled, softcapped) logits. Two rules hold
-throughout: ``0 * (+-inf) = 0``, and a NaN is never hidden.
+throughout: ``0 * (+-inf) = 0``, and a NaN is never hidden. A divergence compares distributions at
+the loss's temperature; a policy looks at temperature 1.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Weights = tuple[Tensor, ...]  # hard, soft; a third replaces CE. Each (rows,)
-Options = tuple[float, int, int | None, bool]  # temperature, ignore_index, vocab_size, blank
+Options = tuple[int, int | None, bool]  # ignore_index, vocab_size, blank
 INF = float("inf")
 
 
@@ -142,8 +142,8 @@ def total_variation(lp_s: Tensor, lp_t: Tensor) -> Tensor:
 
 def adaptive_kl(lp_s: Tensor, lp_t: Tensor, mu: float = 0.5, detach: bool = False) -> Tensor:
     """``h KL(t || s) + (1 - h) KL(s || t), h = sigmoid(mu (H_s - H_t))``; h has a gradient."""
-    h = torch.sigmoid(mu * (_entropy(lp_s) - _entropy(lp_t)))
-    h = h.detach() if detach else h
+    gate = torch.sigmoid(mu * (_entropy(lp_s) - _entropy(lp_t)))
+    h = gate.detach() if detach else gate
     return h * _kl(lp_t, lp_s) + (1 - h) * _kl(lp_s, lp_t)
 
 
@@ -161,7 +161,7 @@ class Row:
 
     shape: tuple[int, ...]
     z: Tensor  # (rows, columns of the cross-entropy): real student logits
-    lp_s: Tensor  # (rows, vocab): tempered, over the compared columns; so is lp_t
+    lp_s: Tensor  # (rows, vocab): at temperature 1, over the compared columns; so is lp_t
     lp_t: Tensor
     label: Tensor  # (rows,) int64: 0 where ignored
     valid: Tensor  # (rows,) bool
@@ -192,11 +192,9 @@ def confidence(row: Row, kind: str = "label") -> Weights:
 def entropy(row: Row, kind: str = "power", gamma: float = 0.1) -> Weights:
     """``(1 - s, s)``, s = clamp01[(sum p_t^g - 1) / (V^(1-g) - 1)], or H_t / log V ("shannon")."""
     vocab = max(row.lp_t.shape[-1], 2)  # a single column has no entropy: 0 / anything
-    if kind == "shannon":
-        s = _entropy(row.lp_t) / math.log(vocab)
-    else:
-        s = ((gamma * row.lp_t).exp().sum(-1) - 1) / (vocab ** (1 - gamma) - 1)
-    return 1 - s.clamp(0, 1), s.clamp(0, 1)
+    power = ((gamma * row.lp_t).exp().sum(-1) - 1) / (vocab ** (1 - gamma) - 1)
+    s = {"shannon": _entropy(row.lp_t) / math.log(vocab), "power": power}[kind].clamp(0, 1)
+    return 1 - s, s
 
 
 def threshold(row: Row, tau: float = 0.5, sharpness: float = 20.0) -> Weights:
@@ -276,7 +274,7 @@ def _at(x: Tensor, label: Tensor) -> Tensor:
 
 def _rows(s_logits: Tensor, t_logits: Tensor, target: Tensor | str, options: Options) -> Row:
     """Everything dense about the rows. Under `blank` the ignored rows get all-zero logits."""
-    temperature, ignore_index, vocab_size, blank = options
+    ignore_index, vocab_size, blank = options
     shape, vocab = s_logits.shape[:-1], vocab_size or min(s_logits.shape[-1], t_logits.shape[-1])
     z = s_logits[..., :vocab_size].reshape(-1, vocab_size or s_logits.shape[-1])
     t = t_logits.detach()[..., :vocab].reshape(-1, vocab)
@@ -287,15 +285,19 @@ def _rows(s_logits: Tensor, t_logits: Tensor, target: Tensor | str, options: Opt
         label = target.reshape(-1).masked_fill(~valid, 0)
     if blank:
         z, t = z.masked_fill(~valid[:, None], 0.0), t.masked_fill(~valid[:, None], 0.0)
-    lp_s = torch.log_softmax(z[:, :vocab] / temperature, -1)
-    lp_t = torch.log_softmax(t / temperature, -1)
+    lp_s, lp_t = z[:, :vocab].log_softmax(-1), t.log_softmax(-1)
     return Row(tuple(shape), z, lp_s, lp_t, label, valid, _at(lp_s, label), _at(lp_t, label))
+
+
+def tempered(lp: Tensor, temperature: float) -> Tensor:
+    """The log-probabilities at a temperature, of logits or of those at temperature 1."""
+    return torch.log_softmax(lp / temperature, -1)
 
 
 def cross_entropy(z: Tensor, label: Tensor, e: float = 0.0) -> Tensor:
     """``-(1 - e) log q[label] - e mean_j log q[j]``, q = softmax(z) at temperature 1."""
     log_q = torch.log_softmax(z, -1)
-    smoothed = (1 - e) * log_q.gather(1, label[:, None])[:, 0]
+    smoothed = (1 - e) * _at(log_q, label)
     return -(smoothed if e == 0 else smoothed + e * log_q.mean(-1))
 
 
@@ -324,60 +326,59 @@ def hybrid_loss(
     (default: the smaller of the two), CE has all the student's unless `vocab_size` is given. "mean"
     divides by the valid rows or `num_items`; "none": the leading shape, 0 at ignored tokens.
     """
-    row = _rows(s_logits, t_logits, target, (temperature, ignore_index, vocab_size, True))
+    row = _rows(s_logits, t_logits, target, (ignore_index, vocab_size, True))
     policy = POLICIES[routing] if isinstance(routing, str) else routing
     hard, soft, *hard_term = policy(row, **(routing_params or {}))
-    d = DIVERGENCES[divergence](row.lp_s, row.lp_t, **(divergence_params or {}))
+    pair = (tempered(lp, temperature) for lp in (row.lp_s, row.lp_t))
+    d = DIVERGENCES[divergence](*pair, **(divergence_params or {}))
     ce = hard_term[0] if hard_term else cross_entropy(row.z, row.label, label_smoothing)
     loss = _product(hard, ce) + _product(soft, temperature**2 * d)
-    if z_loss != 0:
-        loss = loss + z_loss * row.z.logsumexp(-1).square()
-    if token_weight is not None:
-        weight = token_weight.expand(row.shape).reshape(-1).to(loss)
-        loss = _product(weight.masked_fill(~row.valid, 0.0), loss)
-    loss = loss.masked_fill(~row.valid, 0.0)
+    loss = loss + _product(row.full(z_loss), row.z.logsumexp(-1).square())
+    weight = row.full(1) if token_weight is None else token_weight.reshape(-1).to(loss)
+    loss = _product(weight.masked_fill(~row.valid, 0.0), loss).masked_fill(~row.valid, 0.0)
+    if reduction == "none":
+        return loss.reshape(row.shape)
     count = row.valid.sum().clamp(min=1) if num_items is None else num_items
-    reduced = {"none": loss.reshape(row.shape), "sum": loss.sum(), "mean": loss.sum() / count}
-    return reduced[reduction]
+    return loss.sum() / count if reduction == "mean" else loss.sum()
 
 
 def row_stats(s_logits: Tensor, t_logits: Tensor, target: Tensor | str, *,
-              temperature: float = 1.0, ignore_index: int = -100, vocab_size: int | None = None,
-              tilt: tuple[float, float] = (0.0, 0.1), mixture: float = 0.5,
-) -> dict[str, Tensor]:  # fmt: skip
+              temperature: float = 1.0, single: float | None = None, ignore_index: int = -100,
+              vocab_size: int | None = None, tilt: tuple[float, float] = (0.0, 0.1),
+              mixture: float = 0.5) -> dict[str, Tensor]:  # fmt: skip
     """Every field of the library's RowStats, in the leading shape, differentiable in the student.
 
     Beside them `tilt` = ``log sum s^a t^b``, the KLs to ``mixture t + (1 - mixture) s``, `tv`, and
-    `vocab` = the compared columns. At ignored tokens logp_s, logp_t, nll are 0.
+    `vocab` = the compared columns. What looks at one distribution, and the tilt, is at temperature
+    `single` (None: `temperature`). At ignored tokens logp_s, logp_t, nll are 0.
     """
-    row = _rows(s_logits, t_logits, target, (temperature, ignore_index, vocab_size, False))
-    lp_s, lp_t, vocab = row.lp_s, row.lp_t, row.lp_s.shape[-1]
-    t, lp_m = t_logits.detach()[..., :vocab], _log_mixture(lp_s, lp_t, mixture)
+    row = _rows(s_logits, t_logits, target, (ignore_index, vocab_size, False))
+    tau, vocab = temperature if single is None else single, row.lp_s.shape[-1]
+    lp_s, lp_t = (tempered(lp, temperature) for lp in (row.lp_s, row.lp_t))
+    lp_m = _log_mixture(lp_s, lp_t, mixture)
     stats = {
-        "lse_s": (row.z[:, :vocab] / temperature).logsumexp(-1),
-        "lse_t": (t / temperature).logsumexp(-1),
-        "entropy_s": _entropy(lp_s),
-        "entropy_t": _entropy(lp_t),
-        "kl_ts": _kl(lp_t, lp_s),
-        "kl_st": _kl(lp_s, lp_t),
-        "logp_s": row.logp_s.masked_fill(~row.valid, 0.0),
-        "logp_t": row.logp_t.masked_fill(~row.valid, 0.0),
-        "max_prob_s": lp_s.exp().amax(-1),
-        "max_prob_t": lp_t.exp().amax(-1),
-        "argmax_s": row.z[:, :vocab].argmax(-1),
-        "argmax_t": t.argmax(-1),
+        "kl_ts": forward_kl(lp_s, lp_t),
+        "kl_st": reverse_kl(lp_s, lp_t),
         "label": row.label.masked_fill(~row.valid, ignore_index),
         "nll": cross_entropy(row.z, row.label).masked_fill(~row.valid, 0.0),
         "lse_hard": row.z.logsumexp(-1),
         "logit_mean": row.z.mean(-1),
         "valid": row.valid,
-        "tilt": _tilt(lp_s, lp_t, *tilt),
+        "tilt": _tilt(tempered(row.lp_s, tau), tempered(row.lp_t, tau), *tilt),
         "kl_t_mix": _kl(lp_t, lp_m),
         "kl_s_mix": _kl(lp_s, lp_m),
         "tv": total_variation(lp_s, lp_t),
     }
-    shaped = {name: value.reshape(row.shape) for name, value in stats.items()}
-    return shaped | {"vocab": torch.tensor(vocab)}
+    for side, z in (("s", row.z), ("t", t_logits.detach().reshape(-1, t_logits.shape[-1]))):
+        lp = tempered(z[:, :vocab], tau)
+        stats |= {
+            f"lse_{side}": (z[:, :vocab] / tau).logsumexp(-1),
+            f"entropy_{side}": _entropy(lp),
+            f"logp_{side}": _at(lp, row.label).masked_fill(~row.valid, 0.0),
+            f"max_prob_{side}": lp.exp().amax(-1),
+            f"argmax_{side}": z[:, :vocab].argmax(-1),
+        }
+    return {n: x.reshape(row.shape) for n, x in stats.items()} | {"vocab": torch.tensor(vocab)}
 
 
 def philox2x32(c0: int, c1: int, key: int) -> tuple[int, int]:
@@ -393,8 +394,7 @@ def gumbel_label(t_logits: Tensor, seed: int, first_row: int = 0) -> Tensor:
     """``argmax_j t_j - log(-log u_j)``: (..., vocab) -> (...), rows numbered from `first_row`."""
     rows = t_logits.detach().reshape(-1, t_logits.shape[-1]).double()
     key = (seed ^ (seed >> 32)) & 0xFFFFFFFF
-    noise = torch.zeros_like(rows)
-    for i, j in product(range(rows.shape[0]), range(rows.shape[1])):
-        bits = philox2x32(j, first_row + i, key)[0] >> 9
-        noise[i, j] = -math.log(-math.log((bits + 0.5) * 2.0**-23))
+    places = [[(j, first_row + i, key) for j in range(rows.shape[1])] for i in range(len(rows))]
+    bits = torch.tensor([[philox2x32(*at)[0] >> 9 for at in line] for line in places])
+    noise = -torch.log(-torch.log((bits.double() + 0.5) * 2.0**-23))
     return (rows + noise).argmax(-1).reshape(t_logits.shape[:-1])

@@ -1,4 +1,4 @@
-"""Backends by name, and the choice between them."""
+"""Backends by name, the choice between them, and why some cannot serve."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from bgkernels.backends.base import Backend
 from bgkernels.backends.eager import EagerBackend
-from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.native import NativeBackend, products
 from bgkernels.backends.triton import TritonBackend
 
 _IN_ORDER: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), EagerBackend())
@@ -36,3 +36,31 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
             f"backend {name!r} cannot serve this call: {reason}. Use backend='auto'"
         )
     return BACKENDS[name]
+
+
+def show_config() -> str:
+    """A table of backends by device, usable or with the reason why not, and the products of a CPU.
+
+    Example:
+        >>> import bgkernels as bg
+        >>> print(bg.show_config())  # doctest: +ELLIPSIS
+        bgkernels ...
+    """
+    import bgkernels
+
+    threads = torch.get_num_threads()
+    lines = [f"bgkernels {bgkernels.__version__}, torch {torch.__version__}, {threads} threads"]
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for device in devices:
+        for name, backend in BACKENDS.items():
+            reason = backend.supports(torch.device(device), (torch.float32,))
+            state = f"not usable: {reason}" if reason else "usable"
+            lines.append(f"  {device:5} {name:7} {state}")
+    for dtype in products.HALVES:
+        name, reason = products.chosen(dtype), products.reasons(dtype)
+        why = f" ({reason})" if reason else ""
+        lines.append(f"  cpu   {str(dtype).removeprefix('torch.')} products: {name}{why}")
+    if not torch.cuda.is_available():
+        reason = BACKENDS["native"].supports(torch.device("cuda"), (torch.float32,))
+        lines.append(f"  cuda  native  not usable: {reason}")
+    return "\n".join(lines)

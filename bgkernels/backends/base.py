@@ -1,17 +1,20 @@
-"""The contract between the driver and a backend: two primitives over a :class:`Tile`."""
+"""The contract between the driver and a backend: four primitives, none of which knows a loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bgkernels.rows.spec import ClosedForm, RowSpec
+from bgkernels.rows.arithmetic import SKIP
+from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import RowState, empty
-from bgkernels.rows.stats import Final, add_pairs, finalize
-from bgkernels.rows.vjp import Coefficients
+from bgkernels.rows.stats import Statistics
+
+Normalisers = tuple[Tensor, Tensor]
+"""``lse_s, lse_t``, ``(rows,)`` fp64."""
 
 
 @dataclass(frozen=True)
@@ -48,71 +51,80 @@ class Backend(Protocol):
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """None, or the reason why logits of these dtypes on this device cannot be processed."""
 
-    def absorb_(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
+    def absorb_(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec,
+        normalisers: Normalisers | None = None,
+    ) -> None:  # fmt: skip
         """Pass 1: merge a tile into the state, in place.
 
         Args:
+            state: of the rows of the tile.
+            tile: some columns, not seen before.
             labels: ``(rows,)`` int64: a column, ``NONE`` (chosen by ``spec.label_rule``) or
                 ``SKIP``.
+            spec: of the rows.
+            normalisers: given in a second read, which adds to the sums of pairwise statistics
+                alone.
         """
 
-    def absorb_pairs_(
-        self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
-    ) -> None:
-        """Pass 1, second read: add to the pairwise sums of :func:`bgkernels.rows.stats.add_pairs`."""
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
+        """From a state that has seen every column to its statistics.
 
-    def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
-        """Pass 2: write the gradient in the raw student outputs to ``out``, or over them."""
+        Args:
+            state: of the rows.
+            labels: as in pass 1; where they are ``SKIP``, every field is 0.
+            spec: of the rows.
+            out: ``(fields, rows)`` fp64, inner stride 1; written.
+        """
+
+    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
+        """From the derivatives of a loss in the statistics to the coefficients of pass 2.
+
+        Args:
+            statistics, grads: ``(fields, rows)`` fp64, inner stride 1.
+            labels: ``(rows,)`` int64: the label's column, or ``SKIP``.
+            spec: of the rows.
+
+        Returns:
+            ``(spec.factor_count, rows)`` fp64, contiguous.
+        """
+
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> None:
+        """Pass 2: write the gradient in the raw student outputs to ``out``, or over them.
+
+        Args:
+            out: ``(rows, width)``, any dtype of logits.
+            tile: the logits.
+            coefficients: of :meth:`fold`.
+            labels: ``(rows,)`` int64: the label's column, or ``SKIP`` for a gradient of zero.
+            spec: of the rows.
+        """
+
+
+def close(backend: Backend, state: RowState, labels: Tensor, out: Statistics) -> None:
+    """Write the statistics of a state that has seen every column, its label and both argmaxes."""
+    (spec, *_) = out.specs
+    backend.finalize(state, labels, spec, out.values[: spec.field_count])
+    ints = out.ints[: len(INTS)]
+    ints.copy_(state.ints)
+    ints[0].masked_fill_(labels == SKIP, SKIP)
+    for side, argmax in zip("st", ints[1:], strict=True):
+        m, held_out = state[f"m_{side}"], state.label_logit(side, spec.temperature)
+        better = (held_out > m) | ((held_out == m) & (state["label"] < argmax))
+        argmax.copy_(torch.where(better, state["label"], argmax))
 
 
 def statistics_of_tile(
-    backend: Backend, tile: Tile, labels: Tensor, spec: RowSpec, ignore_index: int = -100
-) -> Final:
+    backend: Backend, tile: Tile, labels: Tensor, spec: RowSpec, out: Statistics
+) -> None:
     """Pass 1, with its second read, of rows that are a single tile; the state is in its dtype."""
-    x, wide = tile.student, torch.promote_types(tile.student.dtype, torch.float32)
-    state = empty(len(x), len(spec.tilts), dtype=wide, device=x.device)
+    x = tile.student
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    state = empty(len(x), spec, dtype=dtype, device=x.device)
     backend.absorb_(state, tile, labels, spec)
-    final = finalize(state, labels, spec, ignore_index)
-    if not spec.second_read:
-        return final
-    sums = x.new_zeros(spec.pair_sums, len(x), dtype=wide)
-    lse = (final.stats.lse_s.to(wide), final.stats.lse_t.to(wide))
-    backend.absorb_pairs_(sums, tile, *lse, spec)
-    return add_pairs(final, sums, spec)
-
-
-@runtime_checkable
-class Composer(Protocol):
-    """A backend that can do all passes of whole rows at once, where it likes to."""
-
-    def compose(
-        self, state: RowState, sums: Tensor, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
-    ) -> Tensor | str:
-        """All passes over whole rows, or the reason why separate passes are wanted.
-
-        Args:
-            state: empty; filled.
-            sums: ``(pair_sums, rows)`` of the second read, zero; filled.
-            out: ``(rows, width)``, receives the gradient; may be the tile's student.
-            tile: all columns of the rows.
-            labels: ``(rows,)`` codes.
-            loss: what is computed.
-
-        Returns:
-            ``(rows,)`` fp64: the loss of each row, 0 where ignored.
-        """
-
-
-@dataclass(frozen=True)
-class Composed:
-    """A loss for :meth:`Composer.compose`.
-
-    Args:
-        spec: of the rows.
-        form: of the loss.
-        scale: ``(rows,)`` factor of each row's loss.
-    """
-
-    spec: RowSpec
-    form: ClosedForm
-    scale: Tensor
+    close(backend, state, labels, out)
+    if spec.second_read:
+        backend.absorb_(state, tile, labels, spec, (out["lse_s"], out["lse_t"]))
+        backend.finalize(state, labels, spec, out.values[: spec.field_count])

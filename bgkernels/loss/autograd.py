@@ -2,52 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bgkernels.loss import passes
-from bgkernels.loss.passes import Fused
-from bgkernels.streaming.driver import Call, Outcomes, Rows, Tensors, flatten
+from bgkernels.loss.objective import Objective
+from bgkernels.rows.stats import Statistics
+from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
+from bgkernels.streaming.problem import Problem, Tensors
 
 
 class RowStatistics(torch.autograd.Function):
-    """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2.
-
-    Returns :func:`~bgkernels.streaming.driver.flatten` of the statistics.
-    """
+    """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2."""
 
     @staticmethod
-    def forward(
-        ctx: Any, call: Call, teacher_count: int, labels: Tensor, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """``tensors``: the teacher's, then the student's."""
-        rows = Rows(tensors[teacher_count:], tensors[:teacher_count], labels)
-        outcomes = passes.statistics(call, rows)
-        flat = flatten(outcomes)
-        ctx.call, ctx.teacher_count = call, teacher_count
-        ctx.save_for_backward(labels, *tensors, *flat)
-        stats = passes.all_stats(outcomes)
-        with_gradient = {id(x) for s in stats for x in passes.differentiable(s)}
-        ctx.mark_non_differentiable(*(x for x in flat if id(x) not in with_gradient))
+    def forward(ctx: Any, problem: Problem, *student: Tensor | None) -> Matrices:
+        """All statistics: see :meth:`Problem.statistics`."""
+        (values, ints), _ = run(replace(problem, student=student))
+        ctx.problem = replace(problem, student=())
+        _save(ctx, (*student, values, ints, *problem.teacher.tensors))
+        ctx.mark_non_differentiable(ints)
         ctx.set_materialize_grads(False)
-        return tuple(flat)
+        return values, ints
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> Tensors:
+    def backward(ctx: Any, grads: Tensor | None, _: None) -> Tensors:
         """Gradients of the student's tensors."""
-        needed = ctx.needs_input_grad[3:]
-        labels, *saved = ctx.saved_tensors
-        tensors, flat = saved[: len(needed)], saved[len(needed) :]
-        n = ctx.teacher_count
-        rows = Rows(tuple(tensors[n:]), tuple(tensors[:n]), labels)
-        made = passes.gradient(ctx.call, rows, flat, grads, Needs(*needed[n:]))
-        nothing: Tensors = (None,) * (3 + n)
-        return nothing + made
+        needed = ctx.needs_input_grad[1:]
+        if grads is None:
+            return (None,) * (1 + len(needed))
+        tensors = _saved(ctx)
+        student, (values, ints) = tensors[: len(needed)], tensors[len(needed) :][:2]
+        problem = replace(ctx.problem, student=student)
+        return (None, *gradient_of(problem, Needs(*needed), grads, (values, ints)))
+
+
+def _save(ctx: Any, tensors: Sequence[Tensor | None]) -> None:
+    """Keep tensors for backward; autograd refuses those of ``torch.inference_mode``."""
+    ctx.direct = [x if x is not None and x.is_inference() else None for x in tensors]
+    ctx.save_for_backward(*(None if x is None or x.is_inference() else x for x in tensors))
+
+
+def _saved(ctx: Any) -> list[Any]:
+    """What :func:`_save` kept; raises where one was written over since."""
+    return [a if b is None else b for a, b in zip(ctx.saved_tensors, ctx.direct, strict=True)]
 
 
 class FusedLoss(torch.autograd.Function):
@@ -55,18 +59,39 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, job: Fused, teacher: Tensors, labels: Tensor, box: list[Outcomes],
-        *student: Tensor | None,
+        ctx: Any, problem: Problem, objective: Objective, scale: Tensor | float, overwrite: bool,
+        box: list[Matrices], *student: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """The reduced loss, ``()``; ``box`` receives the statistics."""
-        needs = Needs(*ctx.needs_input_grad[4:])
-        if job.overwrite and student[0] is not None:
-            torch.autograd.graph.increment_version(student[0])
-        loss, outcomes, made = passes.fused(job, Rows(student, teacher, labels), needs)
-        box.append(outcomes)
-        ctx.present = [x is not None for x in made]
-        ctx.save_for_backward(*(x for x in made if x is not None))
-        return loss
+        """The reduced loss, ``()``.
+
+        Args:
+            problem: of the rows.
+            objective: the loss of a row.
+            scale: factor of each row's loss, token weight over normaliser: a number, or
+                ``(rows,)``.
+            overwrite: write the gradient of given logits over them.
+            box: receives the statistics.
+            student: the tensors of the problem that get a gradient.
+        """
+        losses: list[Tensor] = []
+
+        def derivative(blocks: list[Statistics], values: Tensor, rows: slice) -> Tensor:
+            part = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
+            loss, grads = objective.differentiate(problem, blocks, values, rows, part)
+            losses.append(loss)
+            return grads
+
+        target, (first, *others) = None, student
+        if not others and first is not None:
+            if overwrite:
+                torch.autograd.graph.increment_version(first)
+            target = first if overwrite else torch.empty_like(first)
+        needs = Needs(*ctx.needs_input_grad[5:])
+        matrices, grads = run(replace(problem, student=student), needs, derivative, gradient=target)
+        box.append(matrices)
+        ctx.present = [x is not None for x in grads]
+        ctx.save_for_backward(*(x for x in grads if x is not None))
+        return (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
 
     @staticmethod
     @once_differentiable
@@ -75,5 +100,5 @@ class FusedLoss(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         # The comparison is free on a CPU; elsewhere it would wait for the device.
         same = grad.device.type == "cpu" and grad.item() == 1
-        made = [next(saved) if present else None for present in ctx.present]
-        return (None, None, None, None, *(x if x is None or same else x * grad for x in made))
+        grads = [next(saved) if present else None for present in ctx.present]
+        return (*(None,) * 5, *(x if x is None or same else x * grad for x in grads))

@@ -12,18 +12,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Tile, close
 from bgkernels.backends.eager import real_logits
-from bgkernels.loss import checks
 from bgkernels.loss.options import Options
-from bgkernels.loss.problem import Problem, Reads, pose
-from bgkernels.rows.spec import Cap, RowSpec, Tilt
-from bgkernels.rows.state import NEG_INF, NONE, empty
-from bgkernels.rows.stats import RowStats, finalize
-from bgkernels.streaming.driver import Rows, make_head, workload
-from bgkernels.streaming.heads import LinearHead, Needs
+from bgkernels.loss.pose import pose
+from bgkernels.rows.arithmetic import NEG_INF, NONE
+from bgkernels.rows.extras import Tilt
+from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.rows.state import empty
+from bgkernels.rows.stats import RowStats, Statistics
+from bgkernels.streaming import checks
+from bgkernels.streaming.driver import workload
+from bgkernels.streaming.heads import LinearHead, Needs, make_head
 from bgkernels.streaming.planner import plan
-from bgkernels.teachers import LinearTeacher, LogitsTeacher
+from bgkernels.streaming.problem import Problem
+from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher, NoTeacher
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def capture(
     checks.integer("first_row", first_row, low=0)
     tilt = Tilt(0.0, checks.number("gamma", gamma, low=0, open_low=True))
     problem = _pose(teacher, tilt, Options.of(locals()))
-    columns = problem.call.spec.columns
+    columns = problem.spec.columns
     if k > columns:
         raise ValueError(f"`k` must be at most the vocabulary, {columns} columns; got {k}")
     parts = [chunk.tensors() for chunk in _walk(problem, k, first_row)]
@@ -121,12 +124,12 @@ def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) 
         names = ("input", "linear_weight", "linear_bias")
         scale, softcap = teacher.logit_scale, teacher.logit_softcap
         options = replace(options, logit_scale=scale, logit_softcap=softcap)
-    own = dict(zip(names, tensors, strict=True))
-    return pose(own, teacher, "teacher_sample", options, Reads((tilt,)))
+    student = dict(zip(names, tensors, strict=True))
+    return pose(student, teacher, "teacher_sample", options, extras=(tilt,))
 
 
 @dataclass(frozen=True)
-class _TopK:
+class BestColumns:
     """The best columns so far: raw head outputs ``(rows, k)`` and their ``(rows, k)`` columns."""
 
     values: Tensor
@@ -134,53 +137,58 @@ class _TopK:
     largest: bool
 
     @classmethod
-    def empty(cls, rows: int, k: int, cap: Cap, like: Tensor) -> _TopK:
+    def empty(cls, rows: int, k: int, cap: Cap, like: Tensor) -> BestColumns:
         """No column yet. A negative logit scale makes the smallest raw output the best."""
         largest = cap.scale >= 0
         values = like.new_full((rows, k), NEG_INF if largest else -NEG_INF)
         return cls(values, torch.full_like(values, NONE, dtype=torch.int64), largest)
 
-    def merge(self, raw: Tensor, first_column: int) -> _TopK:
+    def merge(self, raw: Tensor, first_column: int) -> BestColumns:
         """With the columns of a tile ``(rows, width)``."""
         k = self.values.shape[1]
         new = raw.topk(min(k, raw.shape[1]), dim=1, largest=self.largest)
         values = torch.cat([self.values, new.values.to(self.values.dtype)], 1)
         indices = torch.cat([self.indices, new.indices + first_column], 1)
         best = values.topk(k, dim=1, largest=self.largest)
-        return _TopK(best.values, indices.gather(1, best.indices), self.largest)
+        return BestColumns(best.values, indices.gather(1, best.indices), self.largest)
 
 
 def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
     """The labels of each chunk of rows."""
-    call, device = problem.call, problem.labels.device
-    spec = replace(call.spec, teacher=call.spec.student)
-    rows = Rows(problem.student, (), problem.labels)
-    p = plan(workload(rows, call, Needs(), statistics=True, backward=False), call.budget)
-    head = make_head(rows.student, call)
+    device, dtype = problem.labels.device, problem.dtype
+    problem = replace(problem, teacher=NoTeacher())  # it stands on the student's side
+    spec = replace(problem.spec, teacher=problem.spec.student)
+    p = plan(workload(problem, Needs(), statistics=True, backward=False), problem.budget)
+    head = make_head(problem.student, problem)
     size = p.chunk * p.width if isinstance(head, LinearHead) else 0
     buffer = torch.empty(size, dtype=head.dtype, device=device)
     for part in p.chunks():
         labels = problem.labels[part]
         head.start(part)
-        state = empty(len(labels), len(spec.tilts), dtype=problem.wide, device=device)
-        best = _TopK.empty(len(labels), k, spec.teacher, state.floats)
+        state = empty(len(labels), spec, dtype=dtype, device=device)
+        best = BestColumns.empty(len(labels), k, spec.teacher, state.floats)
         for columns in p.tiles():
             raw = head.logits(columns, buffer)
             tile = Tile(raw, raw, first_row + part.start, columns.start)
-            call.backend.absorb_(state, tile, labels, spec)
+            problem.backend.absorb_(state, tile, labels, spec)
             best = best.merge(raw, columns.start)
-        yield _close(best, finalize(state, labels, spec).stats, spec)
+        values = torch.empty(spec.field_count, len(labels), dtype=torch.float64, device=device)
+        ints = torch.empty(len(INTS), len(labels), dtype=torch.int64, device=device)
+        statistics = Statistics((spec,), values, ints)
+        close(problem.backend, state, labels, statistics)
+        yield _close(best, statistics.row_stats(problem.ignore_index), spec)
 
 
-def _close(best: _TopK, stats: RowStats, spec: RowSpec) -> SoftLabels:
+def _close(best: BestColumns, stats: RowStats, spec: RowSpec) -> SoftLabels:
     """The labels of rows that have seen every column."""
-    wide, (tilt,) = best.values.dtype, spec.tilts
+    dtype, (tilt,) = best.values.dtype, spec.extras
+    assert isinstance(tilt, Tilt)
     logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)
     logprobs = logits / spec.temperature - stats.lse_t[:, None]
     return SoftLabels(
         indices=torch.where(logprobs == NEG_INF, NONE, best.indices),
-        logprobs=logprobs.to(wide),
+        logprobs=logprobs.to(dtype),
         sample=stats.label,
-        entropy=stats.entropy_t.to(wide),
-        power_sum=stats.power_sum(tilt.a, tilt.b).to(wide),
+        entropy=stats.entropy_t.to(dtype),
+        power_sum=stats.power_sum(tilt.a, tilt.b).to(dtype),
     )

@@ -1,7 +1,7 @@
 """The two passes as custom ops, for ``torch.compile(fullgraph=True)``.
 
 Under compilation a loss is: statistics op → the traced objective → gradient op (recompute mode). A
-:class:`~bgkernels.streaming.driver.Call` crosses the boundary as numbers and one string.
+:class:`~bgkernels.streaming.problem.Problem` crosses the boundary as numbers and one string.
 """
 
 from __future__ import annotations
@@ -13,56 +13,43 @@ import torch
 from torch import Tensor
 
 from bgkernels import backends
-from bgkernels.distributed import Shard
-from bgkernels.loss import passes
-from bgkernels.rows.spec import Cap, Extra, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.rows.stats import TENSOR_FIELDS
-from bgkernels.streaming.driver import Call, Rows, Tensors, flatten
+from bgkernels.rows.extras import KINDS
+from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
-from bgkernels.streaming.sources import Source
+from bgkernels.streaming.problem import Problem, Tensors
+from bgkernels.streaming.shard import Shard
+from bgkernels.streaming.teachers.base import Teacher
+from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher, NoTeacher
 
 AUTOCAST = (None, torch.bfloat16, torch.float16, torch.float32)
+Config = tuple[list[int], list[float], str]
 
 
-def encode(call: Call) -> tuple[list[int], list[float], str]:
-    """A call as integers, numbers and words.
-
-    Raises:
-        NotImplementedError: the teacher is not a single one of logits or hidden states.
-    """
-    s = call.spec
-    if len(call.sources) > 1 or type(call.sources[0]) is not Source:
-        raise NotImplementedError(
-            "torch.compile carries a LinearTeacher or LogitsTeacher only; call the loss outside of "
-            "it, or under torch.compiler.disable"
-        )
-    (teacher,) = call.sources
+def encode(problem: Problem) -> Config:
+    """All of a problem but its tensors, as integers, numbers and words."""
+    s, cap = problem.spec, problem.teacher.specs(problem.spec)[0].teacher
     ints = [
         s.columns, s.compared, s.seed, int(s.logit_sum), s.positions,
-        call.budget or 0, call.ignore_index, AUTOCAST.index(call.autocast), teacher.count,
-        call.shard.columns,
+        problem.budget or 0, problem.ignore_index, AUTOCAST.index(problem.autocast),
+        problem.shard.columns,
     ]  # fmt: skip
-    floats = [s.temperature, s.student.scale, s.student.cap, teacher.cap.scale, teacher.cap.cap]
+    floats = [s.temperature, s.student.scale, s.student.cap, cap.scale, cap.cap]
     for extra in s.extras:
-        if isinstance(extra, Tilt):
-            floats += [2.0 if extra.moments else 1.0, extra.a, extra.b]
-        else:
-            floats += [3.0, extra.omega, 0.0] if isinstance(extra, Mixture) else [4.0, 0.0, 0.0]
-    return ints, floats, f"{s.label_rule} {call.backend.name}"
+        floats += [extra.kind, *extra.parameters]
+    return ints, floats, f"{s.label_rule} {problem.backend.name}"
 
 
-def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
-    """The inverse of :func:`encode`."""
-    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, *more = ints
-    count, held = more
+def decode(
+    config: Config, labels: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor]
+) -> Problem:
+    """The problem of a configuration and tensors; the inverse of :func:`encode`."""
+    ints, floats, words = config
+    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, held = ints
     temperature, s_scale, s_cap, t_scale, t_cap, *rest = floats
     rule, backend = words.split()
-    extras: list[Extra] = []
-    for kind, a, b in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-        if kind <= 2:
-            extras.append(Tilt(a, b, kind == 2))
-        else:
-            extras.append(Mixture(a) if kind == 3 else TotalVariation())
+    numbers = zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True)
+    extras = tuple(KINDS[int(kind)].of(*parameters) for kind, *parameters in numbers)
     spec = RowSpec(
         columns=columns,
         compared=compared,
@@ -70,27 +57,49 @@ def decode(ints: Sequence[int], floats: Sequence[float], words: str) -> Call:
         label_rule=rule,
         seed=seed,
         student=Cap(s_scale, s_cap),
-        teacher=Cap(t_scale, t_cap),
-        extras=tuple(extras),
+        extras=extras,
         logit_sum=bool(logit_sum),
         positions=positions,
     )
-    sources = (Source(count, spec.teacher),)
-    device = backends.BACKENDS[backend]
-    return Call(
-        spec, device, budget or None, ignore_index, AUTOCAST[autocast], sources, Shard((0, held))
+    return Problem(
+        spec=spec,
+        backend=backends.BACKENDS[backend],
+        student=_with_bias(student),
+        teacher=_teacher(teacher, Cap(t_scale, t_cap)),
+        labels=labels,
+        leading=(len(labels),),
+        shard=Shard((0, held)),
+        budget=budget or None,
+        ignore_index=ignore_index,
+        autocast=AUTOCAST[autocast],
     )
 
 
+def _with_bias(tensors: Sequence[Tensor]) -> Tensors:
+    """``(hidden, weight, bias | None)`` or ``(logits,)``."""
+    return (*tensors, None) if len(tensors) == 2 else tuple(tensors)
+
+
+def _teacher(tensors: Sequence[Tensor], cap: Cap) -> Teacher:
+    """A flat teacher of those tensors."""
+    if not tensors:
+        return NoTeacher()
+    if len(tensors) == 1:
+        return LogitsTeacher(tensors[0])
+    hidden, weight, *bias = tensors
+    return LinearTeacher(hidden, weight, bias[0] if bias else None, cap.scale, cap.cap or None)
+
+
 def present(tensors: Tensors) -> list[Tensor]:
-    """``(hidden, weight)``, and the bias if there is one; or ``(logits,)``. Ops take no None."""
+    """The tensors that there are: ops take no None."""
     return [x for x in tensors if x is not None]
 
 
-def _rows(labels: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Rows:
-    """The inverse of :func:`present`."""
-    s, t = ((*x, None) if len(x) == 2 else tuple(x) for x in (student, teacher))
-    return Rows(s, t, labels)
+def row_statistics_of(problem: Problem) -> Matrices:
+    """All statistics, differentiable, as one op."""
+    student, teacher = present(problem.student), present(problem.teacher.tensors)
+    values, ints = row_statistics(problem.labels, student, teacher, *encode(problem))
+    return values, ints
 
 
 @torch.library.custom_op("bgkernels::row_statistics", mutates_args=())
@@ -102,9 +111,9 @@ def row_statistics(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    """Pass 1: :func:`~bgkernels.streaming.driver.flatten` of the statistics."""
-    outcomes = passes.statistics(decode(ints, floats, words), _rows(labels, student, teacher))
-    return [x.clone() for x in flatten(outcomes)]  # outputs of an op must not share memory
+    """Pass 1: both matrices of :meth:`Problem.statistics`."""
+    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    return list(run(problem)[0])
 
 
 @row_statistics.register_fake
@@ -116,12 +125,13 @@ def _(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    spec, wide = decode(ints, floats, words).spec, torch.float64
-    integer = {"argmax_s": torch.int64, "argmax_t": torch.int64, "label": torch.int64}
-    dtypes = [{"valid": torch.bool, **integer}.get(name, wide) for name in TENSOR_FIELDS]
-    count = sum(3 if t.moments else 1 for t in spec.tilts) + 3 * len(spec.mixtures)
-    dtypes += [wide] * (count + 2 * spec.total_variation + 3)
-    return [torch.empty_like(labels, dtype=dtype) for dtype in dtypes]
+    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    (spec,) = problem.teacher.specs(problem.spec)
+    rows = labels.shape[0]
+    return [
+        labels.new_empty(spec.field_count, rows, dtype=torch.float64),
+        labels.new_empty(len(INTS), rows, dtype=torch.int64),
+    ]
 
 
 @torch.library.custom_op("bgkernels::row_gradient", mutates_args=())
@@ -129,16 +139,17 @@ def row_gradient(
     labels: Tensor,
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
-    flat: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
+    matrices: Sequence[Tensor],
+    grads: Tensor,
     needs: Sequence[bool],
     ints: Sequence[int],
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
     """Pass 2: gradients of the student's tensors that are needed, in order."""
-    call, rows = decode(ints, floats, words), _rows(labels, student, teacher)
-    return present(passes.gradient(call, rows, flat, grads, Needs(*needs)))
+    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    values, integers = matrices
+    return present(gradient_of(problem, Needs(*needs), grads, (values, integers)))
 
 
 @row_gradient.register_fake
@@ -146,8 +157,8 @@ def _(
     labels: Tensor,
     student: Sequence[Tensor],
     teacher: Sequence[Tensor],
-    flat: Sequence[Tensor],
-    grads: Sequence[Tensor | None],
+    matrices: Sequence[Tensor],
+    grads: Tensor,
     needs: Sequence[bool],
     ints: Sequence[int],
     floats: Sequence[float],
@@ -158,26 +169,22 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    labels, student, teacher, ints, floats, words = inputs
-    ctx.config, ctx.teacher_count, ctx.student_count = (
-        (ints, floats, words),
-        len(teacher),
-        len(student),
-    )
+    labels, student, teacher, *config = inputs
+    ctx.config, ctx.counts = config, (len(student), len(teacher))
     ctx.save_for_backward(labels, *student, *teacher, *output)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Any, ...]:
     labels, *saved = ctx.saved_tensors
-    s, t = ctx.student_count, ctx.teacher_count
-    student, teacher, flat = saved[:s], saved[s : s + t], saved[s + t :]
+    s, t = ctx.counts
+    student, teacher, matrices = saved[:s], saved[s : s + t], saved[s + t :]
     needs = [x.requires_grad for x in student]
-    spec = decode(*ctx.config).spec
-    rest = 3 + len(spec.mixtures) + spec.total_variation  # of a Final, without a gradient
-    own = [*grads[:-rest], *[None] * rest]
-    made = iter(row_gradient(labels, student, teacher, flat, own, needs, *ctx.config))
-    by_student = [next(made) if needed else None for needed in needs]
+    by_student: list[Tensor | None] = [None] * s
+    if grads[0] is not None:
+        tensors = (labels, student, teacher, matrices, grads[0])
+        gradients = iter(row_gradient(*tensors, needs, *ctx.config))
+        by_student = [next(gradients) if needed else None for needed in needs]
     return None, by_student, [None] * t, None, None, None
 
 

@@ -3,19 +3,72 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends import BACKENDS
-from bgkernels.backends.base import Tile, statistics_of_tile
-from bgkernels.divergences import Divergence
-from bgkernels.routing import Policy, Weight
-from bgkernels.rows.spec import ClosedForm, Extra, RowSpec
-from bgkernels.rows.stats import RowStats
-from bgkernels.streaming.sources import View
+from bgkernels.rows.arithmetic import NEG_INF
+from bgkernels.rows.extras import Extra, Tilt
+from bgkernels.rows.spec import INTS, RowSpec
+from bgkernels.rows.state import absorb_column, empty
+from bgkernels.rows.stats import AT_ONE, RowStats, Statistics, finalize
+from bgkernels.streaming.problem import Problem, Seen
+
+Weight = Tensor | float
+Weights = Callable[[RowStats], tuple[Weight, Weight]]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A divergence per row.
+
+    Args:
+        name: how it is called in messages and tables.
+        rows: ``RowStats -> (rows,)`` values in nats; must treat every row alone. All that it sees
+            is at the temperature of the loss.
+        extras: the extra statistics that ``rows`` reads.
+    """
+
+    name: str
+    rows: Callable[[RowStats], Tensor]
+    extras: tuple[Extra, ...] = ()
+
+    def __call__(self, stats: RowStats) -> Tensor:
+        """The divergence of each row."""
+        return self.rows(stats)
+
+
+@dataclass
+class Policy:
+    """A rule for the ``(hard, soft)`` weight of each token.
+
+    Args:
+        name: how it is called in messages and tables.
+        weights: ``RowStats -> (hard, soft)``, each ``(rows,)`` or a number; not negative. What it
+            sees of each model by itself is at temperature 1.
+        extras: the extra statistics that ``weights`` reads; tilts are at temperature 1.
+        batchwide: whether a row's weight depends on other rows; such a policy sees all tokens at
+            once, in recompute mode.
+        hard_term: ``RowStats -> (rows,)``, instead of the cross-entropy.
+        uses_teacher: False if neither term nor weight reads the teacher, whose head is then never
+            multiplied.
+        fixed: whether the weights are numbers, for which no statistic is read.
+    """
+
+    name: str
+    weights: Weights = field(repr=False)
+    extras: tuple[Extra, ...] = field(default=(), repr=False)
+    batchwide: bool = False
+    hard_term: Callable[[RowStats], Tensor] | None = field(default=None, repr=False)
+    uses_teacher: bool = field(default=True, repr=False)
+    fixed: bool = field(default=False, repr=False)
+
+    def __call__(self, stats: RowStats) -> tuple[Weight, Weight]:
+        """The weights of each row."""
+        return self.weights(stats)
 
 
 @dataclass(frozen=True)
@@ -25,8 +78,8 @@ class Objective:
     Args:
         divergence: the soft term, at temperature ``temperature``, multiplied by its square (Hinton
             et al. 2015).
-        policy: the weights of both terms.
-        temperature: of the comparison; the hard term is at temperature 1.
+        policy: the weights of both terms, from statistics at temperature 1.
+        temperature: of the divergence; the hard term is at temperature 1.
         label_smoothing: ε of the cross-entropy, not of a policy's own hard term:
             ``(1-ε)·nll + ε·(lse - mean logit)``, as ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the student's squared log-sum-exp (PaLM, Chowdhery et al. 2022), on every
@@ -39,19 +92,20 @@ class Objective:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
-    @property
-    def extras(self) -> tuple[Extra, ...]:
-        """The extra statistics to compute, each once."""
-        wanted = self.policy.extras + (self.divergence.extras if self.policy.uses_teacher else ())
-        return tuple(dict.fromkeys(wanted))
+    def extras(self, *, at_one: bool) -> tuple[Extra, ...]:
+        """The extra statistics to compute, each once.
 
-    @property
-    def closed_form(self) -> ClosedForm | None:
-        """The same loss as a formula that backends know, if it is one."""
-        weights, divergence = self.policy.closed, self.divergence.closed
-        if weights is None or divergence is None or self.policy.hard_term or self.policy.batchwide:
-            return None
-        return ClosedForm(divergence, weights, self.label_smoothing, self.z_loss)
+        Args:
+            at_one: whether somebody beside the policy looks at statistics of temperature 1.
+        """
+        policy, tempered = self.policy, self.temperature != 1.0
+        wanted = list(policy.extras)
+        if tempered:
+            wanted = [e.at(self.temperature) if isinstance(e, Tilt) else e for e in wanted]
+            if at_one or (policy.uses_teacher and not policy.fixed):
+                wanted.append(AT_ONE)
+        wanted += self.divergence.extras if policy.uses_teacher else ()
+        return tuple(dict.fromkeys(wanted))
 
     def refuse_infinite(self) -> None:
         """Raise if the divergence is infinite where only the student has mass."""
@@ -62,32 +116,80 @@ class Objective:
                 "its columns; use tail='bucket' or 'drop'"
             )
 
-    def rows(self, views: Sequence[View], weights: Tensor | None = None) -> Tensor:
+    def seen(
+        self, problem: Problem, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
+    ) -> list[Seen]:
+        """What is seen of each part of the teacher: by policies at temperature 1.
+
+        Args:
+            problem: of the rows.
+            blocks: their statistics.
+            rows: all rows of their matrix as autograd is to know them; None: without a history.
+        """
+        pairs = problem.seen(blocks, rows)
+        if self.temperature == 1.0 or AT_ONE not in pairs[0][0].extras:  # nobody looks at it
+            return pairs
+        at_one = (s.at_one(self.temperature, self.policy.extras) for s, _ in pairs)
+        return [(s, tempered) for s, (_, tempered) in zip(at_one, pairs, strict=True)]
+
+    def differentiate(
+        self, problem: Problem, blocks: Sequence[Statistics], values: Tensor, rows: slice,
+        scale: Tensor | float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The loss of each row times ``scale``, and the derivative of its sum by ``values``."""
+        grads, complete = torch.zeros_like(values), problem.items == len(problem.labels)
+        with torch.enable_grad():
+            leaves = [row for block in blocks for row in block.leaves()]
+            pairs = self.seen(problem, blocks, leaves)
+            weights = problem.teacher.part_weights([s for s, _ in pairs], rows)
+            loss = self.rows(pairs, weights, complete=complete)
+        if isinstance(scale, Tensor):
+            scale = scale.expand(loss.shape).to(loss.dtype)
+        else:
+            scale = torch.full_like(loss, scale)
+        if loss.requires_grad:
+            reached = reachable(loss)
+            indices = [i for i, leaf in enumerate(leaves) if id(leaf) in reached]
+            wanted = [leaves[i] for i in indices]
+            found = torch.autograd.grad(loss, wanted, scale) if wanted else ()
+            for i, grad in zip(indices, found, strict=True):
+                grads[i].copy_(grad)
+        return loss.detach() * scale, grads
+
+    def rows(
+        self, pairs: Sequence[Seen], weights: Tensor | None = None, *, complete: bool = False
+    ) -> Tensor:
         """Loss of each row, ``(rows,)``; 0 where ignored.
 
         Args:
-            views: of the teachers.
-            weights: ``(rows, teachers)``, how much each counts; None for a single one.
+            pairs: what is seen of each part of the teacher.
+            weights: ``(rows, parts)``, how much each counts; None for a single one.
+            complete: whether it is known that no row is ignored.
         """
-        votes, first = [self._votes(view.routing) for view in views], views[0].routing
-        total, hard = torch.zeros_like(first.nll), votes[0][0]
+        votes, first = [self._votes(routing) for routing, _ in pairs], pairs[0][0]
+        total, hard = None, votes[0][0]
         if weights is not None:
             hard = _mean([hard for hard, _ in votes], shares(weights))
         if _present(hard):
-            total = total + hard * self._hard(first)
-        for i, (view, (_, soft)) in enumerate(zip(views, votes, strict=True)):
+            total = hard * self._hard(first)
+        for i, ((_, tempered), (_, soft)) in enumerate(zip(pairs, votes, strict=True)):
             if weights is not None:
                 soft = soft * weights[:, i]
             if _present(soft):
-                divergence = self.divergence(view.divergence)
-                # A masked column can make D infinite in a token that gives it no weight.
-                divergence = torch.where(
-                    (torch.as_tensor(soft) == 0) & ~divergence.isfinite(), 0.0, divergence
-                )
-                total = total + soft * self.temperature**2 * divergence
+                divergence = self.divergence(tempered)
+                if isinstance(soft, Tensor) and not _surely_finite(divergence):
+                    # A masked column can make D infinite in a token that gives it no weight.
+                    unseen = (soft == 0) & ~divergence.isfinite()
+                    divergence = torch.where(unseen, 0.0, divergence)
+                term = soft * divergence
+                if self.temperature != 1:
+                    term = term * self.temperature**2
+                total = term if total is None else total + term
         if self.z_loss:
-            total = total + self.z_loss * first.lse_hard**2
-        return torch.where(first.valid, total, 0.0)
+            term = self.z_loss * first.lse_hard**2
+            total = term if total is None else total + term
+        total = torch.zeros_like(first.nll) if total is None else total
+        return total if complete else torch.where(first.valid, total, 0.0)
 
     def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
         """The weights that routing gives, checked."""
@@ -101,6 +203,23 @@ class Objective:
             return stats.nll
         uniform = stats.lse_hard - stats.logit_mean
         return (1 - self.label_smoothing) * stats.nll + self.label_smoothing * uniform
+
+
+def reachable(x: Tensor) -> set[int]:
+    """Identities of the leaves that the history of a tensor reaches.
+
+    Autograd could say which of many leaves are used, but takes longer than the rest of the loss.
+    """
+    nodes, seen, leaves = [x.grad_fn], set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [parent for parent, _ in node.next_functions]
+    return leaves
 
 
 def shares(weights: Tensor) -> Tensor:
@@ -117,12 +236,12 @@ def _mean(values: Sequence[Weight], shares: Tensor) -> Tensor:
     )
 
 
-def blend(views: Sequence[View], weights: Tensor | None) -> RowStats:
+def blend(pairs: Sequence[Seen], weights: Tensor | None) -> RowStats:
     """What the caller sees of several teachers: their mean, and the first one's integers."""
-    first = views[0].routing
+    first = pairs[0][0]
     if weights is None:
         return first
-    columns = zip(*(view.routing.tensors() for view in views), strict=True)
+    columns = zip(*(routing.tensors() for routing, _ in pairs), strict=True)
     share = shares(weights)
     return first.replaced(
         _mean(xs, share) if xs[0].is_floating_point() else xs[0] for xs in columns
@@ -133,14 +252,29 @@ def blend(views: Sequence[View], weights: Tensor | None) -> RowStats:
 def _infinite(divergence: Divergence) -> bool:
     """Whether it is infinite for a student (½, ½) and a teacher (1, 0)."""
     spec = RowSpec(2, 2, extras=divergence.extras)
-    z, label = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
-    tile = Tile(z, torch.tensor([[0.0, float("-inf")]], dtype=z.dtype), 0, 0)
-    final = statistics_of_tile(BACKENDS["eager"], tile, label, spec)
-    return not bool(divergence(final.stats).isfinite().all())
+    zero, label = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    state = empty(1, spec, dtype=torch.float64, device=zero.device)
+    for name in ("score", "z_y", "v_y", "label"):
+        state[name].fill_(0)
+    state = absorb_column(state, label + 1, zero, zero + NEG_INF)
+    lp, lq = torch.full((1, 2), 0.5).double().log(), torch.tensor([[0.0, NEG_INF]]).double()
+    for i, extra in enumerate(spec.extras):
+        if extra.second_read:
+            state.extra(i).copy_(torch.stack(extra.absorb_pair(lp, lq)))
+    values = torch.zeros(spec.field_count, 1, dtype=torch.float64)
+    finalize(state, label, values)
+    statistics = Statistics((spec,), values, label.expand(len(INTS), 1))
+    return not bool(divergence(statistics.row_stats(-1)).isfinite().all())
 
 
 def _present(weight: Weight) -> bool:
     return isinstance(weight, Tensor) or weight != 0
+
+
+def _surely_finite(x: Tensor) -> bool:
+    """Whether no number is infinite; False where looking would wait for the device."""
+    looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return looks and math.isfinite(x.detach().sum())
 
 
 ROUNDING = 1e-6
@@ -170,6 +304,8 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
             f"the {name} weight is {tuple(weight.shape)}"
         )
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not weight.numel() or weight.detach().min() >= -ROUNDING:
+            return weight
         negative = (weight.detach() < -ROUNDING) & stats.valid
         if negative.any():
             worst = weight.detach()[negative].min() if weight.ndim else weight.detach()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from torch.distributed import ProcessGroup
 
-from bgkernels import divergences
-from bgkernels import routing as policies
-from bgkernels.divergences import Divergence
-from bgkernels.loss import checks
-from bgkernels.loss.objective import Objective
-from bgkernels.routing import Policy, Weight
+from bgkernels.loss.objective import Divergence, Policy, Weights
 from bgkernels.rows.spec import Cap
-from bgkernels.rows.stats import RowStats
+from bgkernels.streaming import checks
+from bgkernels.streaming.teachers.dense import cap_of
 
-Routing = str | Policy | Callable[[RowStats], tuple[Weight, Weight]]
+Routing = str | Policy | Weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,25 +60,23 @@ class Options:
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> Options:
         """The options among the local names of a function."""
-        return cls(**{name: scope[name] for name in NAMES if name in scope})
+        options = {name: scope[name] for name in NAMES if name in scope}
+        named = isinstance(options.get("divergence", ""), str)
+        named &= isinstance(options.get("routing", ""), str)
+        if named and options.get("vocab_group") is None:  # a cache would keep them alive
+            return _named(**options)
+        return cls(**options)
 
-    @property
+    @cached_property
     def cap(self) -> Cap:
         """The map from the student's raw to its real logits."""
-        return Cap(float(self.logit_scale), float(self.logit_softcap or 0))
+        return cap_of(self.logit_scale, self.logit_softcap)
 
-    def objective(self) -> Objective:
-        """The loss of a row."""
-        divergence = self.divergence
-        if isinstance(divergence, str):
-            divergence = divergences.get(divergence)
-        if not isinstance(divergence, Divergence):
-            kind = type(divergence).__name__
-            raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
-        policy = policies.get(self.routing)
-        return Objective(
-            divergence, policy, float(self.temperature), self.label_smoothing, self.z_loss
-        )
+
+@functools.lru_cache(maxsize=128, typed=True)
+def _named(**options: Any) -> Options:
+    """Options that are plain numbers and words, checked once."""
+    return Options(**options)
 
 
 NAMES = tuple(f.name for f in fields(Options))

@@ -1,60 +1,91 @@
-"""From rows to the loss: the choice of mode, the one normaliser, and the reduction."""
+"""From the caller's tensors to the loss: the choice of mode, the normaliser, the reduction."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bgkernels.loss import checks
-from bgkernels.loss.autograd import FusedLoss
+from bgkernels.loss import compiled
+from bgkernels.loss.autograd import FusedLoss, RowStatistics
 from bgkernels.loss.dtensor import plain
-from bgkernels.loss.objective import Objective
+from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
-from bgkernels.loss.passes import Fused, views
-from bgkernels.loss.problem import Problem
-from bgkernels.rows.state import SKIP
+from bgkernels.loss.pose import pose, wants_gradient
+from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.stats import RowStats
-from bgkernels.streaming.driver import Outcomes
+from bgkernels.streaming import checks
+from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
-from bgkernels.streaming.sources import View, trusted
+from bgkernels.streaming.problem import Problem
+
+Loss = Tensor | tuple[Tensor, RowStats]
 
 
-def reduce(
-    problem: Problem,
-    objective: Objective,
+def hybrid_loss(
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
     options: Options,
+    objective: Objective,
     *,
     token_weight: Tensor | None,
     num_items: int | Tensor | None,
+    return_stats: bool,
     overwrite: bool = False,
-) -> tuple[Tensor, RowStats]:
-    """The loss, and the statistics, detached, with the input's leading shape."""
-    weight = _weight(problem, token_weight)
-    divisor = _divisor(problem, options.reduction, num_items)
-    made = None
+) -> Loss:
+    """The loss of tensors as the caller gave them, and the statistics if they are wanted."""
+    shown = return_stats or getattr(teacher, "weighs_statistics", False)
+    problem = pose(
+        student, teacher, target, options,
+        extras=objective.extras(at_one=shown),
+        reads_teacher=objective.policy.uses_teacher,
+        logit_sum=options.label_smoothing > 0 or return_stats,
+    )  # fmt: skip
+    if problem.teacher.excludes_columns:
+        objective.refuse_infinite()
+    weight, divisor = _weight(problem, token_weight), _divisor(problem, options, num_items)
+    matrices = None
     if _fused(problem, objective, options):
-        job = Fused(problem.call, objective, weight / divisor, problem.trust, overwrite)
+        box: list[Matrices] = []
+        scale = weight / divisor
         try:
-            made = _in_one_pass(problem, job)
+            loss = FusedLoss.apply(problem, objective, scale, overwrite, box, *problem.student)
+            (matrices,) = box
         except BudgetError:  # recompute mode needs less
             if options.mode == "fused":
                 raise
-    if made is not None:
-        loss, seen = made
-    else:
-        seen = problem.views()
-        rows = objective.rows(seen, trusted(problem.trust, seen)) * weight
+    if matrices is None:
+        matrices = row_statistics(problem)
+        blocks = problem.statistics(*matrices)
+        pairs = objective.seen(problem, blocks, problem.connected(blocks, matrices[0]))
+        parts = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+        rows = objective.rows(pairs, parts) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
-    stats = problem.shaped(seen)
-    return loss.to(problem.wide), stats.replaced([x.detach() for x in stats.tensors()])
+    loss = loss.to(problem.dtype)
+    return (loss, _shown(problem, objective, matrices)) if return_stats else loss
 
 
-def _in_one_pass(problem: Problem, job: Fused) -> tuple[Tensor, list[View]]:
-    """The loss, its gradient computed beside it, and what is seen of the teachers."""
-    box: list[Outcomes] = []
-    loss: Tensor = FusedLoss.apply(job, problem.teacher, problem.labels, box, *problem.student)
-    return loss, views(problem.call, box[0])
+def row_statistics(problem: Problem) -> Matrices:
+    """All statistics, differentiable, in recompute mode."""
+    if torch.compiler.is_compiling():
+        return compiled.row_statistics_of(problem)
+    matrices: Matrices = RowStatistics.apply(problem, *problem.student)
+    return matrices
+
+
+def shaped(problem: Problem, stats: RowStats) -> RowStats:
+    """Statistics as the caller sees them: the input's leading shape, fp32."""
+    tensors = (x.reshape(problem.leading) for x in stats.tensors())
+    return stats.replaced(x.to(problem.dtype) if x.is_floating_point() else x for x in tensors)
+
+
+def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowStats:
+    """What ``return_stats`` returns: what policies saw, detached."""
+    values, ints = matrices
+    pairs = objective.seen(problem, problem.statistics(values.detach(), ints))
+    weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+    return shaped(problem, blend(pairs, weights))
 
 
 def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
@@ -68,31 +99,39 @@ def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
         blocker = "torch.compile, which traces the objective between two ops"
     if options.mode == "fused" and blocker:
         raise ValueError(f"mode='fused' cannot serve {blocker}; use mode='recompute' or 'auto'")
-    return options.mode != "recompute" and blocker is None and problem.wants_gradient
+    gradient = any(map(wants_gradient, problem.student))
+    return options.mode != "recompute" and blocker is None and gradient
 
 
-def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor:
+def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor | float:
+    """``(rows,)`` factors of the tokens, or 1."""
     if token_weight is None:
-        return torch.ones((), dtype=torch.float64, device=problem.labels.device)
+        return 1.0
     weight = checks.tensor("token_weight", plain("token_weight", token_weight))
     checks.shape("token_weight", weight, problem.leading, "the input's leading shape")
     checks.same_device(problem.labels, token_weight=weight)
     return weight.detach().reshape(-1).double()
 
 
-def _divisor(problem: Problem, reduction: str, num_items: int | Tensor | None) -> Tensor:
+def _divisor(problem: Problem, options: Options, num_items: int | Tensor | None) -> Tensor | float:
+    """The one normaliser, a number where no device has to be waited for."""
     labels = problem.labels
-    if reduction != "mean":
+    if options.reduction != "mean":
         if num_items is not None:
             raise ValueError(
-                f"`num_items` is the divisor of reduction='mean'; got reduction={reduction!r}"
+                "`num_items` is the divisor of reduction='mean'; "
+                f"got reduction={options.reduction!r}"
             )
-        return torch.ones((), dtype=torch.float64, device=labels.device)
+        return 1.0
+    if num_items is None and problem.items is not None:
+        return float(max(problem.items, 1))
     if num_items is None:
-        return (labels != SKIP).sum().clamp_min(1).double()
+        count = (labels != SKIP).sum()
+        looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        return float(max(int(count), 1)) if looks else count.clamp_min(1).double()
     num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):
         checks.shape("num_items", num_items, (), "a number or a scalar tensor")
         return num_items.detach().to(labels.device, torch.float64)
     checks.number("num_items", num_items, low=0, open_low=True)
-    return torch.full((), float(num_items), dtype=torch.float64, device=labels.device)
+    return float(num_items)

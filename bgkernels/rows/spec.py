@@ -1,39 +1,31 @@
-"""What a backend is told about the rows of one call, beside the logits."""
+"""What a backend is told about the rows of one call, and how its three matrices are laid out.
+
+State, statistics and coefficients of many rows are matrices with a column for each row of logits.
+Their leading rows have the names below; those of the extra statistics follow in order.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import cached_property
 
+from bgkernels.rows.extras import Extra
 
-@dataclass(frozen=True)
-class Tilt:
-    """``log Σ e^(a·u + b·v)`` over the compared columns.
-
-    With the first two moments of ``u - v`` under its softmax.
-
-    Args:
-        a, b: exponents of student and teacher.
-        moments: also accumulate the moments (needed by the limits of alpha-beta only).
-    """
-
-    a: float
-    b: float
-    moments: bool = False
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` for ``m = omega·p_t + (1-omega)·p_s``, 0 < omega < 1."""
-
-    omega: float
-
-
-@dataclass(frozen=True)
-class TotalVariation:
-    """``½ Σ |p_s - p_t|``."""
-
-
-Extra = Tilt | Mixture | TotalVariation
+FLOATS = ("m_s", "d_s", "h_s", "k_s", "m_t", "d_t", "h_t", "k_t",
+          "m_c", "d_c", "z_sum", "score", "z_y", "v_y")  # fmt: skip
+"""Rows of ``RowState.floats``."""
+INTS = ("label", "argmax_s", "argmax_t")
+"""Rows of ``RowState.ints`` and of ``Statistics.ints``."""
+FIELDS = ("lse_s", "lse_t", "entropy_s", "entropy_t", "kl_ts", "kl_st", "logp_s", "logp_t",
+          "max_prob_s", "max_prob_t", "nll", "lse_hard", "logit_mean",
+          "rest_s", "rest_t", "rest_c")  # fmt: skip
+"""Rows of ``Statistics.values``. ``rest`` is ``1 - p[label]`` of the student's, the teacher's and
+the cross-entropy's softmax, summed without cancellation."""
+DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
+"""Fields that carry a gradient to the student, beside all extras."""
+COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", "D_y", "H_y", "hot")
+"""Rows of the coefficients of pass 2: see :mod:`bgkernels.rows.vjp`."""
 
 
 @dataclass(frozen=True)
@@ -48,56 +40,6 @@ class Cap:
 
 
 @dataclass(frozen=True)
-class ClosedWeights:
-    """Hard and soft weight of a row, constant or a function of the teacher's distribution.
-
-    Args:
-        kind: one of ``CLOSED_WEIGHTS``.
-        hard, soft: the weights themselves, of ``"constant"``.
-        tau, sharpness: of ``"threshold"``.
-        reversed: the two change places.
-    """
-
-    kind: str = "constant"
-    hard: float = 0.0
-    soft: float = 0.0
-    tau: float = 0.0
-    sharpness: float = 0.0
-    reversed: bool = False
-
-
-CLOSED_WEIGHTS = ("constant", "label", "max", "power", "shannon", "threshold")
-"""In the order of ``Policy`` in ``csrc/row_args.h``; functions of that name in ``routing.py``."""
-
-
-@dataclass(frozen=True)
-class ClosedDivergence:
-    """``kl_ts·KL(t ‖ s) + kl_st·KL(s ‖ t) + kl_tm·KL(t ‖ m) + kl_sm·KL(s ‖ m) + variation·TV``.
-
-    ``m`` is the mixture among the extras.
-    """
-
-    kl_ts: float = 0.0
-    kl_st: float = 0.0
-    kl_tm: float = 0.0
-    kl_sm: float = 0.0
-    variation: float = 0.0
-
-
-@dataclass(frozen=True)
-class ClosedForm:
-    """A loss whose coefficients of pass 2 a backend can compute itself, between the passes.
-
-    ``hard·CE + soft·T²·divergence + z_loss·lse²``.
-    """
-
-    divergence: ClosedDivergence
-    weights: ClosedWeights
-    label_smoothing: float
-    z_loss: float
-
-
-@dataclass(frozen=True)
 class RowSpec:
     """All that a backend needs to know about the rows of one call, beside the logits.
 
@@ -108,7 +50,7 @@ class RowSpec:
         label_rule: ``"index"``, ``"argmax"`` or ``"sample"``.
         seed: 64-bit seed of the sample.
         student, teacher: maps from raw to real logits.
-        extras: extra statistics, in the order asked for.
+        extras: extra statistics, in the order of their sums, fields and factors.
         logit_sum: accumulate ``z_sum`` (label smoothing).
         positions: rows a sequence, for policies that look at neighbours.
     """
@@ -129,27 +71,62 @@ class RowSpec:
         """Whether cross-entropy and comparison use one softmax; ``m_c, d_c`` then stay empty."""
         return self.temperature == 1.0 and self.columns == self.compared
 
-    @property
-    def tilts(self) -> tuple[Tilt, ...]:
-        """The tilts among the extras."""
-        return tuple(e for e in self.extras if isinstance(e, Tilt))
-
-    @property
-    def mixtures(self) -> tuple[Mixture, ...]:
-        """The mixtures among the extras."""
-        return tuple(e for e in self.extras if isinstance(e, Mixture))
-
-    @property
-    def total_variation(self) -> bool:
-        """Whether the total variation is among the extras."""
-        return any(isinstance(e, TotalVariation) for e in self.extras)
-
-    @property
+    @cached_property
     def second_read(self) -> bool:
         """Whether pass 1 reads twice: pairwise statistics need both normalisers first."""
-        return bool(self.mixtures) or self.total_variation
+        return any(extra.second_read for extra in self.extras)
+
+    @cached_property
+    def sums(self) -> tuple[slice, ...]:
+        """Rows of the state, for each extra."""
+        return _slices(len(FLOATS), (len(extra.sums) for extra in self.extras))
+
+    @cached_property
+    def fields(self) -> tuple[slice, ...]:
+        """Rows of the statistics, for each extra."""
+        return _slices(len(FIELDS), (len(extra.fields) for extra in self.extras))
+
+    @cached_property
+    def factors(self) -> tuple[slice, ...]:
+        """Rows of the coefficients, for each extra."""
+        return _slices(len(COEFFICIENTS), (len(extra.factors) for extra in self.extras))
+
+    @cached_property
+    def differentiable(self) -> tuple[int, ...]:
+        """Rows of the statistics that carry a gradient to the student."""
+        extras = (
+            part.start + i
+            for extra, part in zip(self.extras, self.fields, strict=True)
+            for i in extra.differentiable
+        )
+        return (*map(FIELDS.index, DIFFERENTIABLE), *extras)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
     @property
-    def pair_sums(self) -> int:
-        """Numbers a row that the second read adds up."""
-        return 3 * len(self.mixtures) + 2 * self.total_variation
+    def sum_count(self) -> int:
+        """Rows of the state."""
+        return self.sums[-1].stop if self.extras else len(FLOATS)
+
+    @property
+    def field_count(self) -> int:
+        """Rows of the statistics."""
+        return self.fields[-1].stop if self.extras else len(FIELDS)
+
+    @property
+    def factor_count(self) -> int:
+        """Rows of the coefficients."""
+        return self.factors[-1].stop if self.extras else len(COEFFICIENTS)
+
+
+def _slices(start: int, counts: Iterable[int]) -> tuple[slice, ...]:
+    slices = []
+    for count in counts:
+        slices.append(slice(start, start + count))
+        start += count
+    return tuple(slices)

@@ -1,50 +1,61 @@
 """Row statistics: what pass 1 knows about each pair of rows, for losses to be written over.
 
-:func:`finalize` turns a :class:`~bgkernels.rows.state.RowState` into :class:`RowStats`, on which
-divergences, routing policies and regularisers are ordinary differentiable functions. Their
+:func:`finalize` turns a :class:`~bgkernels.rows.state.RowState` into a column of
+:class:`Statistics`, the one matrix that goes from the backend to autograd. :class:`RowStats` shows
+its rows to divergences, policies and callers, for whom they are ordinary tensors. Their
 vector-Jacobian product is pass 2's business (:mod:`bgkernels.rows.vjp`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from bgkernels.rows.spec import Extra, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.rows.state import SKIP, RowState, absorb_column, shift, times
+from bgkernels.rows.arithmetic import SKIP, log_prob, shift, times
+from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.rows.spec import FIELDS, INTS, RowSpec
+from bgkernels.rows.state import RowState, absorb_column
+
+AT_ONE = Tempered(1.0)
+"""What routing reads where the divergence has another temperature."""
 
 
 @dataclass(frozen=True)
 class RowStats:
     """Statistics of each token's pair of distributions, in the input's leading shape.
 
-    What functions return is fp32 (fp64 for fp64 inputs). What a divergence or policy sees is fp64:
-    ``1 - soft`` and differences of entropies keep the digits that the sums have.
+    ``s`` is the student, ``t`` the teacher, both normalised over the ``vocab`` compared columns,
+    unless a field says otherwise. What functions return is fp32 (fp64 for fp64 inputs); what a
+    divergence or policy sees is fp64, so that ``1 - soft`` and differences of entropies keep their
+    digits. Values of ignored rows are 0.
 
-    ``s`` is the student, ``t`` the teacher, both tempered by ``T`` and normalised over the
-    ``vocab`` compared columns, unless a field says otherwise. Values of ignored rows are 0.
+    Temperatures: ``T`` is that of the divergence; ``τ`` is 1 for policies and for ``return_stats``,
+    and ``T`` for divergences and :func:`bgkernels.linear_row_stats`. (The statistic
+    :class:`~bgkernels.Tempered` gives any other.)
 
     Attributes:
-        lse_s, lse_t: log-sum-exp of the tempered logits.
-        entropy_s, entropy_t: Shannon entropies, in nats.
-        kl_ts, kl_st: ``KL(teacher ‖ student)`` and ``KL(student ‖ teacher)``, in nats.
-        logp_s, logp_t: log-probability of the label; ``-inf`` where it is not a compared column.
-        max_prob_s, max_prob_t, argmax_s, argmax_t: the most probable column (int64 indices; not
-            differentiable).
+        lse_s, lse_t: log-sum-exp of the logits, at temperature τ.
+        entropy_s, entropy_t: Shannon entropies in nats, at τ.
+        kl_ts, kl_st: ``KL(teacher ‖ student)`` and ``KL(student ‖ teacher)`` in nats, at T.
+        logp_s, logp_t: log-probability of the label, at τ; ``-inf`` where it is not a compared
+            column.
+        max_prob_s, max_prob_t: the largest probability, at τ (not differentiable).
+        argmax_s, argmax_t: the most probable column, int64; the same at every temperature.
         label: the hard label, given, or chosen from the teacher; int64, ``ignore_index`` where
             ignored.
-        nll: cross-entropy of the label at temperature 1 over all the student's columns.
+        nll: cross-entropy of the label over all the student's columns, at temperature 1.
         lse_hard, logit_mean: log-sum-exp and mean of the student's real logits over the same
-            columns.
+            columns, at temperature 1.
         valid: whether the row takes part; bool.
         vocab: number of compared columns.
         positions: length of a sequence: the last leading dimension of the input (1 where there is
             none).
-        extras: values of the extra statistics asked for, by :class:`~bgkernels.rows.spec.Extra`.
+        extras: values of the extra statistics asked for, by their class: a :class:`Tilt` at τ, a
+            :class:`Mixture` or :class:`TotalVariation` at T.
     """
 
     lse_s: Tensor
@@ -69,22 +80,26 @@ class RowStats:
     extras: Mapping[Extra, tuple[Tensor, ...]]
 
     def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
-        """``log Σ e^(a·u + b·v)`` of the tempered logits.
+        """``log Σ e^(a·u + b·v)`` of the logits at τ.
 
         With ``moments`` also E[u - v] and E[(u - v)²] under its softmax.
         """
         return self._extra(Tilt(a, b, moments))
 
     def power_sum(self, a: float, b: float) -> Tensor:
-        """``log Σ p_s^a · p_t^b``."""
+        """``log Σ p_s^a · p_t^b``, at τ."""
         return self.tilt(a, b)[0] - a * self.lse_s - b * self.lse_t
 
+    def tempered(self, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Statistics of each distribution at a temperature, by the names of ``Tempered.fields``."""
+        return dict(zip(Tempered.fields, self._extra(Tempered(temperature)), strict=True))
+
     def mixture(self, omega: float) -> tuple[Tensor, ...]:
-        """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)``, with ``m = omega·p_t + (1-omega)·p_s``."""
+        """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` at T, ``m = omega·p_t + (1-omega)·p_s``."""
         return self._extra(Mixture(omega))
 
     def total_variation(self) -> Tensor:
-        """``½ Σ |p_s - p_t|``."""
+        """``½ Σ |p_s - p_t|``, at T."""
         return self._extra(TotalVariation())[0]
 
     def _extra(self, extra: Extra) -> tuple[Tensor, ...]:
@@ -96,15 +111,25 @@ class RowStats:
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order: the fields, then the extras."""
-        own = [getattr(self, name) for name in TENSOR_FIELDS]
-        return own + [x for values in self.extras.values() for x in values]
+        named = [getattr(self, name) for name in TENSOR_FIELDS]
+        return named + [x for values in self.extras.values() for x in values]
 
     def replaced(self, tensors: Iterable[Tensor]) -> RowStats:
         """The same statistics with other tensors, in the order of :meth:`tensors`."""
         it = iter(tensors)
-        own = {name: next(it) for name in TENSOR_FIELDS}
+        named = {name: next(it) for name in TENSOR_FIELDS}
         extras = {extra: tuple(next(it) for _ in values) for extra, values in self.extras.items()}
-        return replace(self, extras=extras, **own)  # type: ignore[arg-type]
+        return replace(self, extras=extras, **named)  # type: ignore[arg-type]
+
+    def at_one(self, temperature: float, extras: Iterable[Extra]) -> RowStats:
+        """What a policy with these ``extras`` sees of statistics at ``temperature``: τ is 1."""
+        values = dict(self.extras)
+        for extra in extras:
+            if isinstance(extra, Tilt):
+                values[extra] = tuple(
+                    x * temperature**k for k, x in enumerate(self.extras[extra.at(temperature)])
+                )
+        return replace(self, extras=values, **self.tempered())  # type: ignore[arg-type]
 
 
 TENSOR_FIELDS = tuple(
@@ -112,141 +137,136 @@ TENSOR_FIELDS = tuple(
 )
 """Fields of :class:`RowStats` that are tensors, in order."""
 
-DIFFERENTIABLE = ("lse_s", "entropy_s", "kl_ts", "kl_st", "logp_s", "nll", "lse_hard", "logit_mean")
-"""Fields of :class:`RowStats` that carry a gradient to the student, beside all extras."""
-
 
 @dataclass(frozen=True)
-class Final:
-    """Finalised rows: public statistics, and what only the VJP needs.
+class Statistics:
+    """The statistics of some rows beside one teacher: a matrix whose rows have names.
 
     Args:
-        stats: the statistics, without the pairwise extras until :func:`add_pairs`.
-        rest_s, rest_t, rest_c: ``1 - p[label]`` of student, teacher and cross-entropy softmax,
-            summed without cancellation.
-        overlap: ``Σ p_s·p_t/m`` for each mixture, then ``Σ p_s·sgn(p_s - p_t)`` if the total
-            variation is asked for.
+        specs: of each pair of distributions that is compared; most teachers give one.
+        values: ``(fields, rows)`` fp64: the fields of each pair, then what the walk remembers.
+        ints: ``(3·pairs, rows)`` int64: ``INTS`` of each pair; a row that takes no part has the
+            label ``SKIP``.
     """
 
-    stats: RowStats
-    rest_s: Tensor
-    rest_t: Tensor
-    rest_c: Tensor
-    overlap: tuple[Tensor, ...] = ()
+    specs: tuple[RowSpec, ...]
+    values: Tensor
+    ints: Tensor
 
-    def flat(self) -> list[Tensor]:
-        """All tensors, the statistics' first; :func:`assemble` is the inverse."""
-        return [*self.stats.tensors(), self.rest_s, self.rest_t, self.rest_c, *self.overlap]
+    def __getitem__(self, name: str) -> Tensor:
+        """The matrix row of that name, of the first pair."""
+        return self.ints[INTS.index(name)] if name in INTS else self.values[FIELDS.index(name)]
+
+    def extra(self, extra: Extra) -> Tensor:
+        """``(fields, rows)`` of an extra statistic of the first pair."""
+        return self.values[self.specs[0].fields[self.specs[0].extras.index(extra)]]
+
+    def pairs(self) -> list[Statistics]:
+        """Each pair by itself."""
+        ends = list(accumulate(spec.field_count for spec in self.specs))
+        return [
+            Statistics(
+                (spec,),
+                self.values[end - spec.field_count : end],
+                self.ints[len(INTS) * k : len(INTS) * (k + 1)],
+            )
+            for k, (spec, end) in enumerate(zip(self.specs, ends, strict=True))
+        ]
+
+    def leaves(self) -> list[Tensor]:
+        """The matrix rows, those that carry a gradient as leaves of autograd."""
+        rows, first = list(self.values.detach().unbind(0)), 0
+        for spec in self.specs:
+            for i in spec.differentiable:
+                rows[first + i].requires_grad_()
+            first += spec.field_count
+        return rows
+
+    def connected(self, graph: Sequence[Tensor]) -> list[Tensor]:
+        """The matrix rows, those that carry a gradient with their history in ``graph``."""
+        rows, first = list(self.values.detach().unbind(0)), 0
+        for spec in self.specs:
+            for i in spec.differentiable:
+                rows[first + i] = graph[first + i]
+            first += spec.field_count
+        return rows
+
+    @property
+    def memory(self) -> Tensor:
+        """The rows after the fields."""
+        return self.values[sum(spec.field_count for spec in self.specs) :]
+
+    def row_stats(self, ignore_index: int, rows: Sequence[Tensor] | None = None) -> RowStats:
+        """The first pair as losses see it.
+
+        Args:
+            ignore_index: the label that is shown of rows that take no part.
+            rows: the matrix rows as autograd is to know them; None: without a history.
+        """
+        spec, (label, argmax_s, argmax_t, *_) = self.specs[0], self.ints.unbind(0)
+        x = self.values.unbind(0) if rows is None else rows
+        valid = label != SKIP
+        extras = {
+            extra: tuple(x[part.start : part.start + extra.public])
+            for extra, part in zip(spec.extras, spec.fields, strict=True)
+        }
+        label = torch.where(valid, label, ignore_index)
+        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
+        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[arg-type]
 
 
-def assemble(spec: RowSpec, tensors: Iterable[Tensor]) -> Final:
-    """A :class:`Final` from its :meth:`Final.flat` tensors, the first of ``tensors``."""
-    it = iter(tensors)
-    own = {name: next(it) for name in TENSOR_FIELDS}
-    counts: dict[Extra, int] = {t: 3 if t.moments else 1 for t in spec.tilts}
-    counts |= dict.fromkeys(spec.mixtures, 2)
-    counts |= {TotalVariation(): 1} if spec.total_variation else {}
-    extras = {extra: tuple(next(it) for _ in range(n)) for extra, n in counts.items()}
-    stats = RowStats(vocab=spec.compared, positions=spec.positions, extras=extras, **own)
-    overlaps = len(spec.mixtures) + spec.total_variation
-    return Final(stats, next(it), next(it), next(it), tuple(islice(it, overlaps)))
-
-
-def finalize(state: RowState, labels: Tensor, spec: RowSpec, ignore_index: int = -100) -> Final:
+def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
     """Turn a state that has seen every column into statistics.
 
     Args:
         state: the merged state; its label is still held out.
         labels: ``(rows,)`` codes that were given to pass 1; ``SKIP`` marks rows that take no part.
-        spec: the specification of the pass.
-        ignore_index: what ``RowStats.label`` shows in skipped rows.
+        out: ``(fields, rows)``, written.
     """
-    state = state.precise()
-    skip = labels == SKIP
-    label = torch.where(skip, ignore_index, state["label"])
-    all_ = absorb_column(state, state["label"], state["z_y"], state["v_y"], spec)
-    zero = torch.zeros_like(state["m_s"])
+    state, spec = state.precise(), state.spec
+    whole = absorb_column(state, state["label"], state["z_y"], state["v_y"])
+    skip, zero = labels == SKIP, torch.zeros_like(state["m_s"])
 
     def softmax_of(side: str) -> tuple[Tensor, Tensor, Tensor]:
         """lse, log d, and the probability outside the label."""
-        log_d = all_[f"d_{side}"].log()
-        lse = shift(all_[f"m_{side}"]) + log_d
+        log_d = whole[f"d_{side}"].log()
+        lse = shift(whole[f"m_{side}"]) + log_d
         rest = times(state[f"d_{side}"], (shift(state[f"m_{side}"]) - lse).exp())
         return lse, log_d, rest
 
-    def log_prob(rest: Tensor, logit: Tensor, lse: Tensor) -> Tensor:
-        return torch.where(rest < 0.5, torch.log1p(-rest), logit - lse)
-
-    compared = (state["label"] >= 0) & (state["label"] < spec.compared)
-    u_y = torch.where(compared, state["z_y"] / spec.temperature, float("-inf"))
-    values: dict[str, Tensor] = {}
-    rest_s = rest_t = zero
+    values = dict.fromkeys(FIELDS, zero)
     if spec.compared:
         (lse_s, log_s, rest_s), (lse_t, log_t, rest_t) = softmax_of("s"), softmax_of("t")
-        d_s, d_t = all_["d_s"], all_["d_t"]
-        values = {
+        d_s, d_t = whole["d_s"], whole["d_t"]
+        u_y, v_y = (state.label_logit(side, spec.temperature) for side in "st")
+        values |= {
             "lse_s": lse_s,
             "lse_t": lse_t,
-            "entropy_s": log_s - all_["h_s"] / d_s,
-            "entropy_t": log_t - all_["h_t"] / d_t,
-            "kl_st": all_["k_s"] / d_s + log_t - log_s,
-            "kl_ts": all_["k_t"] / d_t + log_s - log_t,
+            "entropy_s": (log_s - whole["h_s"] / d_s).clamp_min(0),
+            "entropy_t": (log_t - whole["h_t"] / d_t).clamp_min(0),
+            "kl_st": (whole["k_s"] / d_s + log_t - log_s).clamp_min(0),
+            "kl_ts": (whole["k_t"] / d_t + log_s - log_t).clamp_min(0),
             "logp_s": log_prob(rest_s, u_y, lse_s),
-            "logp_t": log_prob(rest_t, state["v_y"], lse_t),
+            "logp_t": log_prob(rest_t, v_y, lse_t),
             "max_prob_s": 1 / d_s,
             "max_prob_t": 1 / d_t,
+            "rest_s": rest_s,
+            "rest_t": rest_t,
         }
-        for name in ("entropy_s", "entropy_t", "kl_st", "kl_ts"):
-            values[name] = values[name].clamp_min(0)
     if spec.shared_softmax:
-        lse_c, rest_c, nll = values["lse_s"], rest_s, -values["logp_s"]
+        values |= {"lse_hard": lse_s, "rest_c": rest_s, "nll": -values["logp_s"]}
     else:
         lse_c, _, rest_c = softmax_of("c")
         nll = -log_prob(rest_c, state["z_y"], lse_c)
-    values |= {"nll": nll, "lse_hard": lse_c, "logit_mean": all_["z_sum"] / spec.columns}
+        values |= {"lse_hard": lse_c, "rest_c": rest_c, "nll": nll}
+    values["logit_mean"] = whole["z_sum"] / spec.columns
     # A label that no column has is a bad one that could not be refused: it must not look plausible.
     lost = torch.where(state["label"] < 0, float("nan"), 0.0)
-    keep = {name: torch.where(skip, 0.0, values.get(name, zero) + lost) for name in _FLOAT_FIELDS}
-    extras: dict[Extra, tuple[Tensor, ...]] = {}
-    for i, tilt in enumerate(spec.tilts):
-        extras[tilt] = tuple(torch.where(skip, 0.0, x) for x in _finalize_tilt(all_, i, tilt))
-    stats = RowStats(
-        **keep, label=label, valid=~skip, argmax_s=all_["argmax_s"], argmax_t=all_["argmax_t"],
-        vocab=spec.compared, positions=spec.positions, extras=extras,
-    )  # fmt: skip
-    return Final(stats, rest_s, rest_t, rest_c)
-
-
-_FLOAT_FIELDS = tuple(
-    name for name in TENSOR_FIELDS if name not in ("argmax_s", "argmax_t", "label", "valid")
-)
-
-
-def _finalize_tilt(state: RowState, i: int, tilt: Tilt) -> tuple[Tensor, ...]:
-    m, d, k, q = state.tilt(i)
-    lse = shift(m) + d.log()
-    if not tilt.moments:
-        return (lse,)
-    centre = shift(state["m_s"]) - shift(state["m_t"])
-    mean = k / d
-    return lse, mean + centre, q / d + centre * (2 * mean + centre)
-
-
-def add_pairs(final: Final, sums: Tensor, spec: RowSpec) -> Final:
-    """Add the pairwise statistics, from the sums of pass 1's second read.
-
-    Args:
-        final: what :func:`finalize` returned.
-        sums: ``(3·mixtures + 2·total_variation, rows)``: for each mixture KL(p_t‖m), KL(p_s‖m), Σ
-            p_s·p_t/m; then ½ Σ |p_s - p_t| and Σ p_s·sgn(p_s - p_t).
-    """
-    sums = torch.where(final.stats.valid, sums.to(final.stats.nll.dtype), 0.0)
-    extras, overlap = dict(final.stats.extras), []
-    for i, mixture in enumerate(spec.mixtures):
-        kl_tm, kl_sm, both = sums[3 * i : 3 * i + 3]
-        extras[mixture] = (kl_tm.clamp_min(0), kl_sm.clamp_min(0))
-        overlap.append(both)
-    if spec.total_variation:
-        extras[TotalVariation()] = (sums[-2],)
-        overlap.append(sums[-1])
-    return replace(final, stats=replace(final.stats, extras=extras), overlap=tuple(overlap))
+    out[: len(FIELDS)] = torch.stack(
+        [x if name.startswith("rest") else x + lost for name, x in values.items()]
+    )
+    for i, extra in enumerate(spec.extras):
+        sums = (whole.extra(i), state.extra(i))
+        made = extra.finalize(*sums, whole, state, spec.temperature)
+        out[spec.fields[i]] = torch.stack(made)
+    out.masked_fill_(skip, 0.0)

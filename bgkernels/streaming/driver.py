@@ -5,170 +5,222 @@ Forwards for the statistics, backwards for the gradient: the last tiles written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Backend
-from bgkernels.distributed import Shard
-from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.state import FLOATS, TILT
-from bgkernels.rows.stats import assemble
-from bgkernels.rows.vjp import Coefficients
+from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
-from bgkernels.streaming.comparison import Comparison, Dense, Loan, Outcome, Setting, Tiles
-from bgkernels.streaming.heads import Head, LinearHead, LogitsHead, Needs
-from bgkernels.streaming.planner import Plan, Workload, cost_of, plan
-from bgkernels.streaming.sources import MixtureSource, Source, TopKSource
-from bgkernels.streaming.teachers.mixture import Mixed, MixtureHead
-from bgkernels.streaming.teachers.topk import ROW_BYTES, TopK
-from bgkernels.streams import SecondStream
+from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
+from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
+from bgkernels.streaming.problem import Problem, Tensors
+from bgkernels.streaming.teachers.base import Comparison
+from bgkernels.streaming.tiles import Loan, Tiles
 
-Tensors = tuple[Tensor | None, ...]
-Outcomes = tuple[Outcome, ...]
-AllCoefficients = Sequence[Sequence[Coefficients]]
-"""For each teacher, for each of its finals."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What stays the same over one call, whatever its tensors.
-
-    Args:
-        spec: of the rows.
-        backend: that runs the primitives.
-        budget: bytes of temporaries, or None for the device's default.
-        ignore_index: what ``RowStats.label`` shows in rows that take no part.
-        autocast: dtype that autocast asks products to run in, or None.
-        sources: of the teachers, each compared with the student; without a teacher one that is
-            empty.
-        shard: the columns that this process holds; those of ``spec`` are the whole vocabulary's.
-    """
-
-    spec: RowSpec
-    backend: Backend
-    budget: int | None
-    ignore_index: int
-    autocast: torch.dtype | None
-    sources: tuple[Source, ...]
-    shard: Shard
-
-    def product(self, tensor: Tensor) -> torch.dtype:
-        """The dtype to multiply ``tensor`` in."""
-        dtype = (
-            tensor.dtype
-            if self.autocast is None or tensor.dtype == torch.float64
-            else self.autocast
-        )
-        return gemm.product_dtype(dtype, tensor.device)
-
-    def masks_in_place(self, student: Tensors) -> bool:
-        """Whether a single teacher may write over the student's tiles, which hold real logits."""
-        cap = self.spec.student
-        return len(student) > 1 and len(self.sources) == 1 and cap.scale > 0 and not cap.cap
+Matrices = tuple[Tensor, Tensor]
+"""Values and integers of all statistics, ``(·, rows)``: see :meth:`Problem.statistics`."""
+Derivative = Callable[[list[Statistics], Tensor, slice], Tensor]
+"""From a chunk's statistics, all their values as one matrix, and its rows, to the derivatives by
+these values, ``(fields, rows)``."""
 
 
-def split(sources: Sequence[Source], tensors: Tensors) -> list[Tensors]:
-    """The teachers' tensors, for each source."""
-    ends = accumulate(source.count for source in sources)
-    return [tensors[end - source.count : end] for source, end in zip(sources, ends, strict=True)]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The tensors of one call, rows flattened.
-
-    Args:
-        student: ``(hidden (rows, D), weight (V, D), bias (V,) | None)``, or
-            ``(logits (rows, V),)``.
-        teacher: the same for the teachers, one after the other; empty without one.
-        labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
-    """
-
-    student: Tensors
-    teacher: Tensors
-    labels: Tensor
-
-
-def make_head(
-    tensors: Tensors,
-    call: Call,
+def run(
+    problem: Problem,
     needs: Needs = Needs(),
-    p: Plan | None = None,
+    derivative: Derivative | None = None,
+    *,
+    known: Matrices | None = None,
     gradient: Tensor | None = None,
-) -> Head:
-    """The source of logits for ``(hidden, weight, bias)`` or ``(logits,)``."""
-    first = tensors[0]
+) -> tuple[Matrices, Tensors]:
+    """Walk all chunks.
+
+    Args:
+        problem: what to compute.
+        needs: gradients of the student's tensors to gather.
+        derivative: called once a chunk between the passes; None runs pass 1 alone.
+        known: statistics of an earlier walk: pass 1 is left out.
+        gradient: where the gradient of given logits goes.
+
+    Returns:
+        The statistics of all rows, and the gradients of the student's tensors.
+    """
+    backward = derivative is not None
+    p = planned(problem, needs, statistics=known is None, backward=backward)
+    student = make_head(problem.student, problem, needs if backward else Needs(), p, gradient)
+    loan = None
+    if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
+        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * p.pair_bytes)
+    tiles = Tiles(student, p, p.columns, problem.labels.device, loan)
+    comparisons = [part.walk(problem, p, loan) for part in problem.teacher.parts]
+    scratch = Scratch(student, len(comparisons), problem, p) if backward else None
+    values, ints = known or problem.unwritten()
+    groups = p.tile_groups()
+    for group in groups:
+        student.end()
+        student.begin(tiles.span(group))
+        for rows in p.chunks():
+            blocks = problem.statistics(values[:, rows], ints[:, rows])
+            tiles.start(rows)
+            for comparison, block in zip(comparisons, blocks, strict=True):
+                comparison.start(rows, problem.labels[rows], block, known=known is not None)
+            if known is None:
+                for i in range(len(tiles.columns)):
+                    x = tiles.wanted(i)
+                    for comparison in comparisons:
+                        comparison.absorb(i, x)
+                finish_statistics(tiles, comparisons)
+            if derivative is not None and scratch is not None:
+                grads = derivative(blocks, values[:, rows], rows)
+                open_backward(comparisons, blocks, grads)
+                backward_tiles(tiles, comparisons, student, scratch, group)
+                student.finish(problem.shard, group is groups[-1])
+    del tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
+    student.end()
+    return (values, ints), student.gradients(p.columns)
+
+
+def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) -> Tensors:
+    """Pass 2 alone, the logits multiplied again.
+
+    Where the budget holds no walk that gathers all gradients, that of the weight has a walk of its
+    own.
+
+    Args:
+        problem: of the statistics.
+        needs: which of the student's tensors get a gradient.
+        grads: ``(fields, rows)``, the derivative of the loss by each value.
+        known: the statistics.
+    """
+    first = problem.student[0]
     assert first is not None
-    if len(tensors) == 1:
-        return LogitsHead(first, gradient)
-    weight = tensors[1]
-    assert weight is not None
-    walks = (1, 1) if p is None else (p.chunk_count, p.groups)
-    return LinearHead(first, weight, tensors[2], call.product(first), needs, *walks)
+    target = torch.empty_like(first) if len(problem.student) == 1 else None
+
+    def walk(needs: Needs) -> Tensors:
+        return run(
+            problem, needs, lambda _, __, rows: grads[:, rows], known=known, gradient=target
+        )[1]
+
+    try:
+        return walk(needs)
+    except BudgetError:
+        if not (needs.input and needs.weight):
+            raise
+        (dx, *_), (_, *others) = walk(Needs(input=True)), walk(needs._replace(input=False))
+        return (dx, *others)
 
 
-def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward: bool) -> Workload:
-    """Sizes of a call, for the planner."""
-    spec, student = call.spec, rows.student[0]
-    assert student is not None
-    logit_bytes = tile_bytes = hidden_s = hidden_t = weight_bytes = row_bytes = sum_bytes = 0
-    grad_bytes = input_sum_bytes = 0
-    tile_bytes += min(len(call.sources) - 1, 2) * 4 * backward
-    heads, scratch = [rows.student], set()
-    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
-        states = 2 + call.shard.ranks
-        if isinstance(source, TopKSource):
-            row_bytes += ROW_BYTES * (source.k + 1)
-            tile_bytes += 0 if call.masks_in_place(rows.student) else 4
-        elif isinstance(source, MixtureSource):
-            scratch |= set(range(len(heads), len(heads) + len(source.parts)))
-            heads += split(source.parts, tensors)
-            wide = 8 if student.dtype == torch.float64 else 4  # of the mixture and of a part
-            logit_bytes, tile_bytes = logit_bytes + wide, tile_bytes + wide
-            states += len(source.parts)
-        else:
-            heads.append(tensors)
-        row_bytes += 8 * (len(FLOATS) + 3 + len(TILT) * len(spec.extras)) * states
-    for i, tensors in enumerate(heads):
-        if len(tensors) < 2:
-            continue
-        hidden, weight = tensors[:2]
-        assert hidden is not None and weight is not None
-        product = call.product(hidden)
-        logits = gemm.logits_dtype(product, hidden.device)
-        wide = 0 if product == weight.dtype else product.itemsize
-        logit_bytes += logits.itemsize * (i not in scratch)
-        tile_bytes += logits.itemsize * (i in scratch)
-        row_bytes += hidden.shape[1] * (0 if product == hidden.dtype else product.itemsize)
-        if i == 0:
-            hidden_s = hidden.shape[1]
-            tile_bytes += 0 if logits == product or not backward else product.itemsize
-            row_bytes += hidden_s * 8 * (backward and needs.input)
-            input_sum_bytes = hidden.numel() * 4 * (backward and needs.input)
-            narrow = weight.dtype.itemsize < 4
-            wide += 4 * (narrow and backward and needs.weight)
-            sum_bytes = (
-                call.shard.largest(call.shard.columns) * hidden_s * 4 * (narrow and needs.weight)
-            )
-            if call.shard.group is None:  # one plan must fit every rank's gradient
-                grad_bytes = hidden_s * weight.dtype.itemsize * needs.weight
-        else:
-            hidden_t += hidden.shape[1]
-        weight_bytes = max(weight_bytes, wide)
+def finish_statistics(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
+    """End pass 1: its second read, where one is wanted, begins where the first ended."""
+    for comparison in comparisons:
+        comparison.close()
+    again = [comparison for comparison in comparisons if comparison.second_read]
+    for i in reversed(range(len(tiles.columns))) if again else ():
+        x = tiles.wanted(i)
+        for comparison in again:
+            comparison.absorb(i, x)
+    for comparison in again:
+        comparison.close()
+
+
+class Scratch:
+    """Buffers of pass 2: a tile's gradient in the dtype of products, and sums over teachers."""
+
+    def __init__(self, student: Head, comparisons: int, problem: Problem, p: Plan) -> None:
+        device, size = problem.labels.device, p.chunk * p.width
+        self.narrow = torch.empty(0, device=device)
+        if isinstance(student, LinearHead) and student.product != student.dtype:
+            self.narrow = torch.empty(size, dtype=student.product, device=device)
+        count = min(comparisons - 1, 2) * student.differentiated
+        self.sums = torch.empty(count, size, dtype=problem.dtype, device=device)
+
+
+def open_backward(
+    comparisons: Sequence[Comparison], blocks: Sequence[Statistics], grads: Tensor
+) -> None:
+    """Give each comparison the derivatives by its statistics."""
+    first = 0
+    for comparison, block in zip(comparisons, blocks, strict=True):
+        comparison.open_vjp(grads[first : first + len(block.values)])
+        first += len(block.values)
+
+
+def backward_tiles(
+    tiles: Tiles, comparisons: Sequence[Comparison], student: Head, scratch: Scratch, group: range
+) -> None:
+    """Pass 2, and the products with its result. The last tiles written are the first read."""
+    *others, last = comparisons
+    for i in reversed(group):
+        x, columns = tiles.wanted(i), tiles.columns[i]
+        d = student.gradient_tile(columns, x, scratch.narrow)
+        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums]
+        for k, comparison in enumerate(others):
+            comparison.vjp(i, x, sums[min(k, 1)])
+            if k:
+                sums[0] += sums[1]
+        last.vjp(i, x, d)  # may be written over the tile, which nobody else reads any more
+        if others:
+            d += sums[0]
+        student.backward(columns, d)
+
+
+PLANS: dict[object, Plan] = {}
+"""Of problems whose shapes were seen before."""
+MOST_PLANS = 256
+
+
+def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool) -> Plan:
+    """The tiling of this process's columns."""
+    teacher, shard = problem.teacher, problem.shard
+    tensors = (*problem.student, *teacher.tensors)
+    shapes = tuple(None if x is None else (x.shape, x.dtype) for x in tensors)
+    kinds = tuple((type(part), part.memory) for part in teacher.parts)
+    key = (
+        problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
+        shard.rank, problem.labels.device, gemm.way(), needs, statistics, backward, kinds, shapes,
+    )  # fmt: skip
+    if key not in PLANS:
+        if len(PLANS) >= MOST_PLANS:
+            PLANS.clear()
+        work = workload(problem, needs, statistics=statistics, backward=backward)
+        whole = plan(work, problem.budget)
+        PLANS[key] = replace(whole, columns=shard.own(problem.spec.columns))
+    return PLANS[key]
+
+
+def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool) -> Workload:
+    """Sizes of a problem, for the planner."""
+    spec, shard = problem.spec, problem.shard
+    first, *others = problem.student
+    assert first is not None
+    demand, teacher = head_demand(problem.student, problem), problem.teacher
+    tile_bytes, weight_bytes = problem.backend.scratch_bytes, demand.weight_bytes
+    tile_bytes += min(len(teacher.parts) - 1, 2) * 4 * backward
+    row_bytes = sum_bytes = grad_bytes = input_sum_bytes = 0
+    if others and (weight := others[0]) is not None:
+        product = problem.product(first)
+        wide, narrow = demand.logit_bytes != product.itemsize, weight.dtype.itemsize < 4
+        tile_bytes += product.itemsize * (wide and backward)
+        row_bytes = demand.hidden * 8 * (backward and needs.input)
+        input_sum_bytes = first.numel() * 4 * (backward and needs.input)
+        weight_bytes += 4 * (narrow and backward and needs.weight)
+        sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
+        if shard.group is None:  # one plan must fit every rank's gradient
+            grad_bytes = demand.hidden * weight.dtype.itemsize * needs.weight
+    theirs = teacher.parts[0].demand(problem)
+    for part in teacher.parts[1:]:
+        theirs += part.demand(problem)
     return Workload(
-        rows=len(rows.labels),
-        columns=call.shard.largest(spec.columns),
-        compared=call.shard.largest(spec.compared),
-        hidden_s=hidden_s,
-        hidden_t=hidden_t,
-        logit_bytes=logit_bytes,
-        tile_bytes=tile_bytes + call.backend.scratch_bytes,
-        weight_bytes=weight_bytes,
-        row_bytes=row_bytes,
+        rows=len(problem.labels),
+        columns=shard.largest(spec.columns),
+        compared=shard.largest(spec.compared),
+        hidden_s=demand.hidden,
+        hidden_t=theirs.hidden,
+        logit_bytes=demand.logit_bytes + theirs.logit_bytes,
+        tile_bytes=tile_bytes + theirs.tile_bytes,
+        weight_bytes=max(weight_bytes, theirs.weight_bytes),
+        row_bytes=row_bytes + demand.row_bytes + theirs.row_bytes,
         weight_sum_bytes=sum_bytes,
         weight_grad_bytes=grad_bytes,
         input_sum_bytes=input_sum_bytes,
@@ -176,191 +228,5 @@ def workload(rows: Rows, call: Call, needs: Needs, *, statistics: bool, backward
         statistics=statistics,
         backward=backward,
         reads=1 + spec.second_read,
-        device=student.device.type,
+        device=first.device.type,
     )
-
-
-class Chunk:
-    """The walks over the tiles of one chunk of rows after another."""
-
-    def __init__(
-        self, rows: Rows, call: Call, setting: Setting, student: Head,
-        comparisons: list[Comparison],
-    ) -> None:  # fmt: skip
-        self.labels, self.student, self.comparisons = rows.labels, student, comparisons
-        p, device, self.beside = setting.plan, setting.device, setting.beside
-        self.tiles = Tiles(student, setting, p.columns)
-        self.narrow = torch.empty(0, device=device)
-        if (
-            isinstance(student, LinearHead)
-            and student.product != student.dtype
-            and student.needs.any
-        ):
-            self.narrow = torch.empty(p.chunk * p.width, dtype=student.product, device=device)
-        spare = min(len(comparisons) - 1, 2) * student.differentiated * p.chunk * p.width
-        self.spare = torch.empty(spare, dtype=setting.wide, device=device)
-
-    def start(self, rows: slice, given: Outcomes | None) -> None:
-        """Begin a chunk of rows."""
-        self.tiles.start(rows)
-        for k, comparison in enumerate(self.comparisons):
-            comparison.start(rows, self.labels[rows], None if given is None else given[k])
-
-    def _tile(self, i: int) -> Tensor:
-        x = self.tiles[i]
-        assert x is not None
-        return x
-
-    def statistics(self) -> Outcomes:
-        """Pass 1. Its second read begins where the first ended."""
-        order = range(len(self.tiles.columns))
-        try:
-            for i in order:
-                x = self._tile(i)
-                self._ahead(i + 1)
-                for c in self.comparisons:
-                    c.absorb(i, x)
-        finally:
-            self._join()
-        outcomes = tuple(c.close() for c in self.comparisons)
-        if not any(c.second_read for c in self.comparisons):
-            return outcomes
-        again = [c for c in self.comparisons if c.second_read]
-        for i in reversed(order):
-            x = self._tile(i)
-            for c in again:
-                c.absorb_pairs(i, x)
-        return tuple(
-            c.close_pairs() if c.second_read else known
-            for c, known in zip(self.comparisons, outcomes, strict=True)
-        )
-
-    def _join(self) -> None:
-        """Wait for the tiles that were begun ahead."""
-        if self.beside is not None:
-            self.beside.join()
-
-    def _ahead(self, i: int) -> None:
-        """Begin tile ``i`` beside the row kernels of the one before."""
-        self._join()
-        if self.beside is not None and i < len(self.tiles.columns):
-            self.tiles.ahead(i)
-            for c in self.comparisons:
-                c.ahead(i)
-
-    def backward(
-        self, outcomes: Outcomes, coefficients: AllCoefficients, tiles: Sequence[int]
-    ) -> None:
-        """Pass 2, and the products with its result. The last tiles written are the first read."""
-        for c, known, own in zip(self.comparisons, outcomes, coefficients, strict=True):
-            c.open_vjp(known, own)
-        for i in reversed(tiles):
-            x, columns = self._tile(i), self.tiles.columns[i]
-            d = self.student.gradient_tile(columns, x, self.narrow)
-            self._vjp(i, x, d)
-            self.student.backward(columns, d)
-
-    def _vjp(self, i: int, x: Tensor, d: Tensor) -> None:
-        """The sum of all comparisons' gradients. The last may be written over the tile."""
-        *others, last = self.comparisons
-        total, part = (self.spare[k * x.numel() :][: x.numel()] for k in (0, 1))
-        for k, c in enumerate(others):
-            c.vjp(i, x, (part if k else total).view(x.shape))
-            if k:
-                total += part
-        last.vjp(i, x, d)
-        if others:
-            d += total.view(x.shape)
-
-
-Derivative = Callable[[Outcomes, slice], AllCoefficients]
-"""From a chunk's statistics and its rows to the coefficients of pass 2."""
-
-
-def run(
-    rows: Rows, call: Call, needs: Needs = Needs(), derivative: Derivative | None = None, *,
-    given: Outcomes | None = None, gradient: Tensor | None = None,
-) -> tuple[Outcomes, Tensors]:  # fmt: skip
-    """Walk all chunks.
-
-    Args:
-        rows, call: what to compute.
-        needs: gradients of the student's tensors to gather.
-        derivative: called once a chunk between the passes; None runs pass 1 alone.
-        given: statistics known from an earlier walk: pass 1 is left out.
-        gradient: where the gradient of given logits goes.
-
-    Returns:
-        The statistics of all rows, by teacher, and the gradients of the student's tensors.
-    """
-    work = workload(rows, call, needs, statistics=given is None, backward=derivative is not None)
-    p = replace(plan(work, call.budget), columns=call.shard.own(call.spec.columns))
-    student = make_head(rows.student, call, needs if derivative else Needs(), p, gradient)
-    wide = torch.float64 if student.dtype == torch.float64 else torch.float32
-    loan = None
-    if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
-        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * work.logit_bytes)
-    device = rows.labels.device
-    beside = SecondStream(device) if cost_of(device.type).beside else None
-    setting = Setting(call.backend, p, wide, device, call.ignore_index, call.shard, loan, beside)
-    chunk = Chunk(rows, call, setting, student, comparisons(rows, call, setting))
-    done, groups = [], p.tile_groups()
-    for group in groups:
-        student.end()
-        student.begin(chunk.tiles.span(group))
-        for part in p.chunks():
-            known = None if given is None else take(call, given, part)
-            chunk.start(part, known)
-            outcomes = known or chunk.statistics()
-            if derivative is not None:
-                chunk.backward(outcomes, derivative(outcomes, part), group)
-                student.finish(call.shard, group is groups[-1])
-                outcomes = tuple(outcome.forgetful() for outcome in outcomes)
-            done.append(outcomes)
-    del chunk  # its buffers, before the gradients are narrowed
-    student.end()
-    return given or concatenate(call, done), student.gradients(p.columns)
-
-
-def comparisons(rows: Rows, call: Call, setting: Setting) -> list[Comparison]:
-    """The student beside each teacher."""
-    made: list[Comparison] = []
-    for source, tensors in zip(call.sources, split(call.sources, rows.teacher), strict=True):
-        if isinstance(source, TopKSource):
-            in_place = call.masks_in_place(rows.student)
-            made.append(TopK(tensors, source, call.spec, setting, in_place))
-            continue
-        (spec,) = source.specs(call.spec)
-        if isinstance(source, MixtureSource):
-            heads = [make_head(x, call) for x in split(source.parts, tensors)]
-            head = MixtureHead(heads, source, tensors[-1], spec, setting)
-            made.append(Mixed(head, spec, setting))
-        else:
-            made.append(Dense(make_head(tensors, call) if tensors else None, spec, setting))
-    return made
-
-
-def flatten(outcomes: Outcomes) -> list[Tensor]:
-    """All tensors; :func:`assembled` is the inverse."""
-    return [x for outcome in outcomes for x in outcome.flat()]
-
-
-def assembled(call: Call, tensors: Iterable[Tensor]) -> Outcomes:
-    """Outcomes from their :func:`flatten` tensors."""
-    it, made = iter(tensors), []
-    for source in call.sources:
-        finals = tuple(assemble(spec, it) for spec in source.specs(call.spec))
-        made.append(Outcome(finals, tuple(next(it) for _ in range(source.memory))))
-    return tuple(made)
-
-
-def take(call: Call, outcomes: Outcomes, part: slice) -> Outcomes:
-    """The rows ``part``."""
-    return assembled(call, [x[part] for x in flatten(outcomes)])
-
-
-def concatenate(call: Call, chunks: list[Outcomes]) -> Outcomes:
-    """The rows of all chunks."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return assembled(call, [torch.cat(x) for x in zip(*map(flatten, chunks), strict=True)])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bgkernels.streaming import products
+from bgkernels.backends.native import products
 
 
 def _half_on_cpu(dtype: torch.dtype, device: torch.device) -> bool:
@@ -51,3 +51,8 @@ def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) 
     if _half_on_cpu(a.dtype, a.device):
         return products.mm(a, b, out)
     return mm(a, b, out) if out.dtype.itemsize >= 4 else out.copy_(mm(a, b, scratch()))
+
+
+def way() -> object:
+    """How 16-bit operands are multiplied on a CPU: plans depend on it."""
+    return tuple(products.chosen(dtype) for dtype in products.HALVES)

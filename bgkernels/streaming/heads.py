@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bgkernels.distributed import Shard
 from bgkernels.streaming import gemm
+from bgkernels.streaming.planner import Demand, Plan
+from bgkernels.streaming.problem import Problem, Tensors
+from bgkernels.streaming.shard import Shard
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(NamedTuple):
     """Which gradients are asked for."""
 
     input: bool = False
@@ -22,7 +22,7 @@ class Needs:
 
     @property
     def any(self) -> bool:
-        """Whether any is."""
+        """Whether a gradient is asked for at all."""
         return self.input or self.weight or self.bias
 
 
@@ -232,3 +232,36 @@ class LinearHead:
 
 
 Head = LogitsHead | LinearHead
+
+
+def make_head(
+    tensors: Tensors,
+    problem: Problem,
+    needs: Needs = Needs(),
+    plan: Plan | None = None,
+    gradient: Tensor | None = None,
+) -> Head:
+    """The source of logits for ``(hidden, weight, bias)`` or ``(logits,)``."""
+    first = tensors[0]
+    assert first is not None
+    if len(tensors) == 1:
+        return LogitsHead(first, gradient)
+    weight = tensors[1]
+    assert weight is not None
+    walks = (1, 1) if plan is None else (plan.chunk_count, plan.groups)
+    return LinearHead(first, weight, tensors[2], problem.product(first), needs, *walks)
+
+
+def head_demand(tensors: Tensors, problem: Problem) -> Demand:
+    """Bytes that the tiles of a head take; none of logits that exist."""
+    if len(tensors) < 2:
+        return Demand()
+    hidden, weight = tensors[:2]
+    assert hidden is not None and weight is not None
+    product = problem.product(hidden)
+    return Demand(
+        logit_bytes=gemm.logits_dtype(product, hidden.device).itemsize,
+        weight_bytes=0 if product == weight.dtype else product.itemsize,
+        row_bytes=hidden.shape[1] * (0 if product == hidden.dtype else product.itemsize),
+        hidden=hidden.shape[1],
+    )

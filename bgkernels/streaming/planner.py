@@ -39,16 +39,12 @@ class Cost:
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
-        beside: whether the next tile is multiplied on a second stream while the present one is
-            absorbed. A product that fills all multiprocessors leaves the row kernels room at its
-            end alone, so that this is off until it has been measured.
     """
 
     overhead: float
     byte: float
     launch: float
     width: int
-    beside: bool = False
 
 
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
@@ -65,6 +61,35 @@ COST = {
 def cost_of(device: str) -> Cost:
     """What is known of a type of device."""
     return COST.get(device, COST["cpu"])
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the tiles of a model take.
+
+    Args:
+        logit_bytes: a (row, column) that is kept between the passes.
+        tile_bytes: further bytes a (row, column) of the one tile in work.
+        weight_bytes: a weight element of a tile that is widened, or whose gradient is narrowed.
+        row_bytes: a row of a chunk.
+        hidden: width of the head; 0 where the logits are given.
+    """
+
+    logit_bytes: int = 0
+    tile_bytes: int = 0
+    weight_bytes: int = 0
+    row_bytes: int = 0
+    hidden: int = 0
+
+    def __add__(self, other: Demand) -> Demand:
+        """Both; of weights one tile at a time."""
+        return Demand(
+            self.logit_bytes + other.logit_bytes,
+            self.tile_bytes + other.tile_bytes,
+            max(self.weight_bytes, other.weight_bytes),
+            self.row_bytes + other.row_bytes,
+            self.hidden + other.hidden,
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +140,7 @@ class Plan:
     """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk.
 
     ``lent`` of them, the very last, lie in the gradient of the weight. All chunks are walked for
-    each of ``groups`` groups of tiles.
+    each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``.
     """
 
     rows: int
@@ -126,6 +151,7 @@ class Plan:
     bytes: int
     lent: int = 0
     groups: int = 1
+    pair_bytes: int = 0
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -150,6 +176,7 @@ class Plan:
         return max(1, math.ceil(self.rows / self.chunk))
 
 
+@functools.lru_cache(maxsize=256)
 def plan(work: Workload, budget: int | None) -> Plan:
     """The cheapest tiling whose temporaries fit ``budget`` bytes; None: the device's default.
 
@@ -246,7 +273,9 @@ def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
     if own < 1 or fixed > budget:
         return None
     size = int(fixed + own * tile)
-    return Plan(work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups)
+    return Plan(
+        work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups, work.logit_bytes
+    )
 
 
 def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:

@@ -2,13 +2,12 @@
 #pragma once
 
 #include "cpu/blocks.h"
-#include "cpu/tilts.h"
 #include "cpu/vec_math.h"
 #include "math/row_state.h"
 
 namespace bgk::BGK_TARGET {
 
-typedef RowState<Vec> State;
+typedef RowState<VecMath> VecState;
 typedef PairSums<Vec> Sums;
 
 struct Scratch {
@@ -22,38 +21,6 @@ struct Block {
   bool compared;
   int64_t first, row;  // of the whole input
 };
-
-struct Reader {
-  const float* from;
-  int64_t stride;
-
-  void operator()(float& x) { x = *from, from += stride; }
-  void operator()(Vec& sum) { sum = VecMath::first(*from), from += stride; }
-};
-
-struct Writer {
-  float* to;
-  int64_t stride;
-
-  void operator()(float x) { *to = x, to += stride; }
-  void operator()(Vec sum) { *to = sum_of(sum), to += stride; }
-};
-
-inline void load_state(const AbsorbArgs& args, int64_t row, State& state) {
-  Reader next = {args.floats + row, args.floats_stride};
-  each_column(state, args.spec.tilt_count, next);
-  const int64_t* i = args.ints + row;
-  state.label.column = i[0];
-  state.argmax_s = i[args.ints_stride], state.argmax_t = i[2 * args.ints_stride];
-}
-
-inline void store_state(const AbsorbArgs& args, int64_t row, State& state) {
-  Writer put = {args.floats + row, args.floats_stride};
-  each_column(state, args.spec.tilt_count, put);
-  int64_t* i = args.ints + row;
-  i[0] = state.label.column;
-  i[args.ints_stride] = state.argmax_s, i[2 * args.ints_stride] = state.argmax_t;
-}
 
 // Scores of the columns as candidates for the label, or null if none of them can win.
 inline const float* scores(const Spec& spec, const Block& b, float best, float* scratch) {
@@ -77,7 +44,7 @@ inline const float* scores(const Spec& spec, const Block& b, float best, float* 
 
 // Position of the label in the block if it is there, else -1; a label that it displaces is
 // absorbed.
-inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t given,
+inline int choose_label(VecState& state, const Spec& spec, const Block& b, int64_t given,
                         Scratch& scratch) {
   if (spec.rule == kIndex) {
     const int64_t at = given - b.first;
@@ -88,16 +55,16 @@ inline int choose_label(State& state, const Spec& spec, const Block& b, int64_t 
   const float* s = b.compared ? scores(spec, b, state.label.score, scratch.w) : nullptr;
   if (!s) return -1;
   const float best = block_max(s, padded(b.n));
-  const Label& held = state.label;
+  const Label<float>& held = state.label;
   if (best < held.score || (best == held.score && held.column != kNone && held.column < b.first))
     return -1;
   const int at = first_index(s, padded(b.n), best);
-  if (held.column != kNone) absorb_column<VecMath>(state, held.column, held.z, held.v, spec);
+  if (held.column != kNone) absorb_column(state, held.column, held.z, held.v, spec);
   state.label.score = best;
   return at;
 }
 
-inline void hold_out(State& state, const Spec& spec, Block& b, int at, Scratch& scratch) {
+inline void hold_out(VecState& state, const Spec& spec, Block& b, int at, Scratch& scratch) {
   state.label.column = b.first + at;
   state.label.z = b.z.x[at];
   writable(b.z, padded(b.n), scratch.z)[at] = kNegInf;
@@ -168,37 +135,23 @@ inline Vec hard_sum(Source z, int n, float centre) {
   return sum;
 }
 
-template <bool kMoments>
-inline TiltState<Vec> tilt_sums(const TiltBlock& b, const Centred& s, const Centred& t, int n) {
-  TiltState<Vec> x{};
-  for (int i = 0; i < n; i += kLanes) {
-    const Vec e = b.weight(i);
-    x.d += e;
-    if (!kMoments) continue;
-    const Vec gap = s.at<true>(i) - t.at<true>(i);
-    x.k += times(e, gap);
-    x.q += times(e, gap * gap);
-  }
-  return x;
-}
+// A block as math/extras.h takes it.
+struct CentredBlock {
+  Centred s, t;
+  int n;
 
-inline void absorb_tilts(State& state, const Spec& spec, const Centred& s, const Centred& t,
-                         int n) {
-  for (int k = 0; k < spec.tilt_count; ++k) {
-    TiltState<Vec>& tilt = state.tilts[k];
-    const TiltBlock b = tilt_block(spec.tilts[k], s.from, t.from, n, s.scale);
-    if (b.exponent > tilt.m) raise_tilt(tilt, (float)b.exponent);
-    const TiltState<Vec> x =
-        spec.tilts[k].moments ? tilt_sums<true>(b, s, t, n) : tilt_sums<false>(b, s, t, n);
-    // A block without weight moves no maximum, but a NaN in it counts.
-    const double from = b.exponent == kNegInf ? shift(tilt.m) : b.exponent;
-    const Vec factor = splat((float)::exp(from - shift(tilt.m)));
-    tilt.d += times(x.d, factor), tilt.k += times(x.k, factor), tilt.q += times(x.q, factor);
-  }
+  BGK_INLINE Vec du(int i) const { return s.at<true>(i); }
+  BGK_INLINE Vec dv(int i) const { return t.at<true>(i); }
+};
+
+template <class Statistic>
+__attribute__((noinline)) void absorb_extra(const Statistic& statistic, const CentredBlock& block,
+                                            ExtraSums<VecMath>& sums) {
+  statistic.absorb(sums, block);
 }
 
 // `at`: where the label is held out, or -1.
-inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_max, int at,
+inline void absorb_pair(VecState& state, const Spec& spec, const Block& b, float z_max, int at,
                         bool& careful) {
   const float u_max = z_max * spec.inverse_temperature;
   const float v_real = block_max(b.v.x, padded(b.n)), v_max = v_real * spec.inverse_temperature;
@@ -207,7 +160,7 @@ inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_
   if (beats(v_max, b.first, state.m_t, state.argmax_t))
     state.argmax_t = b.first + first_index(b.v.x, padded(b.n), v_real);
   if (u_max > state.m_s || v_max > state.m_t)
-    raise_pair(state, fmaxf(state.m_s, u_max), fmaxf(state.m_t, v_max), spec.tilt_count);
+    raise_pair(state, larger(state.m_s, u_max), larger(state.m_t, v_max), spec);
   const Centred s = {b.z, spec.inverse_temperature, shift(state.m_s)};
   const Centred t = {b.v, spec.inverse_temperature, shift(state.m_t)};
   const bool tempered = spec.inverse_temperature != 1.0f;
@@ -220,7 +173,9 @@ inline void absorb_pair(State& state, const Spec& spec, const Block& b, float z_
   } else if (!spec.shared_softmax) {
     state.d_c += times(x.d_s, splat(expf(s.centre - shift(state.m_c))));
   }
-  if (spec.tilt_count) absorb_tilts(state, spec, s, t, b.n);
+  each_extra<VecMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
+    if (!statistic.kSecondRead) absorb_extra(statistic, {s, t, b.n}, state.extras[i]);
+  });
 }
 
 inline Vec sum_except(const Block& b, int at) {
@@ -233,7 +188,7 @@ inline Vec sum_except(const Block& b, int at) {
 }
 
 // `careful` remembers from block to block that columns are absent.
-inline void absorb_block(State& state, const Spec& spec, Block b, int64_t given, bool& careful,
+inline void absorb_block(VecState& state, const Spec& spec, Block b, int64_t given, bool& careful,
                          Scratch& scratch) {
   const int at = choose_label(state, spec, b, given, scratch);
   if (at >= 0) hold_out(state, spec, b, at, scratch);
@@ -251,8 +206,8 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
   if (args.labels[row] == kSkip) return;
   const Tile& tile = args.tile;
   Scratch scratch;
-  State state;
-  load_state(args, row, state);
+  VecState state;
+  load_state(state, args.state, row, args.spec);
   bool careful = false;
   const int64_t compared = compared_columns(tile), width = tile.student.columns;
   for (int64_t first = 0; first < width;) {
@@ -267,7 +222,7 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
     absorb_block(state, args.spec, b, args.labels[row], careful, scratch);
     first += n;
   }
-  store_state(args, row, state);
+  store_state(state, args.state, row, args.spec);
 }
 
 }  // namespace bgk::BGK_TARGET

@@ -5,26 +5,45 @@
 #include "cpu/dispatch.h"
 #include "cpu/pairs.inl"
 #include "cpu/vjp.inl"
+#include "math/finalize.h"
+#include "math/fold.h"
 
 namespace bgk::BGK_TARGET {
 
+// `least`: rows that are worth a thread.
 template <class Args, void (*kRow)(const Args&, int64_t)>
-void for_rows(const Args& args) {
-  const int64_t rows = args.tile.rows;
-  if (args.threads == 1 || rows == 1) {  // a team of one costs as much as a short row
+void for_rows(const Args& args, int64_t rows, int64_t least) {
+  const int64_t most = (rows + least - 1) / least;
+  const int threads = most < args.threads ? (int)most : args.threads;
+  if (threads <= 1) {  // a team of one costs as much as a short row
     for (int64_t row = 0; row < rows; ++row) kRow(args, row);
     return;
   }
   // Skipped rows cost nothing and come in runs, so threads take small shares as they go.
-  const int64_t share = rows / (8 * args.threads) + 1;
-#pragma omp parallel for schedule(dynamic, share) num_threads(args.threads)
+  const int64_t share = rows / (8 * threads) + 1;
+#pragma omp parallel for schedule(dynamic, share) num_threads(threads)
   for (int64_t row = 0; row < rows; ++row) kRow(args, row);
+}
+
+template <class Args, void (*kRow)(const Args&, int64_t)>
+void over_tile(const Args& args) {
+  for_rows<Args, kRow>(args, args.tile.rows, 1);
+}
+
+template <class Args, void (*kRow)(const Args&, int64_t)>
+void over_numbers(const Args& args) {
+  for_rows<Args, kRow>(args, args.rows, 256);
 }
 
 #define BGK_NAME_OF(target) #target
 #define BGK_NAME(target) BGK_NAME_OF(target)
 
-const Kernels kernels = {BGK_NAME(BGK_TARGET), for_rows<AbsorbArgs, absorb_row>,
-                         for_rows<PairArgs, absorb_pairs_row>, for_rows<VjpArgs, vjp_row>};
+const Kernels kernels = {BGK_NAME(BGK_TARGET),
+                         kKinds,
+                         over_tile<AbsorbArgs, absorb_row>,
+                         over_tile<PairArgs, absorb_pairs_row>,
+                         over_numbers<FinalizeArgs, finalize_row>,
+                         over_numbers<FoldArgs, fold_row>,
+                         over_tile<VjpArgs, vjp_row>};
 
 }  // namespace bgk::BGK_TARGET

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cpu/vec.h"
-#include "math/row_state.h"
+#include "math/numbers.h"
 
 namespace bgk::BGK_TARGET {
 
@@ -90,11 +90,17 @@ BGK_INLINE Vec tanh(Vec x) {
   return as_float(as_int(-below / (below + 2.0f)) | sign);
 }
 
-// The functions that math/ asks for.
+// What math/ asks for.
 struct VecMath {
   typedef Vec F;
+  typedef float S;
+  static constexpr int kLanes = BGK_TARGET::kLanes;
+  static BGK_INLINE Vec exp(Vec x) { return BGK_TARGET::exp(x); }
   static BGK_INLINE Vec expm1(Vec x) { return BGK_TARGET::expm1(x); }
   static BGK_INLINE Vec log1p(Vec x) { return BGK_TARGET::log1p(x); }
+  static BGK_INLINE Vec larger(Vec most, Vec x) { return max_skip(most, x); }
+  static BGK_INLINE float largest(Vec x) { return max_of(x); }
+  static BGK_INLINE float total(Vec x) { return sum_of(x); }
   static BGK_INLINE Vec first(float x) {
     Vec sum{};
     sum[0] = x;

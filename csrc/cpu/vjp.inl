@@ -3,7 +3,6 @@
 
 #include "cpu/blocks.h"
 #include "cpu/pairs.inl"
-#include "cpu/tilts.h"
 #include "cpu/vec_math.h"
 #include "math/extras.h"
 #include "math/row_vjp.h"
@@ -76,58 +75,38 @@ inline void base_block(VjpBlock b, const VjpColumns& x) {
   if (x.h != 0.0f) softmax_block<false, true>(b, b.z, x.h, x.c_hard, 0.0f);
 }
 
-// `from`: lse, P0, P1, P2 of the row, where x = u - v. `d` is no part of the sources.
-inline void add_tilt(VjpBlock b, const Tilt& tilt, const double* from, int64_t stride,
-                     double scale) {
-  const TiltBlock x = tilt_block(tilt, b.z, b.v, b.n, b.inverse_temperature);
-  const double p0 = from[stride], p1 = from[2 * stride], p2 = from[3 * stride];
-  const float heaviest = (float)::exp(x.exponent - from[0]);
-  const float q0 = (float)(scale * (p0 + (p1 + p2 * x.gap) * x.gap)),
-              q1 = (float)(scale * (p1 + 2.0 * p2 * x.gap)), q2 = (float)(scale * p2);
-  for (int i = 0; i < b.n; i += kLanes) {
-    const Vec gap = x.du(i) - x.dv(i);
-    const Vec terms = tilt.moments ? (q1 + q2 * gap) * gap + q0 : splat(q0);
-    store(b.d + i, load(b.d + i) + times(heaviest * x.weight(i), terms));
-  }
+// What a row's gradient needs, with the terms of the extras.
+struct RowPlan : VjpPlan {
+  VjpTerm terms[kMaxExtras];
+};
+
+inline RowPlan plan_of(const VjpArgs& args, int64_t row) {
+  RowPlan plan = {plan_row(args, row), {}};
+  const In factors(args.factors, row);
+  each_extra<VecMath>(args.spec, [&](const auto& statistic, int i, const Offsets& at) {
+    plan.terms[i] = statistic.prepare(factors.from(at.factors), factors[0], factors[1])
+                        .scaled(args.tile.student.scale);
+    plan.extras |= plan.terms[i].active();
+  });
+  plan.teacher |= plan.extras;
+  return plan;
 }
 
-inline void mixture_block(VjpBlock b, LogProbs x, float omega, const float y[3]) {
-  const float y0 = y[0], y1 = y[1], y2 = y[2];
-  for (int i = 0; i < b.n; i += kLanes) {
-    const Vec lp = x.s(i), lq = x.t(i);
-    const auto terms = mixture_terms<VecMath>(lp, lq, omega);
-    const Vec sum = y0 + y1 * terms.ratio + y2 * terms.log_ratio_s;
-    store(b.d + i, load(b.d + i) + times(exp(lp), sum));
-  }
+template <class Statistic>
+__attribute__((noinline)) void add_term(const Statistic& statistic, VjpBlock b, const LogProbs& x,
+                                        const VjpTerm term) {
+  for (int i = 0; i < b.n; i += kLanes)
+    store(b.d + i, load(b.d + i) + statistic.term(term, x.s(i), x.t(i)));
 }
 
-inline void variation_block(VjpBlock b, LogProbs x, const float y[2]) {
-  const float y0 = y[0], y1 = y[1];
-  for (int i = 0; i < b.n; i += kLanes) {
-    const Vec p = exp(x.s(i)), q = exp(x.t(i));
-    store(b.d + i, load(b.d + i) + p * (y0 + y1 * sign(p - q)));
-  }
-}
-
-inline void extra_blocks(const VjpBlock& b, const VjpArgs& args, const VjpPlan& plan, int64_t r) {
-  const Spec& spec = args.spec;
-  const int64_t rows = args.tile.rows;
-  const float scale = args.tile.student.scale;
+// `d` is no part of the sources.
+inline void extra_blocks(const VjpBlock& b, const Spec& spec, const RowPlan& plan) {
   const LogProbs x(b.z, b.v, plan.row.lse_s, plan.row.lse_t, b.inverse_temperature);
-  for (int k = 0; k < spec.tilt_count; ++k)
-    add_tilt(b, spec.tilts[k], args.tilts + kTiltColumns * k * rows + r, rows, scale);
-  const double* from = args.pairs + r;
-  float y[3];
-  auto take = [&](int count) {
-    for (int k = 0; k < count; ++k, from += rows) y[k] = (float)(scale * *from);
-  };
-  for (int k = 0; k < spec.mixture_count; ++k) {
-    take(3);
-    mixture_block(b, x, spec.omegas[k], y);
+  for (int i = 0; i < spec.extra_count; ++i) {
+    if (!plan.terms[i].active()) continue;
+    with_statistic<VecMath>(
+        spec, i, [&](const auto& statistic) { add_term(statistic, b, x, plan.terms[i]); });
   }
-  if (!spec.total_variation) return;
-  take(2);
-  variation_block(b, x, y);
 }
 
 // The derivative of cap·tanh(x / cap), from its value.
@@ -138,7 +117,7 @@ inline void cap_block(VjpBlock b, float cap) {
   }
 }
 
-inline void vjp_block(const VjpArgs& args, const VjpPlan& plan, int64_t row, int64_t at, VjpBlock b,
+inline void vjp_block(const VjpArgs& args, const RowPlan& plan, int64_t at, VjpBlock b,
                       bool compared) {
   const bool here = at >= 0 && at < b.n;
   const float z_y = here ? b.z.x[at] : 0.0f,
@@ -151,7 +130,7 @@ inline void vjp_block(const VjpArgs& args, const VjpPlan& plan, int64_t row, int
     base_block<true>(b, plan.x);
   }
   if (here) b.d[at] = (float)vjp_label(plan.row, z_y, v_y, args.spec, compared);
-  if (compared && plan.extras) extra_blocks(b, args, plan, row);
+  if (compared && plan.extras) extra_blocks(b, args.spec, plan);
   if (args.tile.student.cap != 0.0f) cap_block(b, args.tile.student.cap);
 }
 
@@ -164,7 +143,7 @@ inline void vjp_row(const VjpArgs& args, int64_t row) {
     return;
   }
   alignas(64) float z[kBlock], v[kBlock], d[kBlock];
-  const VjpPlan plan = plan_row(args, row);
+  const RowPlan plan = plan_of(args, row);
   const bool direct = is_direct(plan, args);
   for (int64_t first = 0; first < width;) {
     const int n = block_size(first, compared, width);
@@ -172,7 +151,7 @@ inline void vjp_row(const VjpArgs& args, int64_t row) {
         read_block(tile.student, row, first, n, z), {}, d, n, args.spec.inverse_temperature};
     if (first < compared && plan.teacher) b.v = read_block(tile.teacher, row, first, n, v);
     if (direct && n == padded(n)) b.d = (float*)address(args.out, row, first);
-    vjp_block(args, plan, row, args.labels[row] - tile.first_column - first, b, first < compared);
+    vjp_block(args, plan, args.labels[row] - tile.first_column - first, b, first < compared);
     store_gradient(args.out, row, first, n, b.d);
     first += n;
   }

@@ -4,46 +4,45 @@
 namespace bgk::cuda {
 namespace {
 
-struct MergeArgs : AbsorbArgs {
-  const float* part_floats;
-  const int64_t* part_ints;
+struct MergeArgs {
+  AbsorbArgs into;
+  State parts;
   int splits;
 };
 
 // Merges what several splits left into the state. A thread a row.
-__global__ void __launch_bounds__(kThreads)
-    merge_kernel(const __grid_constant__ Launched<MergeArgs> in) {
-  const MergeArgs& args = in.args;
-  const Spec spec = in.spec();
-  const int64_t row = (int64_t)block().x * kThreads + thread(), rows = args.tile.rows;
-  if (row >= rows || args.labels[row] == kSkip) return;
-  const int tilts = spec.tilt_count, columns = kFloatColumns + kTiltColumns * tilts;
-  RowState<float> total, part;
-  float* floats = args.floats + row;
-  int64_t* ints = args.ints + row;
-  load_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
-  for (int64_t split = 0; split < args.splits; ++split) {
-    load_state(part, args.part_floats + split * columns * rows + row, rows,
-               args.part_ints + split * 3 * rows + row, rows, tilts);
-    merge<ScalarMath>(total, part, spec);
+__global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
+  const AbsorbArgs& into = args.into;
+  const Spec& spec = into.spec;
+  const int64_t row = (int64_t)block().x * kThreads + thread();
+  if (row >= into.tile.rows || into.labels[row] == kSkip) return;
+  RowState<ScalarMath> total, part;
+  load_state(total, into.state, row, spec);
+  for (int split = 0; split < args.splits; ++split) {
+    load_state(part, part_of(args.parts, split, spec), row, spec);
+    merge(total, part, spec);
   }
-  store_state(total, floats, args.floats_stride, ints, args.ints_stride, tilts);
+  store_state(total, into.state, row, spec);
 }
 
-typedef void (*Kernel)(Launched<AbsorbArgs>);
+typedef void (*Kernel)(AbsorbArgs);
 
-Tilts tilts_of(const Spec& spec) {
-  return spec.tilt_count == 0 ? kNoTilt : is_power(spec) ? kPower : kAny;
+BGK_HD Extras extras_of(const Spec& spec) {
+  int first_read = 0, powers = 0;
+  each_extra<ScalarMath>(spec, [&](const auto& statistic, int, const Offsets&) {
+    first_read += !statistic.kSecondRead, powers += statistic.power() != 0.0;
+  });
+  return first_read == 0 ? kNoExtra : first_read == 1 && powers == 1 ? kPower : kAny;
 }
 
 // Rare combinations share a kernel that decides as it goes.
 template <class Format>
-Kernel pick(const Spec& spec, Tilts tilts) {
+Kernel pick(const Spec& spec, Extras extras) {
   const bool choose = spec.rule != kIndex;
-  if (tilts == kAny) return absorb_kernel<Format, kAny, true>;
-  if (tilts == kPower)
+  if (extras == kAny) return absorb_kernel<Format, kAny, true>;
+  if (extras == kPower)
     return choose ? absorb_kernel<Format, kPower, true> : absorb_kernel<Format, kPower, false>;
-  return choose ? absorb_kernel<Format, kNoTilt, true> : absorb_kernel<Format, kNoTilt, false>;
+  return choose ? absorb_kernel<Format, kNoExtra, true> : absorb_kernel<Format, kNoExtra, false>;
 }
 
 }  // namespace
@@ -58,26 +57,21 @@ int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
   if (rows == 0 || args.tile.student.columns == 0) return kOk;
   if (const int status = use(where.device)) return status;
   const Spec& spec = args.spec;
-  Tilts tilts = tilts_of(spec);
   const bool paired = args.tile.teacher.data;
   const Size size = size_of(args.tile.student, paired ? args.tile.teacher : args.tile.student);
-  if (size == kMixedSizes) tilts = kAny;
-  const Kernel kernel = size == kHalves    ? pick<Half>(spec, tilts)
-                        : size == kSingles ? pick<Single>(spec, tilts)
+  const Extras extras = size == kMixedSizes ? kAny : extras_of(spec);
+  const Kernel kernel = size == kHalves    ? pick<Half>(spec, extras)
+                        : size == kSingles ? pick<Single>(spec, extras)
                                            : absorb_kernel<Mixed, kAny, true>;
   const size_t bytes =
-      tilts == kAny ? spec.tilt_count * kTiltColumns * kThreads * sizeof(float) : 0;
-  Launched<AbsorbArgs> launched(args);
-  if (splits.count > 1) {
-    launched.args.floats = splits.floats, launched.args.floats_stride = rows;
-    launched.args.ints = splits.ints, launched.args.ints_stride = rows;
-  }
+      extras == kAny ? spec.extra_count * kThreads * sizeof(ExtraSums<ScalarMath>) : 0;
+  AbsorbArgs launched = args;
+  if (splits.count > 1) launched.state = {{splits.floats, rows}, {splits.ints, rows}};
   const Stream stream = (Stream)where.stream;
   const int status = start(kernel, dim3(rows, splits.count), bytes, stream, launched);
   if (status || splits.count == 1) return status;
-  const MergeArgs merging = {args, splits.floats, splits.ints, splits.count};
-  return start(merge_kernel, dim3((rows + kThreads - 1) / kThreads), 0, stream,
-               Launched<MergeArgs>(merging));
+  const MergeArgs merging = {args, launched.state, splits.count};
+  return start(merge_kernel, thread_a_row(rows), 0, stream, merging);
 }
 
 int probe(int device) {

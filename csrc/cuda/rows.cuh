@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/threads.cuh"
-#include "math/row_state.h"
+#include "math/extras.h"
 
 namespace bgk::cuda {
 
@@ -212,22 +212,23 @@ BGK_DEVICE float warp_sum(float x) {
   return x;
 }
 
-BGK_DEVICE int pair_count(const Spec& spec) {
-  return 3 * spec.mixture_count + 2 * spec.total_variation;
-}
-
 // What math/ asks for.
 struct ScalarMath {
   typedef float F;
-  static BGK_HD float expm1(float x) { return expm1f(x); }
-  static BGK_HD float log1p(float x) { return log1pf(x); }
-  static BGK_HD float first(float x) { return x; }
+  typedef float S;
+  static constexpr int kLanes = 1;
+  static BGK_DEVICE float exp(float x) { return fast_exp(x); }
+  static BGK_DEVICE float expm1(float x) { return expm1f(x); }
+  static BGK_DEVICE float log1p(float x) { return log1pf(x); }
+  static BGK_DEVICE float larger(float most, float x) { return fmaxf(most, x); }
+  static BGK_DEVICE float largest(float x) { return x; }
+  static BGK_DEVICE float total(float x) { return x; }
+  static BGK_DEVICE float first(float x) { return x; }
 };
 
-// The teacher's power sum: b > 0, a = 0, no moments, and no other tilt.
-inline bool is_power(const Spec& spec) {
-  const Tilt& first = spec.tilts[0];
-  return spec.tilt_count == 1 && first.a == 0.0 && first.b > 0.0 && !first.moments;
+// Rows of a state's floats.
+BGK_HD int count_sums(const Spec& spec) {
+  return each_extra<ScalarMath>(spec, [](const auto&, int, const Offsets&) {}).sums;
 }
 
 // Which format serves a pair of models.
@@ -239,24 +240,7 @@ inline Size size_of(const Logits& s, const Logits& t) {
   return wide_s != wide_t ? kMixedSizes : wide_s ? kSingles : kHalves;
 }
 
-// Arguments by value, with what the Spec of a host points to.
-template <class Args>
-struct Launched {
-  Args args;
-  Tilt tilts[kMaxTilts];
-  float omegas[kMaxMixtures];
-
-  // Only for the host's own Spec.
-  explicit Launched(const Args& given) : args(given) {
-    tilts[0] = {0.0, 1.0, false};  // where there is none
-    for (int i = 0; i < args.spec.tilt_count; ++i) tilts[i] = args.spec.tilts[i];
-    for (int i = 0; i < args.spec.mixture_count; ++i) omegas[i] = args.spec.omegas[i];
-  }
-  BGK_DEVICE Spec spec() const {
-    Spec spec = args.spec;
-    spec.tilts = tilts, spec.omegas = omegas;
-    return spec;
-  }
-};
+// Blocks in which each thread takes a row.
+inline dim3 thread_a_row(int64_t rows) { return dim3((rows + kThreads - 1) / kThreads); }
 
 }  // namespace bgk::cuda

@@ -1,4 +1,4 @@
-// States of a block's warps, in shared memory and in the state's columns; and the sampler.
+// States of a block's warps, in shared memory; and the sampler.
 #pragma once
 
 #include "cuda/rows.cuh"
@@ -6,41 +6,14 @@
 
 namespace bgk::cuda {
 
-struct Reader {
-  const float* from;
-  int64_t stride;
-  BGK_DEVICE void operator()(float& x) { x = *from, from += stride; }
-};
-
-struct Writer {
-  float* to;
-  int64_t stride;
-  BGK_DEVICE void operator()(float x) { *to = x, to += stride; }
-};
-
 // Merges the states of a block's warps, and the one after them, into the first; warp 0 does it.
-BGK_DEVICE void merge_warps(RowState<float>* states, const Spec& spec) {
+BGK_DEVICE void merge_warps(RowState<ScalarMath>* states, const Spec& spec) {
   for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
     const int apart = half ? half : kWarps;
-    if (lane() < half || lane() == 0)
-      merge<ScalarMath>(states[lane()], states[lane() + apart], spec);
+    if (lane() < half || lane() == 0) merge(states[lane()], states[lane() + apart], spec);
     sync_warp();
     if (half == 0) return;
   }
-}
-
-BGK_DEVICE void load_state(RowState<float>& x, const float* floats, int64_t stride,
-                           const int64_t* ints, int64_t ints_stride, int tilt_count) {
-  Reader read = {floats, stride};
-  each_column(x, tilt_count, read);
-  x.label.column = ints[0], x.argmax_s = ints[ints_stride], x.argmax_t = ints[2 * ints_stride];
-}
-
-BGK_DEVICE void store_state(RowState<float>& x, float* floats, int64_t stride, int64_t* ints,
-                            int64_t ints_stride, int tilt_count) {
-  Writer write = {floats, stride};
-  each_column(x, tilt_count, write);
-  ints[0] = x.label.column, ints[ints_stride] = x.argmax_s, ints[2 * ints_stride] = x.argmax_t;
 }
 
 // bgkernels/sampling.py: a standard Gumbel number, the same in every backend.

@@ -40,49 +40,6 @@ BGK_DEVICE char* dynamic_shared() {
   return bytes;
 }
 
-// Blocks of a cluster read each other's shared memory; from compute capability 9.0 on.
-constexpr int kMaxCluster = 8;
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-BGK_DEVICE int cluster_rank() {
-  uint32_t x;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(x));
-  return (int)x;
-}
-BGK_DEVICE int cluster_size() {
-  uint32_t x;
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(x));
-  return (int)x;
-}
-BGK_DEVICE void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-template <class T>
-BGK_DEVICE const T* of_block(const T* shared, int rank) {
-  uint64_t there;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
-  return (const T*)there;
-}
-#else  // never called there
-BGK_DEVICE int cluster_rank() { return 0; }
-BGK_DEVICE int cluster_size() { return 1; }
-BGK_DEVICE void sync_cluster() {}
-template <class T>
-BGK_DEVICE const T* of_block(const T* shared, int) {
-  return shared;
-}
-#endif
-
-// 16 bytes from global to shared memory, without passing through registers.
-BGK_DEVICE void copy_async(void* shared, const void* from) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
-      "l"(from)
-      : "memory");
-}
-BGK_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
 // 2^x and e^x to 2 ulp, subnormal results flushed.
 constexpr float kLog2E = 1.44269504f;
 BGK_DEVICE float fast_exp2(float x) {
@@ -135,35 +92,19 @@ int try_load(void (*kernel)(Args)) {
   return as_status(cudaFuncGetAttributes(&attributes, (const void*)kernel));
 }
 
-// Bytes of shared memory that a block of a cluster can have; 0 where there are no clusters.
-inline int cluster_shared_bytes(int device) {
-  int major = 0, bytes = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return major >= 9 ? bytes : 0;
-}
-
 constexpr size_t kMoreShared = 48 * 1024;  // from here on, a kernel has to ask
 
-// Starts a kernel of kThreads threads a block, in clusters of blocks along x.
+// Starts a kernel of kThreads threads a block.
 template <class Args>
-int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream stream, Args args,
-          int cluster = 1) {
+int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream stream, Args args) {
   if (shared_bytes > kMoreShared) {
     const cudaError_t error = cudaFuncSetAttribute(
         (const void*)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
     if (error != cudaSuccess) return as_status(error);
   }
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared_bytes, config.stream = stream;
-  config.attrs = &attribute, config.numAttrs = cluster > 1 ? 1 : 0;
   void* pointers[] = {&args};
-  return as_status(cudaLaunchKernelExC(&config, (const void*)kernel, pointers));
+  return as_status(
+      cudaLaunchKernel((const void*)kernel, grid, dim3(kThreads), pointers, shared_bytes, stream));
 }
 
 }  // namespace bgk::cuda

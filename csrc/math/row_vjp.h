@@ -74,8 +74,8 @@ struct VjpPlan {
   VjpColumns x;    // for the compared columns
   float h_beyond;  // H for the others
   bool curved;     // whether the log-probabilities themselves come in
-  bool extras;
-  bool teacher;  // whether the gradient depends on the teacher's logits
+  bool extras;     // whether an extra has a term, which the caller finds out
+  bool teacher;    // whether the gradient depends on the teacher's logits
 };
 
 // `scale`: of the student's linear map, a factor of every term.
@@ -91,8 +91,8 @@ BGK_HD VjpPlan plan_row(const VjpRow& row, double scale, const Spec& spec) {
   }
   const VjpColumns& x = plan.x = columns_of(folded);
   plan.curved = x.b != 0.0f || x.c != 0.0f;
-  plan.extras = spec.tilt_count || spec.mixture_count || spec.total_variation;
-  plan.teacher = plan.extras || plan.curved || x.d != 0.0f || plan.row.d_y != 0.0;
+  plan.extras = false;
+  plan.teacher = plan.curved || x.d != 0.0f || plan.row.d_y != 0.0;
   return plan;
 }
 
@@ -100,7 +100,7 @@ BGK_HD VjpPlan plan_row(const VjpArgs& args, int64_t row) {
   VjpRow values;
   static_assert(sizeof(VjpRow) == kCoefficients * sizeof(double), "one field a coefficient");
   double* to = (double*)&values;
-  for (int k = 0; k < kCoefficients; ++k) to[k] = args.row[k * args.tile.rows + row];
+  for (int k = 0; k < kCoefficients; ++k) to[k] = args.factors.data[k * args.factors.stride + row];
   return plan_row(values, args.tile.student.scale, args.spec);
 }
 

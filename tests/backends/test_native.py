@@ -10,17 +10,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from bgkernels.backends.base import Tile
 from bgkernels.backends.native import NativeBackend
 from bgkernels.rows import sampling
-from bgkernels.rows.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.rows.state import NONE, SKIP, empty
-from bgkernels.rows.stats import DIFFERENTIABLE, finalize
-from bgkernels.rows.vjp import vjp_coefficients
-from tests.conformance import CPU, KINDS, check, gradient, make, statistics
+from bgkernels.rows.arithmetic import NONE, SKIP
+from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
+from bgkernels.rows.state import RowState, empty
+from tests.conformance import (
+    CPU,
+    DIFFERENTIABLE,
+    KINDS,
+    Case,
+    check,
+    finalized,
+    gradient,
+    make,
+    random_grads,
+    settled,
+    statistics,
+    sums_of,
+)
 from tests.cuda_emulation import Emulated
 
 _C = pytest.importorskip("bgkernels.backends.native._C")
@@ -63,6 +79,8 @@ TILTS = (
     Tilt(0.8, 0, True), Tilt(0.3, 0.3, True),
 )  # fmt: skip
 PAIRS = (Mixture(0.5), Mixture(0.1), TotalVariation())
+MIXED = (Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered(), Tilt(0, 0.1),
+         Mixture(0.1), Tempered(exact(0.5)))  # fmt: skip
 CAPS = {"student": Cap(1.5, 8.0), "teacher": Cap(0.5, 12.0)}
 CASES: dict[str, tuple[RowSpec, str]] = {
     "plain": (RowSpec(WIDTH, WIDTH), "ff"),
@@ -81,6 +99,9 @@ CASES: dict[str, tuple[RowSpec, str]] = {
     "tilts": (RowSpec(WIDTH, WIDTH, exact(1.3), extras=TILTS), "ff"),
     "pairs": (RowSpec(WIDTH, WIDTH, extras=PAIRS), "fb"),
     "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=(Mixture(0.7), Tilt(0, 0.1)), **CAPS), "ff"),
+    "tempered statistics": (RowSpec(WIDTH, WIDTH, exact(3.0), extras=(Tempered(),)), "ff"),
+    "mixed kinds": (RowSpec(WIDTH, PADDED, exact(1.3), extras=MIXED, logit_sum=True), "bf"),
+    "mixed kinds, argmax": (RowSpec(WIDTH, PADDED, 2.0, "argmax", extras=MIXED), "fb"),
     "scaled": (RowSpec(WIDTH, PADDED, student=Cap(0.25), teacher=Cap(-2.0), extras=PAIRS), "hf"),
 }
 
@@ -133,7 +154,7 @@ def test_output_of_another_dtype(native: NativeBackend, dtypes: str, out: torch.
 
 def test_masked_columns(native: NativeBackend) -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
-    extras = (*TILTS[:4], *PAIRS)
+    extras = (*TILTS[:4], *PAIRS, Tempered(0.5))
     for spec in (RowSpec(WIDTH, WIDTH, extras=extras), RowSpec(WIDTH, PADDED, 2.0)):
         case = make(spec, [3, 5, 7, 9])
         assert case.teacher is not None
@@ -142,10 +163,11 @@ def test_masked_columns(native: NativeBackend) -> None:
         for x in (case.student[3], case.teacher[3]):
             x[:9] = x[10:] = -INF
         finite = tuple(n for n in DIFFERENTIABLE if n != "kl_st")
-        final = check(native, case, names=finite)
-        assert final.stats.kl_st[1] == final.stats.kl_ts[2] == INF
-        assert final.stats.kl_ts[3] == 0
-        assert not gradient(native, case, final, torch.float32, names=("kl_ts",))[:2, 20:690].any()
+        result = check(native, case, names=finite)
+        assert result["kl_st"][1] == result["kl_ts"][2] == INF
+        assert result["kl_ts"][3] == 0
+        dense = gradient(native, case, result, torch.float32, names=("kl_ts",))
+        assert not dense[:2, 20:690].any()
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
@@ -178,15 +200,15 @@ def test_bad_logits_and_labels(
     for column in columns:
         case.student[0, column], case.student[2, column] = odd_nan, INF
         case.teacher[3, column], case.teacher[4, column] = NAN, INF
-    _, final = statistics(native, case)
+    result = statistics(native, case)
     bad = [True] * 5 + [False]
-    assert (final.stats.kl_ts + final.stats.nll).isnan().tolist() == bad
-    assert gradient(native, case, final, torch.float32).isnan().any(1).tolist() == bad
+    assert (result["kl_ts"] + result["nll"]).isnan().tolist() == bad
+    assert gradient(native, case, result, torch.float32).isnan().any(1).tolist() == bad
     case.teacher, case.spec = None, RowSpec(WIDTH, 0)
-    _, final = statistics(native, case)
+    result = statistics(native, case)
     bad = [True, True, True, False, False, False]
-    assert final.stats.nll.isnan().tolist() == bad
-    assert gradient(native, case, final, torch.bfloat16).isnan().any(1).tolist() == bad
+    assert result["nll"].isnan().tolist() == bad
+    assert gradient(native, case, result, torch.bfloat16).isnan().any(1).tolist() == bad
 
 
 def test_infinite_moments_stay_infinite(native: NativeBackend) -> None:
@@ -194,20 +216,23 @@ def test_infinite_moments_stay_infinite(native: NativeBackend) -> None:
     case = make(RowSpec(WIDTH, WIDTH, extras=(Tilt(0, 0, True),)), [3, 5])
     assert case.teacher is not None
     case.teacher[:, 1], case.student[0, -20:], case.teacher[1, -20:] = -INF, 20.0, 20.0
-    state, _ = statistics(native, case)
-    assert state.tilt(0)[2:].tolist() == [[INF, INF], [INF, INF]]
+    state = statistics(native, case).state
+    assert state.extra(0)[2:].tolist() == [[INF, INF], [INF, INF]]
 
 
 def test_rows_that_take_no_part(native: NativeBackend) -> None:
     """A skipped row is not looked at, and its gradient is zero; no rows are no work."""
-    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax"), [SKIP, NONE])
+    case = make(
+        RowSpec(WIDTH, WIDTH, 2.0, "argmax", extras=(Tempered(), Mixture(0.5))), [SKIP, NONE]
+    )
     case.student[0] = NAN
-    state, final = statistics(native, case)
-    fresh = empty(2, 0, dtype=torch.float32, device=CPU)
-    assert torch.equal(state.floats[:, 0], fresh.floats[:, 0])
-    assert torch.equal(state.ints[:, 0], fresh.ints[:, 0])
-    assert final.stats.valid.tolist() == [False, True]
-    assert gradient(native, case, final, torch.float32)[0].tolist() == [0.0] * WIDTH
+    result = statistics(native, case)
+    fresh = empty(2, case.spec, dtype=torch.float32, device=CPU)
+    assert torch.equal(result.state.floats[:, 0], fresh.floats[:, 0])
+    assert torch.equal(result.state.ints[:, 0], fresh.ints[:, 0])
+    assert not result.values[:, 0].any()
+    assert result.values[:, 1].all()
+    assert gradient(native, case, result, torch.float32)[0].tolist() == [0.0] * WIDTH
     statistics(
         native, replace(case, student=case.student[:0], labels=case.labels[:0], teacher=None)
     )
@@ -217,10 +242,10 @@ def test_nothing_outside_the_rows_is_written(native: NativeBackend) -> None:
     case = make(RowSpec(BLOCK + 5, BLOCK + 5), [3, 4, SKIP])
     canvas = torch.zeros(3, BLOCK + 16)
     out = canvas[:, 3 : BLOCK + 8]
-    _, final = statistics(native, case)
-    copy = gradient(native, case, final, torch.float32)
+    result = statistics(native, case)
+    copy = gradient(native, case, result, torch.float32)
     case.student = out.copy_(case.student)
-    in_place = gradient(native, replace(case), final, torch.float32, in_place=True)
+    in_place = gradient(native, replace(case), result, torch.float32, in_place=True)
     assert torch.equal(copy, in_place)
     assert not canvas[:, :3].any()
     assert not canvas[:, BLOCK + 8 :].any()
@@ -237,8 +262,8 @@ def test_samples_are_those_of_every_backend(native: NativeBackend, seed: int) ->
     case.teacher[::2] *= 5
     expected = (case.teacher + noise).argmax(1).tolist()
     for cuts in ((), (70,), (BLOCK, 700)):
-        state, _ = statistics(native, replace(case, cuts=cuts, first_row=first))
-        assert state["label"].tolist() == expected
+        result = statistics(native, replace(case, cuts=cuts, first_row=first))
+        assert result["label"].tolist() == expected
 
 
 def test_ties_go_to_the_lowest_column(native: NativeBackend) -> None:
@@ -249,24 +274,24 @@ def test_ties_go_to_the_lowest_column(native: NativeBackend) -> None:
         case.teacher[row, columns] = case.student[row, columns] = 50.0
     for cuts in ((), (70, 120)):
         case.cuts = cuts
-        _, final = statistics(native, case)
-        for name in ("label", "argmax_t", "argmax_s"):
-            assert getattr(final.stats, name).tolist() == [5, 6, 66]
-    state = empty(3, 0, dtype=torch.float32, device=CPU)
+        assert statistics(native, case).state.ints.tolist() == [[5, 6, 66], *[[6, 140, 600]] * 2]
+    state = empty(3, case.spec, dtype=torch.float32, device=CPU)
     for tile in reversed(case.tiles()):
         native.absorb_(state, tile, case.labels, case.spec)
-    stats = finalize(state, case.labels, case.spec).stats
-    assert [x.tolist() for x in (stats.label, stats.argmax_t, stats.argmax_s)] == [[5, 6, 66]] * 3
+    assert state.ints.tolist() == [[5, 6, 66], *[[6, 140, 600]] * 2]
 
 
 def test_threads_change_nothing(native: NativeBackend) -> None:
     case = make(RowSpec(WIDTH, PADDED, 2.0, extras=PAIRS), list(range(37)))
     before, results = torch.get_num_threads(), []
+    many = RowState(torch.rand(14, 900) + 1, torch.zeros(3, 900, dtype=torch.int64), RowSpec(9, 9))
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            state, final = statistics(native, case)
-            results.append((state.floats, gradient(native, case, final, torch.float32)))
+            result = statistics(native, case)
+            dense = gradient(native, case, result, torch.float32)
+            numbers = finalized(native, many, many.ints[0])
+            results.append((result.state.floats, result.values, dense, numbers))
     finally:
         torch.set_num_threads(before)
     for one, three in zip(*results, strict=True):
@@ -277,14 +302,14 @@ def test_strides_that_need_a_copy(native: NativeBackend) -> None:
     """Logits and a gradient whose inner stride is not 1."""
     case = make(RowSpec(WIDTH, WIDTH), LABELS)
     assert case.teacher is not None
-    state, final = statistics(native, case)
-    rows = len(LABELS)
-    coefficients = vjp_coefficients(final, {"kl_ts": torch.ones(rows)}, {}, case.spec)
-    expected, out = torch.full((rows, WIDTH), NAN), torch.full((WIDTH, rows), NAN).t()
-    native.vjp(expected, case.tiles()[0], coefficients, case.spec)
+    result = statistics(native, case)
+    expected, rows = gradient(native, case, result, torch.float32), len(LABELS)
     case.student, case.teacher = (x.t().contiguous().t() for x in (case.student, case.teacher))
-    torch.testing.assert_close(statistics(native, case)[0].floats, state.floats)
-    native.vjp(out, case.tiles()[0], coefficients, case.spec)
+    torch.testing.assert_close(statistics(native, case).state.floats, result.state.floats)
+    out, labels = torch.full((WIDTH, rows), NAN).t(), settled(case.labels, result)
+    grads = random_grads(case, result.values, DIFFERENTIABLE)
+    coefficients = native.fold(result.values, grads, labels, case.spec)
+    native.vjp(out, case.tiles()[0], coefficients, labels, case.spec)
     assert torch.equal(out, expected)
 
 
@@ -293,12 +318,80 @@ def test_what_is_not_supported(native: NativeBackend) -> None:
     assert "float64" in str(native.supports(CPU, (torch.float32, torch.float64)))
     assert "meta" in str(native.supports(torch.device("meta"), (torch.float32,)))
     case = make(RowSpec(8, 8), [1])
-    wide = empty(1, 0, dtype=torch.float64, device=CPU)
+    wide = empty(1, case.spec, dtype=torch.float64, device=CPU)
     with pytest.raises(ValueError, match="float32"):
         native.absorb_(wide, case.tiles()[0], case.labels, case.spec)
-    many = replace(case.spec, extras=tuple(Tilt(0, 0.1 * i) for i in range(_C.MAX_TILTS + 1)))
-    with pytest.raises(NotImplementedError, match="at most"):
+    many = replace(case.spec, extras=tuple(Tilt(0, 0.1 * i) for i in range(_C.MAX_EXTRAS + 1)))
+    with pytest.raises(NotImplementedError, match="at most 8 extra statistics"):
         statistics(native, replace(case, spec=many))
+
+
+class Mutant(NativeBackend):
+    """A backend with one fault.
+
+    Args:
+        fault: its name.
+        row: of the matrix that the fault is in.
+    """
+
+    def __init__(self, fault: str, row: int) -> None:
+        self.fault, self.row = fault, row
+
+    def absorb_(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, *normalisers: Any
+    ) -> None:
+        before = state.floats.clone()
+        super().absorb_(state, tile, labels, spec, *normalisers)
+        if self.fault == "forgotten sum" and tile.first_column:
+            state.floats[self.row] = before[self.row]
+
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
+        super().finalize(state, labels, spec, out)
+        if self.fault == "field at a wrong offset":
+            out[self.row :] = out[self.row :].roll(1, 0)
+
+    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
+        out = super().fold(statistics, grads, labels, spec)
+        if self.fault == "scaled coefficient":
+            out[self.row] *= 1.01
+        if self.fault == "swapped coefficients":
+            out[[self.row, self.row + 1]] = out[[self.row + 1, self.row]]
+        if self.fault == "factor at a wrong offset":
+            out[self.row :] = out[self.row :].roll(1, 0)
+        return out
+
+
+MUTANT_SPEC = RowSpec(200, 190, 2.0, logit_sum=True, extras=(
+    Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered()))  # fmt: skip
+SUMS = [row for row, _ in sums_of(MUTANT_SPEC) if row not in (11, 12, 13)]  # not the label's
+FACTORS = [i for i in range(MUTANT_SPEC.factor_count) if COEFFICIENTS[i:][:1] != ("D_y",)]
+FAULTS = [
+    *(("forgotten sum", row) for row in SUMS),
+    *(("scaled coefficient", row) for row in FACTORS),
+    *(("swapped coefficients", row) for row in (0, 3, 4, 7, 16, 22)),
+    *(("field at a wrong offset", part.start) for part in MUTANT_SPEC.fields),
+    *(("factor at a wrong offset", part.start) for part in MUTANT_SPEC.factors),
+]
+
+
+def mutant_case() -> Case:
+    """Every maximum rises in the second tile."""
+    case = make(MUTANT_SPEC, [3, 150, 20, 195], cuts=(100,))
+    assert case.teacher is not None
+    case.student[:, 100:] += 9
+    case.teacher[:, 100:] += 9
+    return case
+
+
+@pytest.mark.parametrize("fault, row", FAULTS)
+def test_faults_are_noticed(fault: str, row: int) -> None:
+    """Conformance fails for a backend with any single one."""
+    with pytest.raises(AssertionError):
+        check(Mutant(fault, row), mutant_case())
+
+
+def test_no_fault_is_no_failure() -> None:
+    check(Mutant("none", 0), mutant_case())
 
 
 def test_targets_by_name(target: str) -> None:
@@ -315,7 +408,8 @@ def test_targets_by_name(target: str) -> None:
 def test_an_unknown_forced_target_is_a_reason() -> None:
     code = """if True:
         import torch
-        from bgkernels.backends.native import NativeBackend
+        from bgkernels.backends.base import Tile
+from bgkernels.backends.native import NativeBackend
         print(NativeBackend().supports(torch.device("cpu"), (torch.float32,)))"""
     env = os.environ | {"BGKERNELS_CPU_TARGET": "abacus"}
     shown = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)

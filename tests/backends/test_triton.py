@@ -1,4 +1,4 @@
-"""The Triton backend against the eager one in float64: states, statistics and gradients."""
+"""The Triton backend against the eager one in float64, primitive by primitive."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from bgkernels.backends import triton as triton_backend
-from bgkernels.backends import triton_launch
 from bgkernels.backends.triton import TritonBackend
+from bgkernels.backends.triton import launch as triton_launch
 from bgkernels.backends.triton.launch import Launch
 from bgkernels.rows import sampling
-from bgkernels.rows.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
-from bgkernels.rows.state import NONE, SKIP, empty
+from bgkernels.rows.arithmetic import NONE, SKIP
+from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.state import empty
 from tests import conformance
 from tests.conformance import check, gradient, statistics
 from tests.interpreter import DEVICE, prepare
@@ -43,50 +45,56 @@ TILTS = (
     Tilt(0, 0.1), Tilt(0.5, 0), Tilt(0.3, 0.6), Tilt(-0.4, 0.7), Tilt(0, 0, True),
     Tilt(0.8, 0, True), Tilt(0.3, 0.3, True),
 )  # fmt: skip
+EVERY_KIND = (
+    Mixture(0.5), Tilt(0, 0.1), Tempered(), TotalVariation(), Tilt(0.3, 0.3, True), Mixture(0.1),
+    Tempered(0.7),
+)  # fmt: skip
 CAPS = {"student": Cap(1.5, 8.0), "teacher": Cap(0.5, 12.0)}
 PADDED = WIDTH - 30
-CASES: dict[str, tuple[RowSpec, str]] = {
-    "plain": (RowSpec(WIDTH, WIDTH), "ff"),
-    "padded, T": (RowSpec(WIDTH, PADDED, 2.0, logit_sum=True), "bf"),
-    "cross-entropy": (RowSpec(WIDTH, 0, logit_sum=True), "h"),
-    "argmax": (RowSpec(WIDTH, WIDTH, label_rule="argmax", logit_sum=True), "bb"),
-    "argmax, padded": (RowSpec(WIDTH, PADDED, 1.5, "argmax", extras=TILTS[2:5]), "fb"),
-    "sample": (RowSpec(WIDTH, PADDED, 0.7, "sample", seed=2**63 - 5, extras=TILTS[:1]), "hh"),
-    "tilts": (RowSpec(WIDTH, WIDTH, 1.3, extras=TILTS), "ff"),
-    "pairs": (RowSpec(WIDTH, WIDTH, extras=(Mixture(0.5), Mixture(0.1), TotalVariation())), "fb"),
-    "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=(Mixture(0.7), Tilt(0, 0.1)), **CAPS), "ff"),
-    "scaled": (RowSpec(WIDTH, WIDTH, student=Cap(0.25), teacher=Cap(-2.0)), "hf"),
+WHOLE, CUT = (), (70, PADDED + 2)
+CASES: dict[str, tuple[RowSpec, str, tuple[int, ...]]] = {
+    "plain": (RowSpec(WIDTH, WIDTH), "ff", WHOLE),
+    "plain, cut": (RowSpec(WIDTH, WIDTH), "fb", CUT),
+    "padded, T": (RowSpec(WIDTH, PADDED, 2.0, logit_sum=True), "bf", WHOLE),
+    "cross-entropy": (RowSpec(WIDTH, 0, logit_sum=True), "h", CUT),
+    "argmax": (RowSpec(WIDTH, WIDTH, label_rule="argmax", logit_sum=True), "bb", CUT),
+    "argmax, padded": (RowSpec(WIDTH, PADDED, 1.5, "argmax", extras=EVERY_KIND[1:5]), "fb", CUT),
+    "sample": (RowSpec(WIDTH, PADDED, 0.7, "sample", 2**63 - 5, extras=TILTS[:1]), "hh", WHOLE),
+    "tilts": (RowSpec(WIDTH, WIDTH, 1.3, extras=TILTS), "ff", CUT),
+    "every kind": (RowSpec(WIDTH, WIDTH, extras=EVERY_KIND), "fb", WHOLE),
+    "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=EVERY_KIND[:3], **CAPS), "ff", CUT),
+    "scaled": (RowSpec(WIDTH, WIDTH, student=Cap(0.25), teacher=Cap(-2.0)), "hf", WHOLE),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("cut", [False, True])
-def test_everything_against_float64(name: str, cut: bool) -> None:
-    """Whole, and cut into tiles whose rows are shared by several programs."""
-    spec, dtypes = CASES[name]
+def test_every_primitive_against_float64(name: str) -> None:
+    """Whole, or cut into tiles whose rows are shared by several programs."""
+    spec, dtypes, cuts = CASES[name]
     labels = LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, NONE]
-    case = make(spec, labels, dtypes, (70, PADDED + 2) if cut else ())
-    out = case.student.dtype if cut else torch.float32
-    check(backend(3 if cut else 1), case, out=out, in_place=cut)
+    case = make(spec, labels, dtypes, cuts)
+    out = case.student.dtype if cuts else torch.float32
+    check(backend(3 if cuts else 1), case, out=out, in_place=bool(cuts))
 
 
 def test_masked_columns() -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
-    extras = (*TILTS, Mixture(0.4), TotalVariation())
+    extras = (*TILTS[1:6], Tempered(2.0), Mixture(0.4), TotalVariation())
     case = make(RowSpec(WIDTH, WIDTH, extras=extras), [3, 5, 7, 9])
     assert case.teacher is not None
     case.student[:, 20:90] = case.teacher[:, 20:90] = -INF
     case.teacher[1, 100] = case.student[2, 101] = -INF
     case.student[3, :9] = case.student[3, 10:] = case.teacher[3, :9] = case.teacher[3, 10:] = -INF
-    final = check(backend(2), case)
-    assert final.stats.kl_st[1] == final.stats.kl_ts[2] == INF
-    assert final.stats.kl_ts[3] == 0
+    result = check(backend(2), case)
+    assert result["kl_st"][1] == result["kl_ts"][2] == INF
+    assert result["kl_ts"][3] == 0
 
 
 @pytest.mark.parametrize("offset", [0.0, 300.0])
 def test_extreme_logits(offset: float) -> None:
     """A common offset, one-hot rows of 1e4, equal rows, equal models, and well-known labels."""
-    case = make(RowSpec(WIDTH, WIDTH, extras=(Tilt(0, 0.1), Mixture(0.5))), [3, 5, 7, 9, 11])
+    extras = (Tilt(0, 0.1), Tempered(3.0), Mixture(0.5))
+    case = make(RowSpec(WIDTH, WIDTH, extras=extras), [3, 5, 7, 9, 11])
     assert case.teacher is not None
     case.student[0], case.teacher[0] = 0.0, 1.0
     case.student[1, 70] = case.teacher[1, 90] = 1e4
@@ -103,28 +111,37 @@ def test_bad_logits_and_labels() -> None:
     assert case.teacher is not None
     case.student[0, 100], case.student[2, 100], case.teacher[3, 10] = NAN, INF, NAN
     b = backend(2)
-    _, final = statistics(b, case)
+    result = statistics(b, case)
     bad = [True, True, True, True, False]
-    assert (final.stats.kl_ts + final.stats.nll).isnan().tolist() == bad
-    assert gradient(b, case, final, torch.float32).isnan().any(1).tolist() == bad
+    assert (result["kl_ts"] + result["nll"]).isnan().tolist() == bad
+    assert gradient(b, case, result, torch.float32).isnan().any(1).tolist() == bad
 
 
 def test_rows_that_take_no_part() -> None:
     """A skipped row is not looked at, and its gradient is zero; no rows are no work."""
-    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax"), [SKIP, NONE])
+    case = make(RowSpec(WIDTH, WIDTH, 2.0, "argmax", extras=EVERY_KIND[:3]), [SKIP, NONE])
     case.student[0] = NAN
     b = backend(2)
-    state, final = statistics(b, case)
-    fresh = empty(2, 0, dtype=torch.float32, device=DEVICE)
-    assert torch.equal(state.floats[:, 0], fresh.floats[:, 0])
-    assert torch.equal(state.ints[:, 0], fresh.ints[:, 0])
-    assert final.stats.valid.tolist() == [False, True]
-    assert gradient(b, case, final, torch.float32)[0].tolist() == [0.0] * WIDTH
+    result = statistics(b, case)
+    fresh = empty(2, case.spec, dtype=torch.float32, device=DEVICE)
+    assert torch.equal(result.state.floats[:, 0], fresh.floats[:, 0])
+    assert torch.equal(result.state.ints[:, 0], fresh.ints[:, 0])
+    assert not result.values[:, 0].any()
+    assert gradient(b, case, result, torch.float32)[0].tolist() == [0.0] * WIDTH
     nothing = replace(case, student=case.student[:0], labels=case.labels[:0], teacher=None)
-    statistics(b, nothing)
+    result = statistics(b, nothing)
+    assert gradient(b, nothing, result, torch.float32).shape == (0, WIDTH)
 
 
-@pytest.mark.parametrize("seed", [7, 2**31, -(2**62) - 12345])
+def test_a_state_that_is_not_contiguous_is_refused() -> None:
+    case = make(RowSpec(WIDTH, WIDTH), [3, 5])
+    state = empty(4, case.spec, dtype=torch.float32, device=DEVICE)
+    strided = replace(state, floats=state.floats[:, ::2])
+    with pytest.raises(ValueError, match="`state` must be contiguous"):
+        backend().absorb_(strided, case.tiles()[0], case.labels, case.spec)
+
+
+@pytest.mark.parametrize("seed", [2**31, -(2**62) - 12345])
 def test_samples_are_those_of_every_backend(seed: int) -> None:
     """Same tokens as plain torch, whatever the cuts, from counters above 32 bits too."""
     rows, first = 3, 2**32 - 5
@@ -133,23 +150,24 @@ def test_samples_are_those_of_every_backend(seed: int) -> None:
     noise = sampling.gumbel(first, rows, 0, WIDTH, seed, DEVICE)
     assert case.teacher is not None
     expected = (case.teacher + noise).argmax(1).tolist()
-    for cuts, splits in (((), 1), ((70,), 1), ((), 3)):
-        state, _ = statistics(backend(splits), replace(case, cuts=cuts, first_row=first))
-        assert state["label"].tolist() == expected
+    for cuts, splits in (((), 3), ((70,), 1)):
+        result = statistics(backend(splits), replace(case, cuts=cuts, first_row=first))
+        assert result["label"].tolist() == expected
 
 
 def test_ties_go_to_the_lowest_column() -> None:
     """In a block, between blocks, programs and tiles, and in any order of tiles."""
     case = make(RowSpec(WIDTH, WIDTH, label_rule="argmax"), [NONE] * 3)
     assert case.teacher is not None
-    for row, columns in enumerate(([5, 60], [6, 140], [66, 100])):
+    for row, columns in enumerate(([5, 60, 130], [6, 140, 145], [66, 100, 149])):
         case.teacher[row, columns] = case.student[row, columns] = 50.0
     for cuts, splits in (((), 1), ((), 3), ((70, 120), 1)):
         case.cuts = cuts
-        _, final = statistics(backend(splits), case)
-        for name in ("label", "argmax_t", "argmax_s"):
-            assert getattr(final.stats, name).tolist() == [5, 6, 66]
-    state = empty(3, 0, dtype=torch.float32, device=DEVICE)
+        result = statistics(backend(splits), case)
+        assert result["label"].tolist() == [5, 6, 66]
+        for name in ("argmax_t", "argmax_s"):  # of the columns that are no label
+            assert result[name].tolist() == [60, 140, 100]
+    state = empty(3, case.spec, dtype=torch.float32, device=DEVICE)
     for tile in reversed(case.tiles()):
         backend().absorb_(state, tile, case.labels, case.spec)
     assert state["label"].tolist() == [5, 6, 66]
@@ -179,7 +197,7 @@ def test_tuning_leaves_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(triton_launch.VARIABLE, str(tmp_path / "tuned.json"))
     monkeypatch.setattr(triton_launch, "candidates", lambda kernel: [replace(SMALL, warps=2)])
     monkeypatch.setattr(triton_launch, "_milliseconds", lambda x, run, _: run(x) or -x.warps)
-    check(TritonBackend(), make(RowSpec(40, 40, extras=(Mixture(0.5),)), [3, 5]), in_place=True)
+    check(TritonBackend(), make(RowSpec(40, 40, extras=EVERY_KIND[:2]), [3, 5]), in_place=True)
 
 
 def test_reasons() -> None:

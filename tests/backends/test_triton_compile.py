@@ -1,6 +1,6 @@
 """Triton kernels compiled ahead of time, without a device: nothing spills, and loads are wide.
 
-``python -m tests.backends.test_triton_compile sm_90`` prints the table of one architecture.
+``python -m tests.backends.test_triton_compile sm_90`` prints what each kernel of it uses.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from bgkernels.backends import triton as host
-from bgkernels.backends import triton_launch
-from bgkernels.rows.spec import Cap, Mixture, RowSpec, Tilt, TotalVariation
+from bgkernels.backends.triton.launch import Launch, launch_of
+from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.rows.spec import Cap, RowSpec
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 ALL_FOR = "sm_90"
@@ -31,7 +32,7 @@ class Variant:
     """What decides over the code of a kernel.
 
     Args:
-        kernel: absorb, merge, pairs or vjp.
+        kernel: absorb, merge, reread, add, finalize, fold or vjp.
         spec: of the rows.
         dtypes: of student, teacher and gradient.
         teacher: whether there is one.
@@ -53,9 +54,11 @@ class Variant:
 
 
 BF16, FP32, FP16 = ("bf16",) * 3, ("fp32",) * 3, ("fp16", "fp32", "fp16")
-ENTROPY = (Tilt(0, 0.1),)
+ENTROPY, AT_ONE = (Tilt(0, 0.1),), (Tilt(0, 0.1), Tempered())
 ALPHA_BETA = (Tilt(0.7, 0.2), Tilt(0, 0.9), Tilt(0.9, 0))
 MOMENTS = (Tilt(0, 0, True), Tilt(-0.3, 0.3))
+PAIRS = (Mixture(0.5), Mixture(0.1), TotalVariation())
+EVERY_KIND = (*AT_ONE, *MOMENTS, *PAIRS)
 CAPS = {"student": Cap(1.5, 30.0), "teacher": Cap(1.0, 30.0)}
 SHARED, TEMPERED = RowSpec(V, V), RowSpec(V, V, 2.0)
 
@@ -65,52 +68,46 @@ def spec(**kwargs: Any) -> RowSpec:
 
 
 VARIANTS = (
-    Variant("plain", "absorb", SHARED, FP32, everywhere=True),
-    Variant("plain", "absorb", SHARED, BF16),
     Variant("unaligned", "absorb", SHARED, BF16, aligned=False),
     Variant("entropy", "absorb", spec(extras=ENTROPY), BF16),
-    Variant("entropy, T", "absorb", spec(temperature=2.0, extras=ENTROPY), everywhere=True),
+    Variant("entropy, T", "absorb", spec(temperature=2.0, extras=AT_ONE), BF16, everywhere=True),
     Variant("smoothing, fp64 numbers", "absorb", spec(temperature=2.0, logit_sum=True), FP16,
             number="fp64"),
     Variant("argmax, split", "absorb", spec(label_rule="argmax"), BF16, split=True),
-    Variant("sample, T", "absorb", spec(temperature=2.0, label_rule="sample", extras=ENTROPY),
+    Variant("sample, T", "absorb", spec(temperature=2.0, label_rule="sample", extras=AT_ONE), BF16),
+    Variant("alpha-beta, T", "absorb", spec(temperature=2.0, extras=AT_ONE + ALPHA_BETA),
             everywhere=True),
-    Variant("alpha-beta, T", "absorb", spec(temperature=2.0, extras=ENTROPY + ALPHA_BETA),
-            everywhere=True),
-    Variant("moments", "absorb", spec(extras=ENTROPY + MOMENTS)),
-    Variant("capped, T", "absorb", spec(temperature=2.0, extras=ENTROPY, **CAPS)),
+    Variant("every kind", "absorb", spec(extras=EVERY_KIND)),
+    Variant("capped, T", "absorb", spec(temperature=2.0, extras=AT_ONE, **CAPS), BF16),
     Variant("cross-entropy", "absorb", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
-    Variant("index", "merge", spec(temperature=2.0, extras=ENTROPY)),
-    Variant("sample, moments", "merge", spec(label_rule="sample", extras=MOMENTS),
-            everywhere=True),
-    Variant("jsd", "pairs", spec(extras=(Mixture(0.5),)), everywhere=True),
-    Variant("jsd", "pairs", spec(extras=(Mixture(0.5),)), BF16),
-    Variant("all, capped", "pairs",
-            spec(temperature=2.0, extras=(Mixture(0.5), Mixture(0.1), TotalVariation()), **CAPS)),
-    Variant("plain", "vjp", SHARED, everywhere=True),
+    Variant("sample, every kind", "merge", spec(label_rule="sample", extras=EVERY_KIND)),
+    Variant("jsd", "reread", spec(extras=(Mixture(0.5),)), BF16, everywhere=True),
+    Variant("all, capped, split", "reread", spec(temperature=2.0, extras=PAIRS, **CAPS),
+            split=True),
+    Variant("all", "add", spec(extras=EVERY_KIND)),
+    Variant("cross-entropy", "finalize", RowSpec(V, 0), teacher=False),
+    Variant("every kind", "finalize", spec(temperature=2.0, extras=EVERY_KIND), everywhere=True),
+    Variant("plain", "fold", SHARED),
+    Variant("every kind", "fold", spec(temperature=2.0, extras=EVERY_KIND), everywhere=True),
     Variant("plain", "vjp", SHARED, BF16),
-    Variant("T", "vjp", TEMPERED, FP32),
-    Variant("alpha-beta, T", "vjp", spec(temperature=2.0, extras=ENTROPY + ALPHA_BETA)),
-    Variant("moments, fp64 numbers", "vjp", spec(extras=ENTROPY + MOMENTS), number="fp64"),
-    Variant("jsd", "vjp", spec(extras=(*ENTROPY, Mixture(0.5))), everywhere=True),
-    Variant("all, capped", "vjp",
-            spec(temperature=2.0, extras=(Mixture(0.5), Mixture(0.1), TotalVariation()), **CAPS)),
+    Variant("T, fp64 numbers", "vjp", spec(temperature=2.0, extras=AT_ONE), FP32, number="fp64"),
+    Variant("alpha-beta, T", "vjp", spec(temperature=2.0, extras=AT_ONE + ALPHA_BETA)),
+    Variant("every kind, capped", "vjp", spec(temperature=2.0, extras=EVERY_KIND, **CAPS),
+            everywhere=True),
     Variant("cross-entropy", "vjp", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
 )  # fmt: skip
+COLUMN_KERNELS = ("absorb", "reread", "vjp")
+DOUBLES = ("lse_s_ptr", "lse_t_ptr", "statistics_ptr", "grads_ptr", "coefficients_ptr")
 
 
 def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """Types of the arguments of a kernel, and which of them are multiples of 16."""
     student, teacher, gradient = v.dtypes
-    pointers = {"s_ptr": student, "t_ptr": teacher, "out_ptr": gradient}
+    pointers = dict.fromkeys(DOUBLES, "fp64") | {"s_ptr": student, "t_ptr": teacher}
+    pointers["out_ptr"] = gradient if v.kernel == "vjp" else "fp64"
     pair = (v.number, v.number)
-    groups = {
-        "s_cap": pair,
-        "t_cap": pair,
-        "tilts": (pair,) * len(v.spec.tilts),
-        "omegas": (v.number,) * len(v.spec.mixtures),
-        "inv_t": v.number,
-    }
+    groups = dict.fromkeys(("s_cap", "t_cap", "inv_t"), pair)
+    groups["parameters"] = ((pair,) * 3,) * len(v.spec.extras)
     types, multiples, unspecialised = {}, {}, kernel.do_not_specialize
     for i, name in enumerate(kernel.arg_names):
         aligned = v.aligned
@@ -134,11 +131,11 @@ def compiled(v: Variant, architecture: str) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = getattr(host.kernels(), f"{v.kernel}_kernel")
+    kernel = getattr(host.kernel_module(), f"{v.kernel}_kernel")
     constants = host.constants(v.kernel, v.spec, v.teacher, not v.split)
-    launch = triton_launch.launch_of(v.kernel, v.spec)
-    if v.kernel == "merge":
-        launch = triton_launch.Launch(host.MERGE_ROWS, host.MERGE_ROWS // 32, fill=0)
+    launch = launch_of(v.kernel, v.spec)
+    if v.kernel not in COLUMN_KERNELS:
+        launch = Launch(host.ROWS["BLOCK"], host.ROWS["num_warps"], fill=0)
     constants["BLOCK"] = launch.block
     types, multiples = signature(kernel, v, constants)
     source = ASTSource(kernel, types, constexprs=constants, attrs=multiples)
@@ -186,21 +183,34 @@ def variants(architecture: str) -> list[Variant]:
     return [v for v in VARIANTS if v.everywhere or architecture == ALL_FOR]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_no_variant_spills(architecture: str) -> None:
-    """In a process of its own: in this one the kernels may be interpreted."""
+@pytest.fixture(scope="module")
+def usage() -> dict[str, list[dict[str, Any]]]:
+    """What every variant uses, from other processes: in this one the kernels may be interpreted."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.backends.test_triton_compile", architecture]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    rows = [json.loads(line) for line in made.stdout.splitlines()]
+    command = [sys.executable, "-m", "tests.backends.test_triton_compile"]
+    halves = ([ALL_FOR], [name for name in ARCHITECTURES if name != ALL_FOR])
+    started = [
+        subprocess.Popen([*command, *names], env=environment, stdout=subprocess.PIPE, text=True)
+        for names in halves
+    ]
+    rows: dict[str, list[dict[str, Any]]] = {architecture: [] for architecture in ARCHITECTURES}
+    for process in started:
+        said, _ = process.communicate()
+        assert process.returncode == 0  # its error is printed
+        for row in map(json.loads, said.splitlines()):
+            rows[row.pop("architecture")].append(row)
+    return rows
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_variant_spills(architecture: str, usage: dict[str, list[dict[str, Any]]]) -> None:
+    rows = usage[architecture]
     print("\n".join(table(architecture, rows)))
-    assert len(rows) == len(variants(architecture))
     for v, row in zip(variants(architecture), rows, strict=True):
         assert row["spilled"] == 0, row
         assert row["shared"] <= 4096, row
-        if v.kernel != "merge" and v.aligned:
+        if v.kernel in COLUMN_KERNELS and v.aligned:
             assert row["wide loads"], row
 
 
@@ -214,5 +224,7 @@ def table(architecture: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    for variant in variants(sys.argv[1]):
-        print(json.dumps(compiled(variant, sys.argv[1])), flush=True)
+    for name in sys.argv[1:]:
+        for variant in variants(name):
+            row = {"architecture": name, **compiled(variant, name)}
+            print(json.dumps(row), flush=True)

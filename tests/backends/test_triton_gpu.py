@@ -10,7 +10,7 @@ import pytest
 from bgkernels.backends import BACKENDS
 from bgkernels.backends import triton as triton_backend
 from bgkernels.backends.triton import TritonBackend
-from bgkernels.rows.spec import Mixture, Tilt
+from bgkernels.rows.extras import Mixture, Tempered, Tilt
 from tests import on_gpu
 
 pytest.importorskip("triton")
@@ -45,12 +45,14 @@ def test_graph_capture_and_replay() -> None:
 
 def test_sizes_and_numbers_compile_nothing_new() -> None:
     def compiled() -> int:
-        made = [k for k in vars(triton_backend.kernels()).values() if hasattr(k, "device_caches")]
+        made = [
+            k for k in vars(triton_backend.kernel_module()).values() if hasattr(k, "device_caches")
+        ]
         return sum(len(cache[0]) for kernel in made for cache in kernel.device_caches.values())
 
     def run(rows: int, vocab: int, temperature: float, a: float) -> None:
         case = on_gpu.on_device(rows, vocab)
-        extras = (Tilt(0, a), Mixture(a))
+        extras = (Tilt(0, a), Tempered(a), Mixture(a))
         case.spec = replace(case.spec, temperature=temperature, extras=extras)
         on_gpu.primitives(TritonBackend(), case)
 

@@ -27,16 +27,14 @@ class Emulated(NativeBackend):
 
     Args:
         splits: blocks that share a row.
-        ranks: blocks that hold a row in shared memory, where both passes are one launch; None as
-            the size of the row asks for, 0 for none.
     """
 
-    def __init__(self, splits: int = 1, ranks: int | None = None) -> None:
-        self.module, self.splits, self.ranks = module(), splits, ranks
+    def __init__(self, splits: int = 1) -> None:
+        self.module, self.splits = module(), splits
 
     def kernels(self, device: torch.device) -> Cuda:
         """Those of csrc/cuda."""
-        return Cuda(device, self.module, self.splits, self.ranks)
+        return Cuda(device, self.module, self.splits)
 
 
 @functools.cache

@@ -1,8 +1,10 @@
-// The CUDA backend on the host, as a module beside bgkernels.backends.native._C, whose Spec, Logits and Tile it
+// The CUDA backend on the host, as a module beside bgkernels.backends.native._C, whose Spec it
 // takes.
 #include "bind_cuda.cpp"
 #include "cuda/absorb.cu"
-#include "cuda/composed.cu"
+#include "cuda/finalize.cu"
+#include "cuda/fold.cu"
+#include "cuda/pairs.cu"
 #include "cuda/vjp.cu"
 
 PYBIND11_MODULE(cuda_emulated, m) {

@@ -271,7 +271,7 @@ def test_real_logits() -> None:
 
 
 def weights(routing: str, z: Tensor, t: Tensor, target: Tensor, **params: object) -> Tensor:
-    row = oracle._rows(z, t, target, (1.0, -100, None, True))
+    row = oracle._rows(z, t, target, (-100, None, True))
     return torch.stack(oracle.POLICIES[routing](row, **params)[:2])
 
 

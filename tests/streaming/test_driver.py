@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import bgkernels as bg
 from bgkernels.backends import BACKENDS
-from bgkernels.streaming import driver, products
+from bgkernels.backends.native import products
+from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan, Workload, plan
 from tests.conftest import Tiling
 

@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bgkernels.streaming.sources import Source
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bgkernels.backends import BACKENDS
+from bgkernels.backends.native import products
 from bgkernels.distributed import Shard
 from bgkernels.rows.spec import RowSpec, Tilt
-from bgkernels.streaming import driver, products
+from bgkernels.streaming import driver
 from bgkernels.streaming.driver import Call, Rows
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.planner import COST, Plan, Workload, plan
-from bgkernels.streaming.sources import Source
 
 sizes = st.integers(1, 300)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.backends.native import products, ways
 from bgkernels.backends.native.call import DTYPES, MISSING
-from bgkernels.streaming import gemm, products, ways
+from bgkernels.streaming import gemm
 from tests.conftest import Tiling
 
 BLOCKED = products.way("brgemm", torch.bfloat16)

@@ -4,56 +4,81 @@ A status other than 0 is an error (``csrc/row_args.h``). The submodule ``cuda``,
 primitives for device memory, is there where it was built with CUDA.
 """
 
-MAX_TILTS: int
+MAX_EXTRAS: int
+
+Rows = tuple[int, int, int, int]
+"""Logits: address, row stride, columns, dtype; address 0 for no such model."""
+Corner = tuple[int, int, int]
+"""Rows of a tile, its first row and column."""
+Numbers = tuple[int, int]
+"""A matrix of one number a row in each of its rows: address and stride."""
 
 class Spec:
     def __init__(
         self,
         *,
+        columns: int,
         compared: int,
         temperature: float,
         shared_softmax: bool,
         logit_sum: bool,
         rule: int,
         key: int,
-        tilts: list[tuple[float, float, bool]],
-        omegas: list[float],
-        total_variation: bool,
+        student: tuple[float, float],
+        teacher: tuple[float, float],
+        extras: list[tuple[int, float, float, bool]],
     ) -> None: ...
 
-class Logits:
-    def __init__(
-        self,
-        data: int,
-        row_stride: int,
-        columns: int,
-        dtype: int,
-        scale: float = 1.0,
-        cap: float = 0.0,
-    ) -> None: ...
-
-class Tile:
-    def __init__(
-        self,
-        student: Logits,
-        teacher: Logits | None,
-        rows: int,
-        first_row: int,
-        first_column: int,
-    ) -> None: ...
-
-# Addresses: of floats and ints, a stride each; of sums, and their stride; of two normalisers; of
-# row, tilt and pair coefficients.
-Columns = tuple[int, int, int, int]
-Sums = tuple[int, int]
-Normalisers = tuple[int, int]
-Factors = tuple[int, int, int]
-
-def absorb(spec: Spec, tile: Tile, state: Columns, labels: int, threads: int) -> int: ...
-def absorb_pairs(spec: Spec, tile: Tile, sums: Sums, lse: Normalisers, threads: int) -> int: ...
-def vjp(
-    spec: Spec, tile: Tile, out: Logits, factors: Factors, labels: int, threads: int
+def absorb(
+    spec: Spec,
+    student: Rows,
+    teacher: Rows,
+    corner: Corner,
+    floats: Numbers,
+    ints: Numbers,
+    labels: int,
+    threads: int,
 ) -> int: ...
+def absorb_pairs(
+    spec: Spec,
+    student: Rows,
+    teacher: Rows,
+    corner: Corner,
+    floats: Numbers,
+    labels: int,
+    lse_s: int,
+    lse_t: int,
+    threads: int,
+) -> int: ...
+def finalize(
+    spec: Spec,
+    rows: int,
+    floats: Numbers,
+    ints: Numbers,
+    labels: int,
+    out: Numbers,
+    threads: int,
+) -> int: ...
+def fold(
+    spec: Spec,
+    rows: int,
+    statistics: Numbers,
+    grads: Numbers,
+    labels: int,
+    out: Numbers,
+    threads: int,
+) -> int: ...
+def vjp(
+    spec: Spec,
+    student: Rows,
+    teacher: Rows,
+    corner: Corner,
+    out: Rows,
+    factors: Numbers,
+    labels: int,
+    threads: int,
+) -> int: ...
+
 # Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
 # columns; of the result, its stride, whether it is bf16, whether to add to it.
 MicroKernels = tuple[int, int]

@@ -4,8 +4,8 @@ On the CPU, the instruction set is chosen at import by what the processor has;
 ``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are shared out among
 ``torch.get_num_threads()`` threads, and results do not depend on their number.
 
-The CUDA kernels (:mod:`.native_cuda`) are there if a CUDA compiler was found at build time. No GPU
-has run them yet, so that ``backend="auto"`` prefers Triton there.
+The CUDA kernels (:mod:`.cuda`) are there if a CUDA compiler was found at build time. No GPU has run
+them yet, so that ``backend="auto"`` prefers Triton there.
 """
 
 from __future__ import annotations
@@ -13,20 +13,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Composed, Tile
-from bgkernels.backends.native.call import DTYPES, MISSING, Call, Kernels, doubles, is_dense
+from bgkernels.backends.base import Tile
+from bgkernels.backends.native.call import (
+    DTYPES,
+    MISSING,
+    Kernels,
+    Normalisers,
+    dense,
+    is_dense,
+)
 from bgkernels.backends.native.cpu import Cpu
 from bgkernels.backends.native.cuda import Cuda, unusable
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
-from bgkernels.rows.vjp import Coefficients
+
+CPU = Cpu()
 
 
 class NativeBackend:
     """See :class:`bgkernels.backends.base.Backend`.
 
-    Logits whose inner stride is not 1 are copied first; rows may have any stride. Normalisers and
-    coefficients may be fp64: the kernels read them so, and lose no digit of a large one.
+    Logits whose inner stride is not 1 are copied first; rows may have any stride.
     """
 
     name = "native"
@@ -45,52 +52,50 @@ class NativeBackend:
 
     def kernels(self, device: torch.device) -> Kernels:
         """Those of a device."""
-        return Cpu() if device.type == "cpu" else Cuda(device)
+        return CPU if device.type == "cpu" else Cuda(device)
 
-    def absorb_(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
-        """Pass 1."""
-        floats = _columns("state.floats", state.floats)
-        call, labels = Call(tile, spec), labels.contiguous()
-        _check(self.kernels(floats.device).absorb(call, floats, state.ints, labels))
-
-    def absorb_pairs_(
-        self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
+    def absorb_(
+        self,
+        state: RowState,
+        tile: Tile,
+        labels: Tensor,
+        spec: RowSpec,
+        normalisers: Normalisers | None = None,
     ) -> None:
-        """Pass 1, second read."""
-        call, sums = Call(tile, spec), _columns("sums", sums)
-        lse_s, lse_t = doubles(lse_s), doubles(lse_t)
-        _check(self.kernels(sums.device).absorb_pairs(call, sums, lse_s, lse_t))
+        """Pass 1, of which the second read needs both normalisers."""
+        floats = state.floats
+        if floats.dtype != torch.float32 or not is_dense(floats):
+            raise ValueError(
+                f"`state.floats` must be float32 with an inner stride of 1; got {floats.dtype}, "
+                f"strides {floats.stride()}"
+            )
+        kernels, tile, labels = self.kernels(floats.device), dense(tile), labels.contiguous()
+        if normalisers is None:
+            status = kernels.absorb(state, tile, labels, spec)
+        else:
+            status = kernels.absorb_pairs(state, tile, labels, spec, normalisers)
+        _check(status)
 
-    def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
-        """Pass 2."""
-        dense = out if is_dense(out) else out.new_empty(out.shape)
-        call, labels = Call(tile, spec), coefficients.labels.contiguous()
-        given = (coefficients.row, coefficients.tilts, coefficients.pairs)
-        row, tilts, pairs = map(doubles, given)
-        _check(self.kernels(out.device).vjp(call, dense, row, tilts, pairs, labels))
-        if dense is not out:
-            out.copy_(dense)
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
+        """State to statistics."""
+        _check(self.kernels(out.device).finalize(state, labels.contiguous(), spec, out))
 
-    def compose(
-        self, state: RowState, sums: Tensor, out: Tensor, tile: Tile, labels: Tensor, loss: Composed
-    ) -> Tensor | str:
-        """All passes in one launch, on a GPU."""
+    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
+        """Derivatives to coefficients of pass 2."""
+        out = statistics.new_empty(spec.factor_count, statistics.size(1))
         kernels = self.kernels(out.device)
-        if not isinstance(kernels, Cuda):
-            return "a CPU takes separate passes"
-        if not is_dense(out):
-            return "the gradient's inner stride is not 1"
-        _columns("state.floats", state.floats)
-        call = Call(tile, loss.spec)
-        return kernels.compose(call, out, state, sums, labels.contiguous(), loss)
+        _check(kernels.fold(statistics, grads, labels.contiguous(), spec, out))
+        return out
 
-
-def _columns(name: str, x: Tensor) -> Tensor:
-    if x.dtype == torch.float32 and is_dense(x):
-        return x
-    raise ValueError(
-        f"`{name}` must be float32 with an inner stride of 1; got {x.dtype}, strides {x.stride()}"
-    )
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> None:
+        """Pass 2."""
+        gradient = out if is_dense(out) else out.new_empty(out.shape)
+        kernels, tile = self.kernels(out.device), dense(tile)
+        _check(kernels.vjp(gradient, tile, coefficients, labels.contiguous(), spec))
+        if gradient is not out:
+            out.copy_(gradient)
 
 
 def _check(status: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from bgkernels.backends.base import Tile
 from bgkernels.rows.sampling import key_of
-from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.state import RowState
 
 try:
     from bgkernels.backends.native import _C
@@ -20,72 +22,89 @@ except ImportError as error:
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RULES = {"index": 0, "argmax": 1, "sample": 2}
-
-
-class Call:
-    """The arguments that all primitives share; keeps alive what they point to."""
-
-    def __init__(self, tile: Tile, spec: RowSpec) -> None:
-        if len(spec.tilts) > _C.MAX_TILTS:
-            raise NotImplementedError(
-                f"the native backend takes at most {_C.MAX_TILTS} tilts in one objective, got "
-                f"{len(spec.tilts)}: use backend='eager'"
-            )
-        self.mixtures = len(spec.mixtures)
-        self.student = _rows(tile.student)
-        self.teacher = None if tile.teacher is None else _rows(tile.teacher)
-        self.spec = _C.Spec(
-            compared=spec.compared,
-            temperature=spec.temperature,
-            shared_softmax=spec.shared_softmax,
-            logit_sum=spec.logit_sum,
-            rule=RULES[spec.label_rule],
-            key=key_of(spec.seed),
-            tilts=[(t.a, t.b, t.moments) for t in spec.tilts],
-            omegas=[m.omega for m in spec.mixtures],
-            total_variation=spec.total_variation,
-        )
-        self.tile = _C.Tile(
-            student=logits(self.student, spec.student),
-            teacher=None if self.teacher is None else logits(self.teacher, spec.teacher),
-            rows=self.student.shape[0],
-            first_row=tile.first_row,
-            first_column=tile.first_column,
-        )
+Normalisers = tuple[Tensor, Tensor]
 
 
 class Kernels(Protocol):
-    """The primitives on one device. Each returns a status (``csrc/row_args.h``), 0 for success."""
+    """The primitives on one device. Each returns a status (``csrc/row_args.h``), 0 for success.
 
-    def absorb(self, call: Call, floats: Tensor, ints: Tensor, labels: Tensor) -> int:
-        """Pass 1."""
+    Logits have an inner stride of 1, normalisers and coefficients are in fp64, labels contiguous.
+    """
 
-    def absorb_pairs(self, call: Call, sums: Tensor, lse_s: Tensor, lse_t: Tensor) -> int:
-        """Pass 1, second read; normalisers in fp64."""
+    def absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> int:
+        """Pass 1, first read."""
 
-    def vjp(self, call: Call, out: Tensor, *given: Tensor) -> int:
-        """Pass 2; ``given`` are row, tilt and pair coefficients in fp64, and labels."""
+    def absorb_pairs(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, normalisers: Normalisers
+    ) -> int:
+        """Pass 1, second read."""
+
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> int:
+        """State to statistics."""
+
+    def fold(
+        self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec, out: Tensor
+    ) -> int:
+        """Derivatives to coefficients, which ``out`` receives."""
+
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> int:
+        """Pass 2."""
 
 
-def logits(x: Tensor, cap: Cap) -> _C.Logits:
-    """A matrix as the kernels see it."""
-    return _C.Logits(x.data_ptr(), x.stride(0), x.shape[1], DTYPES[x.dtype], cap.scale, cap.cap)
+@functools.lru_cache(maxsize=256)
+def compiled(spec: RowSpec) -> _C.Spec:
+    """What the kernels are told of a specification, once for all its tiles."""
+    if len(spec.extras) > _C.MAX_EXTRAS:
+        raise NotImplementedError(
+            f"the native backend takes at most {_C.MAX_EXTRAS} extra statistics in one objective, "
+            f"got {len(spec.extras)}: use backend='eager'"
+        )
+    return _C.Spec(
+        columns=spec.columns,
+        compared=spec.compared,
+        temperature=spec.temperature,
+        shared_softmax=spec.shared_softmax,
+        logit_sum=spec.logit_sum,
+        rule=RULES[spec.label_rule],
+        key=key_of(spec.seed),
+        student=(spec.student.scale, spec.student.cap),
+        teacher=(spec.teacher.scale, spec.teacher.cap),
+        extras=[
+            (extra.kind, float(a), float(b), bool(moments))
+            for extra in spec.extras
+            for a, b, moments in (extra.parameters,)
+        ],
+    )
 
 
-def strided(x: Tensor) -> tuple[int, int]:
-    """Address and stride of the columns of a state."""
+def rows_of(x: Tensor | None) -> _C.Rows:
+    """Address, row stride, columns and dtype of a matrix of logits; zeros for none."""
+    if x is None:
+        return 0, 0, 0, 0
+    return x.data_ptr(), x.stride(0), x.size(1), DTYPES[x.dtype]
+
+
+def corner_of(tile: Tile) -> _C.Corner:
+    """Number of rows, first row and first column of a tile."""
+    return tile.student.size(0), tile.first_row, tile.first_column
+
+
+def numbers_of(x: Tensor) -> _C.Numbers:
+    """Address and stride of a matrix of one number a row in each of its rows."""
     return x.data_ptr(), x.stride(0)
 
 
 def is_dense(x: Tensor) -> bool:
     """Whether rows have an inner stride of 1."""
-    return x.stride(1) == 1 or x.shape[1] <= 1
+    return x.stride(1) == 1 or x.size(1) <= 1
 
 
-def doubles(x: Tensor) -> Tensor:
-    """In fp64, contiguous."""
-    return x.to(torch.float64).contiguous()
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if is_dense(x) else x.contiguous()
+def dense(tile: Tile) -> Tile:
+    """The same tile with an inner stride of 1."""
+    student, teacher = tile.student, tile.teacher
+    if is_dense(student) and (teacher is None or is_dense(teacher)):
+        return tile
+    teacher = None if teacher is None else teacher.contiguous()
+    return Tile(student.contiguous(), teacher, tile.first_row, tile.first_column)

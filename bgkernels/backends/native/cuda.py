@@ -5,15 +5,21 @@ from __future__ import annotations
 import functools
 import math
 from contextlib import AbstractContextManager
-from dataclasses import astuple
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Composed
-from bgkernels.backends.native.call import MISSING, Call, doubles, logits, strided
-from bgkernels.rows.spec import CLOSED_WEIGHTS, Cap
+from bgkernels.backends.base import Tile
+from bgkernels.backends.native.call import (
+    MISSING,
+    Normalisers,
+    compiled,
+    corner_of,
+    numbers_of,
+    rows_of,
+)
+from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
 
 BLOCKS = 16
@@ -31,97 +37,72 @@ class Cuda:
         device: of the tensors; it need not be the current one.
         module: instead of ``bgkernels.backends.native._C.cuda``.
         splits: blocks that share a row, instead of what the number of rows asks for.
-        ranks: blocks that hold a row in shared memory in :meth:`compose`, instead of what its size
-            asks for; 0 for none.
     """
 
-    def __init__(
-        self, device: torch.device, module: Any = None, splits: int | None = None,
-        ranks: int | None = None,
-    ) -> None:  # fmt: skip
-        self.device, self.splits, self.ranks = device, splits, ranks
+    def __init__(self, device: torch.device, module: Any = None, splits: int | None = None) -> None:
+        self.device, self.splits = device, splits
         self.module = _module() if module is None else module
 
-    def absorb(self, call: Call, floats: Tensor, ints: Tensor, labels: Tensor) -> int:
-        """Pass 1."""
-        if call.mixtures > self.module.MAX_MIXTURES:
-            raise NotImplementedError(
-                f"the native backend takes at most {self.module.MAX_MIXTURES} mixtures in one "
-                f"objective on a GPU, got {call.mixtures}: use backend='eager'"
-            )
-        splits = self._splits(call.student)
-        made = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in (floats, ints)]
-        parts = (splits, *(x.data_ptr() for x in made))
-        columns = (*strided(floats), *strided(ints))
+    def absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> int:
+        """Pass 1, first read."""
+        splits = self._splits(tile.student)
+        parts = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in _matrices(state)]
         with self._current():
             status = self.module.absorb(
-                call.spec, call.tile, columns, labels.data_ptr(), parts, self._place()
-            )
+                compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
+                numbers_of(state.floats), numbers_of(state.ints), labels.data_ptr(),
+                splits, *(x.data_ptr() for x in parts), self._place(),
+            )  # fmt: skip
         return self._checked(status)
 
-    def absorb_pairs(self, call: Call, sums: Tensor, lse_s: Tensor, lse_t: Tensor) -> int:
+    def absorb_pairs(
+        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, normalisers: Normalisers
+    ) -> int:
         """Pass 1, second read."""
-        if call.teacher is None:
+        if tile.teacher is None:
             return 0
-        splits = self._splits(call.teacher)
-        out = sums.new_empty(splits, *sums.shape) if splits > 1 else sums[None]
-        to, lse = (out.data_ptr(), out.stride(1)), (lse_s.data_ptr(), lse_t.data_ptr())
+        lse_s, lse_t = normalisers
+        splits, floats = self._splits(tile.teacher), state.floats
+        parts = floats.new_empty(splits if splits > 1 else 0, *floats.shape)
         with self._current():
-            status = self.module.absorb_pairs(call.spec, call.tile, to, lse, splits, self._place())
-        if splits > 1 and not status:
-            sums += out.sum(0)
+            status = self.module.absorb_pairs(
+                compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
+                numbers_of(floats), labels.data_ptr(), lse_s.data_ptr(), lse_t.data_ptr(),
+                splits, parts.data_ptr(), self._place(),
+            )  # fmt: skip
         return self._checked(status)
 
-    def vjp(self, call: Call, out: Tensor, *given: Tensor) -> int:
-        """Pass 2; ``given`` are row, tilt and pair coefficients and labels."""
-        row, tilts, pairs, labels = (x.data_ptr() for x in given)
-        made, splits = logits(out, Cap()), self._splits(out)
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> int:
+        """State to statistics."""
+        with self._current():
+            status = self.module.finalize(
+                compiled(spec), out.size(1), numbers_of(state.floats), numbers_of(state.ints),
+                labels.data_ptr(), numbers_of(out), self._place(),
+            )  # fmt: skip
+        return self._checked(status)
+
+    def fold(
+        self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec, out: Tensor
+    ) -> int:
+        """Derivatives to coefficients."""
+        with self._current():
+            status = self.module.fold(
+                compiled(spec), out.size(1), numbers_of(statistics), numbers_of(grads),
+                labels.data_ptr(), numbers_of(out), self._place(),
+            )  # fmt: skip
+        return self._checked(status)
+
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> int:
+        """Pass 2."""
         with self._current():
             status = self.module.vjp(
-                call.spec, call.tile, made, (row, tilts, pairs), labels, splits, self._place()
-            )
-        return self._checked(status)
-
-    def compose(
-        self, call: Call, out: Tensor, state: RowState, sums: Tensor, labels: Tensor, loss: Composed
-    ) -> Tensor | str:
-        """Losses of the rows, from all passes in one launch, or the reason for separate ones."""
-        if reason := self.module.separate(call.spec, call.tile):
-            return str(reason)
-        form, weights = loss.form, loss.form.weights
-        objective = self.module.Objective(
-            divergence=astuple(form.divergence),
-            policy=CLOSED_WEIGHTS.index(weights.kind),
-            hard=weights.hard,
-            soft=weights.soft,
-            tau=weights.tau,
-            sharpness=weights.sharpness,
-            reversed=weights.reversed,
-            label_smoothing=form.label_smoothing,
-            z_loss=form.z_loss,
-        )
-        scale = doubles(loss.scale)
-        losses = torch.empty_like(scale)
-        columns, made = (*strided(state.floats), *strided(state.ints)), logits(out, Cap())
-        with self._current():
-            ranks, _ = self.residence(call)
-            status = self.module.compose(
-                call.spec, call.tile, made, objective, columns, strided(sums), labels.data_ptr(),
-                (scale.data_ptr(), losses.data_ptr()), ranks, self._place(),
+                compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
+                rows_of(out), numbers_of(coefficients), labels.data_ptr(), self._splits(out),
+                self._place(),
             )  # fmt: skip
-        if self._checked(status):
-            raise RuntimeError(f"the compiled module refused its arguments, status {status}")
-        return losses
-
-    def residence(self, call: Call) -> tuple[int, str | None]:
-        """Blocks whose shared memory holds a row in :meth:`compose`, or 0 and the reason why not.
-
-        A row that is not held is read again by every pass.
-        """
-        if self.ranks is not None:
-            return self.ranks, None
-        blocks, reason = self.module.residence(call.tile, self._place())
-        return blocks, reason
+        return self._checked(status)
 
     def _splits(self, x: Tensor) -> int:
         rows, columns = x.shape
@@ -144,6 +125,10 @@ class Cuda:
                 f"CUDA refused a kernel on {self.device}: {self.module.error(status)}"
             )
         return status
+
+
+def _matrices(state: RowState) -> tuple[Tensor, Tensor]:
+    return state.floats, state.ints
 
 
 def unusable(device: torch.device) -> str | None:

@@ -1,34 +1,34 @@
 """Triton on CUDA and HIP devices, and in Triton's interpreter on CPU tensors.
 
-The kernels are in :mod:`.triton_kernels`, their arithmetic in :mod:`.triton_math`. Nothing of
-Triton is imported before a call needs it.
+Kernels are in :mod:`.absorb`, :mod:`.reread`, :mod:`.statistics` and :mod:`.vjp`, what they know of
+each statistic in :mod:`.extras`. Nothing of Triton is imported before a call needs it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import math
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Normalisers, Tile
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
 from bgkernels.rows.sampling import key_of
-from bgkernels.rows.spec import Cap, RowSpec, Tilt
+from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import RowState
-from bgkernels.rows.vjp import Coefficients
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 RULES = {"index": 0, "argmax": 1, "sample": 2}
-MERGE_ROWS = 128
-"""Rows a program of the merge kernel: one a thread."""
+ROWS = {"BLOCK": 32, "num_warps": 1}
+"""Of kernels that have a thread for each row: small programs, since fp64 units are few."""
 
 
 class TritonBackend:
@@ -61,103 +61,129 @@ class TritonBackend:
             if major < 8:
                 return f"it needs compute capability 8.0 or newer, got {major}.{minor}"
         reason = _import_error()
-        if reason is None and device.type == "cpu" and not hasattr(kernels().exp, "rewrite"):
+        if reason is None and device.type == "cpu" and not hasattr(kernel_module().exp, "rewrite"):
             return "TRITON_INTERPRET=1 was set after triton had been imported"
         return reason
 
-    def absorb_(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
-        """Pass 1."""
-        if not tile.student.numel():
-            return
-        labels = labels.contiguous()
-
-        def trial(launch: Launch) -> None:
-            scratch = RowState(state.floats.clone(), state.ints.clone())
-            self._absorb(scratch, tile, labels, spec, launch)
-
-        self._absorb(state, tile, labels, spec, self._launch("absorb", spec, tile, trial))
-
-    def _absorb(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, launch: Launch
+    def absorb_(
+        self,
+        state: RowState,
+        tile: Tile,
+        labels: Tensor,
+        spec: RowSpec,
+        normalisers: Normalisers | None = None,
     ) -> None:
-        rows, width = tile.student.shape
-        floats, ints = _columns("state", state.floats), _columns("state", state.ints)
-        plan = self._plan(launch, tile, width)
-        if plan.splits > 1:
-            floats = floats.new_empty(plan.splits, *floats.shape)
-            ints = ints.new_empty(plan.splits, *ints.shape)
-        key = key_of(spec.seed)
-        inv_t, *caps = _numbers(spec)
-        with _on(labels.device):
-            kernels().absorb_kernel[rows, plan.splits](
-                *_logits(tile), labels, floats, ints, rows, width, tile.compared, plan.blocks,
+        """Pass 1, one tile; with normalisers, its second read."""
+        _contiguous("state", state.floats, state.ints)
+        labels = labels.contiguous()
+        if normalisers is not None:
+            if tile.teacher is not None and tile.teacher.numel():
+                self._reread(state.floats, tile, labels, spec, normalisers)
+        elif tile.student.numel():
+            self._absorb(state, tile, labels, spec)
+
+    def _absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
+        def run(launch: Launch, floats: Tensor, ints: Tensor) -> None:
+            (rows, width), plan = tile.student.shape, self._plan(launch, tile, tile.student)
+            parts = _parts(plan.splits, floats), _parts(plan.splits, ints)
+            inv_t, *caps = _numbers(spec)
+            key = key_of(spec.seed)
+            kernel_module().absorb_kernel[rows, plan.splits](
+                *_logits(tile), labels, *parts, rows, width, tile.compared, plan.blocks,
                 tile.first_row, tile.first_column, key - (key >> 31 << 32),
-                inv_t, *caps, _tilts(spec),
+                inv_t, *caps, _parameters(spec),
                 **constants("absorb", spec, tile.teacher is not None, plan.splits == 1),
-                **plan.how,
+                **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
-                kernels().merge_kernel[math.ceil(rows / MERGE_ROWS),](
-                    state.floats, state.ints, floats, ints, labels, rows, plan.splits,
-                    inv_t, _tilts(spec), **constants("merge", spec), BLOCK=MERGE_ROWS,
-                    num_warps=MERGE_ROWS // 32,
+                kernel_module().merge_kernel[blocks_of(rows)](
+                    floats, ints, *parts, labels, rows, plan.splits, inv_t, _parameters(spec),
+                    **constants("merge", spec), **ROWS,
                 )  # fmt: skip
 
-    def absorb_pairs_(
-        self, sums: Tensor, tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
+        def trial(launch: Launch) -> None:
+            run(launch, state.floats.clone(), state.ints.clone())
+
+        with _on(labels.device):
+            run(self._launch("absorb", spec, tile, trial), state.floats, state.ints)
+
+    def _reread(
+        self, sums: Tensor, tile: Tile, labels: Tensor, spec: RowSpec, normalisers: Normalisers
     ) -> None:
-        """Pass 1, second read."""
-        if tile.teacher is None or not tile.teacher.numel():
-            return
-        lse = (_two_floats(lse_s), _two_floats(lse_t))
+        assert tile.teacher is not None
+        columns = tile.teacher
+
+        def run(launch: Launch, sums: Tensor) -> None:
+            (rows, width), plan = columns.shape, self._plan(launch, tile, columns)
+            part = _parts(plan.splits, sums)
+            kernel_module().reread_kernel[rows, plan.splits](
+                *_logits(tile), labels, *normalisers, part, rows, width, plan.blocks,
+                *_numbers(spec), _parameters(spec),
+                **constants("reread", spec, resume=plan.splits == 1), **plan.options,
+            )  # fmt: skip
+            if plan.splits > 1:
+                kernel_module().add_kernel[blocks_of(rows)](
+                    sums, part, labels, rows, plan.splits, **constants("add", spec), **ROWS
+                )
 
         def trial(launch: Launch) -> None:
-            self._absorb_pairs(sums.clone(), tile, lse, spec, launch)
+            run(launch, sums.clone())
 
-        self._absorb_pairs(sums, tile, lse, spec, self._launch("pairs", spec, tile, trial))
+        with _on(labels.device):
+            run(self._launch("reread", spec, tile, trial), sums)
 
-    def _absorb_pairs(
-        self, sums: Tensor, tile: Tile, lse: tuple[Tensor, Tensor], spec: RowSpec, launch: Launch
-    ) -> None:
-        rows, width, out = len(tile.student), tile.compared, _columns("sums", sums)
-        plan = self._plan(launch, tile, width)
-        if plan.splits > 1:
-            out = sums.new_empty(plan.splits, *sums.shape)
-        with _on(sums.device):
-            kernels().pairs_kernel[rows, plan.splits](
-                *_logits(tile), *lse, out, rows, width, plan.blocks,
-                *_numbers(spec), _omegas(spec),
-                **constants("pairs", spec, resume=plan.splits == 1), **plan.how,
+    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
+        """State to statistics."""
+        _contiguous("state", state.floats, state.ints)
+        rows = len(labels)
+        if not rows:
+            return
+        with _on(labels.device):
+            kernel_module().finalize_kernel[blocks_of(rows)](
+                state.floats, state.ints, labels.contiguous(), out, out.stride(0), rows,
+                spec.columns, spec.compared, _numbers(spec)[0], _parameters(spec),
+                **constants("finalize", spec, spec.compared > 0), **ROWS,
             )  # fmt: skip
-        if plan.splits > 1:
-            sums += out.sum(0)
 
-    def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
-        """Pass 2."""
+    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
+        """Derivatives to coefficients."""
+        rows = statistics.shape[1]
+        out = statistics.new_empty(spec.factor_count, rows)
+        if not rows:
+            return out
+        with _on(out.device):
+            kernel_module().fold_kernel[blocks_of(rows)](
+                statistics, statistics.stride(0), grads, grads.stride(0), out, rows,
+                spec.columns, _numbers(spec)[0], _parameters(spec),
+                **constants("fold", spec), **ROWS,
+            )  # fmt: skip
+        return out
+
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> None:
+        """Pass 2, one tile."""
         if not out.numel():
             return
-        dense, c = _rows(out), coefficients
-        given = [_floats(c.row), c.labels.contiguous(), _floats(c.tilts), _floats(c.pairs)]
+        _contiguous("coefficients", coefficients)
+        dense, labels = _rows(out), labels.contiguous()
+
+        def run(launch: Launch, out: Tensor) -> None:
+            (rows, width), plan = out.shape, self._plan(launch, tile, out)
+            kernel_module().vjp_kernel[rows, plan.splits](
+                out, out.stride(0), *_logits(tile), coefficients, labels,
+                rows, width, tile.compared, plan.blocks, tile.first_column,
+                *_numbers(spec), _parameters(spec),
+                **constants("vjp", spec, tile.teacher is not None), **plan.options,
+            )  # fmt: skip
 
         def trial(launch: Launch) -> None:
-            self._vjp(torch.empty_like(dense), tile, given, spec, launch)
+            run(launch, torch.empty_like(dense))
 
-        self._vjp(dense, tile, given, spec, self._launch("vjp", spec, tile, trial))
+        with _on(out.device):
+            run(self._launch("vjp", spec, tile, trial), dense)
         if dense is not out:
             out.copy_(dense)
-
-    def _vjp(
-        self, out: Tensor, tile: Tile, given: list[Tensor], spec: RowSpec, launch: Launch
-    ) -> None:
-        rows, width = out.shape
-        plan = self._plan(launch, tile, width)
-        with _on(out.device):
-            kernels().vjp_kernel[rows, plan.splits](
-                out, out.stride(0), *_logits(tile), *given,
-                rows, width, tile.compared, plan.blocks, tile.first_column,
-                *_numbers(spec), _tilts(spec), _omegas(spec),
-                **constants("vjp", spec, tile.teacher is not None), **plan.how,
-            )  # fmt: skip
 
     def _launch(
         self, kernel: str, spec: RowSpec, tile: Tile, trial: Callable[[Launch], None]
@@ -170,12 +196,13 @@ class TritonBackend:
         kind = f"{dtypes} {constants(kernel, spec, tile.teacher is not None)}"
         return tuned(path, kernel, kind, default, device, trial)
 
-    def _plan(self, launch: Launch, tile: Tile, width: int) -> _Plan:
-        blocks = math.ceil(width / launch.block)
+    def _plan(self, launch: Launch, tile: Tile, columns: Tensor) -> _Plan:
+        rows, width = columns.shape
+        blocks = ceil(width / launch.block)
         warps = launch.fill * _processors(tile.student.device)
-        splits = self.splits or math.ceil(warps / (len(tile.student) * launch.warps))
-        each = math.ceil(blocks / min(splits, blocks))
-        return _Plan(math.ceil(blocks / each), each, launch)
+        splits = self.splits or ceil(warps / (rows * launch.warps))
+        each = ceil(blocks / min(splits, blocks))
+        return _Plan(ceil(blocks / each), each, launch)
 
 
 @dataclass(frozen=True)
@@ -193,7 +220,7 @@ class _Plan:
     launch: Launch
 
     @property
-    def how(self) -> dict[str, int]:
+    def options(self) -> dict[str, int]:
         cuda = torch.version.hip is None
         return {"BLOCK": self.launch.block, **self.launch.options(cuda)}
 
@@ -204,11 +231,11 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def kernels() -> ModuleType:
+def kernel_module() -> ModuleType:
     """The module of the kernels, which imports Triton."""
-    from bgkernels.backends import triton_kernels
+    from bgkernels.backends.triton import kernels
 
-    return triton_kernels
+    return kernels
 
 
 @functools.cache
@@ -216,7 +243,7 @@ def _import_error() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: `pip install triton`"
     try:
-        kernels()
+        kernel_module()
     except Exception as error:  # whatever a broken installation raises is the reason
         return f"triton cannot be imported: {type(error).__name__}: {error}"
     return None
@@ -231,10 +258,13 @@ def _processors(device: torch.device) -> int:
 
 
 CONSTANTS = {
-    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM S_MAP T_MAP KINDS MOMENTS TILTS RESUME",
-    "merge": "SHARED RULE KINDS MOMENTS TILTS",
-    "pairs": "SHARED S_MAP T_MAP MIXTURES TOTAL_VARIATION RESUME",
-    "vjp": "HAS_TEACHER SHARED S_MAP T_MAP KINDS MOMENTS TILTS MIXTURES TOTAL_VARIATION",
+    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "merge": "SHARED RULE EXTRAS COLUMNS",
+    "reread": "SHARED S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "add": "EXTRAS COLUMNS",
+    "finalize": "HAS_TEACHER SHARED EXTRAS",
+    "fold": "SHARED EXTRAS",
+    "vjp": "HAS_TEACHER SHARED S_MAP T_MAP EXTRAS",
 }
 """What is compiled into each kernel."""
 
@@ -250,26 +280,31 @@ def constants(
         "LOGIT_SUM": spec.logit_sum,
         "S_MAP": _map(spec.student),
         "T_MAP": _map(spec.teacher),
-        "KINDS": tuple(map(_kind, spec.tilts)),
-        "MOMENTS": tuple(t.moments for t in spec.tilts),
-        "TILTS": len(spec.tilts),
-        "MIXTURES": len(spec.mixtures),
-        "TOTAL_VARIATION": spec.total_variation,
+        "EXTRAS": _extras(kernel, spec),
+        "COLUMNS": spec.sum_count,
         "RESUME": resume,
     }
     return {name: values[name] for name in CONSTANTS[kernel].split()}
 
 
+def _extras(kernel: str, spec: RowSpec) -> tuple[tuple[int, int, int, int], ...]:
+    """Kind, variant, first matrix row and their count, of each extra statistic.
+
+    Of the state in pass 1, where a read knows the sums of its own statistics alone; of what the
+    other kernels read.
+    """
+    places = {"fold": spec.fields, "vjp": spec.factors}.get(kernel, spec.sums)
+    read = {"absorb": False, "merge": False, "reread": True, "add": True}.get(kernel)
+    described = []
+    for extra, place in zip(spec.extras, places, strict=True):
+        count = place.stop - place.start if read in (None, extra.second_read) else 0
+        described.append((extra.kind, kernel_module().variant(extra), place.start, count))
+    return tuple(described)
+
+
 def _map(cap: Cap) -> int:
-    """``triton_math.RAW``, ``SCALED`` or ``CAPPED``."""
+    """``math.RAW``, ``SCALED`` or ``CAPPED``."""
     return 2 if cap.cap else int(cap.scale != 1)
-
-
-def _kind(tilt: Tilt) -> int:
-    """``triton_math.ANY``, ``BOTH``, ``TEACHER`` or ``STUDENT``."""
-    if min(tilt.a, tilt.b) < 0 or tilt.a == tilt.b == 0:
-        return 0
-    return 2 if tilt.a == 0 else 3 if tilt.b == 0 else 1
 
 
 def _on(device: torch.device) -> torch.cuda.device:
@@ -281,20 +316,20 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _two_floats(x: Tensor) -> Tensor:
-    """``(2, rows)`` whose sum is ``x``: differences of large logits keep their digits."""
-    high = x.to(torch.float32)
-    return torch.stack([high, (x - high).to(torch.float32)])
+def _contiguous(name: str, *tensors: Tensor) -> None:
+    for x in tensors:
+        if not x.is_contiguous():
+            raise ValueError(f"`{name}` must be contiguous, got strides {x.stride()}")
 
 
-def _floats(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+def _parts(splits: int, x: Tensor) -> Tensor:
+    """Where programs write: to ``x`` itself, or each to a matrix of its own."""
+    return x if splits == 1 else x.new_empty(splits, *x.shape)
 
 
-def _columns(name: str, x: Tensor) -> Tensor:
-    if x.dtype == torch.float64 or not x.is_contiguous():
-        raise ValueError(f"`{name}` must be contiguous fp32, got {x.dtype}, strides {x.stride()}")
-    return x
+def blocks_of(rows: int) -> tuple[int]:
+    """The grid of a kernel that has a thread for each row."""
+    return (ceil(rows / ROWS["BLOCK"]),)
 
 
 def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
@@ -306,16 +341,20 @@ def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
 
 # Run-time numbers are floats, always: an int would compile another variant.
 
+Number = tuple[float, float]
+"""What fp32 holds of a number, and the rest."""
 
-def _numbers(spec: RowSpec) -> tuple[float, tuple[float, float], tuple[float, float]]:
+
+def _numbers(spec: RowSpec) -> tuple[Number, Number, Number]:
     """``1/T``, and ``(scale, cap)`` of student and teacher."""
     s, t = ((float(c.scale), float(c.cap)) for c in (spec.student, spec.teacher))
-    return 1.0 / spec.temperature, s, t
+    return _number(1.0 / spec.temperature), s, t
 
 
-def _tilts(spec: RowSpec) -> tuple[tuple[float, float], ...]:
-    return tuple((float(t.a), float(t.b)) for t in spec.tilts)
+def _parameters(spec: RowSpec) -> tuple[tuple[Number, ...], ...]:
+    return tuple(tuple(map(_number, extra.parameters)) for extra in spec.extras)
 
 
-def _omegas(spec: RowSpec) -> tuple[float, ...]:
-    return tuple(float(m.omega) for m in spec.mixtures)
+def _number(x: float) -> Number:
+    (high,) = struct.unpack("f", struct.pack("f", x))
+    return high, x - high

@@ -55,10 +55,15 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
     if kernel == "absorb":
         # A block costs about 250 instructions in reductions and merging, so that blocks are long:
         # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
-        light = spec.shared_softmax and len(spec.tilts) <= 1 and spec.label_rule != "sample"
-        registers = 168 if len(spec.tilts) < 3 else 200
+        sample = spec.label_rule == "sample"
+        extras = [extra for extra in spec.extras if not extra.second_read]
+        # Of a sum that no value reads, nothing is computed.
+        sums = sum(min(len(extra.sums), len(extra.fields) + 1) for extra in extras)
+        light = spec.shared_softmax and sums <= 2 and not sample
+        alive = sums + 4 * sample + 4 * capped
+        registers = 168 if alive <= 6 else 200 if alive <= 10 else 240
         return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch
-    if kernel == "pairs":
+    if kernel == "reread":
         return Launch(1024, 2, 8, 168 if capped else None)
     # Nothing is reduced: short blocks, few registers, many warps; sharing a row is free.
     return Launch(1024, 4, 32)
@@ -91,7 +96,7 @@ def tuned(
 
     Args:
         path: of the file.
-        kernel: absorb, pairs or vjp.
+        kernel: absorb, reread or vjp.
         kind: all else that the choice may depend on.
         default: what :func:`launch_of` says.
         device: of the tensors.

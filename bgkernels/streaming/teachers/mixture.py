@@ -1,79 +1,258 @@
-"""Several dense teachers as one: the tiles of ``log Σ λ_i·p_i``.
+"""Several teachers as one: a weighted sum of losses, or the tiles of ``log Σ λ_i·p_i``.
 
-A tile of the mixture needs every teacher's normaliser, so each chunk of rows begins with a walk
-over the teachers alone. It also gives the statistics on which weights may depend.
+A tile of a mixed distribution needs every teacher's normaliser, so each chunk of rows begins with a
+walk over the teachers alone. It also gives the statistics on which weights may depend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Tile, close
 from bgkernels.backends.eager import real_logits_
-from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.state import NEG_INF, empty
-from bgkernels.rows.stats import RowStats, finalize
-from bgkernels.streaming.comparison import Dense, Outcome, Setting
-from bgkernels.streaming.heads import Logits
-from bgkernels.streaming.sources import MixtureSource
+from bgkernels.rows.arithmetic import NEG_INF
+from bgkernels.rows.extras import Tilt
+from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.rows.state import empty
+from bgkernels.rows.stats import AT_ONE, RowStats, Statistics
+from bgkernels.streaming import checks
+from bgkernels.streaming.heads import head_demand, make_head
+from bgkernels.streaming.planner import Demand, Plan
+from bgkernels.streaming.problem import Problem
+from bgkernels.streaming.teachers.base import Comparison, Label, Teacher, empty_tile
+from bgkernels.streaming.teachers.dense import Dense, DenseTeacher, state_demand
+from bgkernels.streaming.tiles import Loan
+
+Weigh = Callable[[list[RowStats]], Tensor]
+"""From the statistics of each teacher to weights ``(rows, teachers)``."""
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureTeacher(Teacher):
+    """Several teachers, each weighed per token.
+
+    * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, ``L_i`` being the loss with teacher i, but for one
+      cross-entropy: its weight is the mean of what routing says of each teacher, weighed by λ. So
+      every teacher's soft label counts by what routing says of that teacher. Statistics that are
+      returned are means weighed by λ too; what is not a number is the first teacher's.
+    * ``kind="distribution"``: one teacher, whose probabilities at the loss's temperature are
+      ``Σ λ_i·p_i``. Each step walks over the teachers' heads once more.
+
+    All are compared on the columns that the student and every teacher have.
+
+    Args:
+        teachers: two or more; top-k teachers in a sum only.
+        weights: λ, not negative; for a distribution of sum 1. A number for each teacher,
+            ``(..., teachers)``, or a function of the list of the teachers' ``RowStats`` that
+            returns ``(tokens, teachers)``. It sees some tokens at a time, and must treat each
+            alone; in a distribution only fields of the teacher (``entropy_t`` …) mean something.
+        kind: ``"sum"`` or ``"distribution"``.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> pair = [bg.LogitsTeacher(torch.randn(5, 50)) for _ in range(2)]
+        >>> teacher = bg.MixtureTeacher(pair, (0.7, 0.3), kind="distribution")
+        >>> def surer(stats):
+        ...     return torch.softmax(-torch.stack([s.entropy_t for s in stats], -1), -1)
+        >>> teacher = bg.MixtureTeacher(pair, surer)
+    """
+
+    teachers: Sequence[Teacher]
+    weights: Sequence[float] | Tensor | Weigh
+    kind: str = "sum"
+
+    compiles = False
+
+    @property
+    def vocab(self) -> int | None:
+        """Number of columns that all teachers have; None: as many as the student."""
+        return min((t.vocab for t in self.teachers if t.vocab is not None), default=None)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those of all teachers."""
+        return tuple(chain.from_iterable(t.tensors for t in self.teachers))
+
+    @property
+    def parts(self) -> tuple[Teacher, ...]:
+        """Of a sum, each teacher; a distribution is one."""
+        return tuple(self.teachers) if self.kind == "sum" else (self,)
+
+    @property
+    def members(self) -> tuple[Teacher, ...]:
+        """The teachers."""
+        return tuple(self.teachers)
+
+    @property
+    def excludes_columns(self) -> bool:  # type: ignore[override]
+        """Whether one of them does."""
+        return any(t.excludes_columns for t in self.teachers)
+
+    @property
+    def weighs_statistics(self) -> bool:  # type: ignore[override]
+        """Whether the weights are a function."""
+        return callable(self.weights)
+
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """What mixes the tiles: a number for each teacher."""
+        return len(self.teachers)
+
+    def check(
+        self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"
+    ) -> None:
+        """Each teacher fits, and so do the weights."""
+        checks.choice("teacher.kind", self.kind, ("sum", "distribution"))
+        if not self.teachers:
+            raise ValueError("`teacher.teachers` must hold a teacher at least; got none")
+        for i, one in enumerate(self.teachers):
+            name = f"teacher.teachers[{i}]"
+            if isinstance(one, MixtureTeacher):
+                raise TypeError(f"`{name}` must not be a MixtureTeacher; give its teachers instead")
+            checks.instance(name, one, Teacher)
+            if not one.dense and self.kind == "distribution":
+                raise NotImplementedError(
+                    f"`{name}` is a {type(one).__name__}, whose tail has no columns to mix; "
+                    "use kind='sum'"
+                )
+            one.check(reference, leading, mixed=mixed, name=name)
+        if not callable(self.weights):
+            self._check_weights(reference, leading)
+
+    def _check_weights(self, reference: Tensor, leading: tuple[int, ...]) -> None:
+        weights, count, name = self.weights, len(self.teachers), "teacher.weights"
+        if isinstance(weights, Tensor):
+            values = checks.tensor(name, weights).detach()
+            checks.shape(name, values, (*leading, count), "(..., teachers)")
+            checks.same_device(reference, **{name: values})
+            if values.device.type != "cpu":
+                return
+        elif isinstance(weights, Sequence) and len(weights) == count:
+            values = torch.tensor([checks.number(name, w, low=0) for w in weights])
+        else:
+            raise ValueError(
+                f"`{name}` must be {count} numbers, a tensor or a function; got {weights}"
+            )
+        normalised = self.kind == "distribution"
+        wrong = wrong_weights(values.double(), normalised=normalised)
+        if wrong.any():
+            rule = " and add up to 1 for kind='distribution'" if normalised else ""
+            raise ValueError(
+                f"`{name}` must be finite, not negative{rule}; "
+                f"got {values[wrong].flatten().tolist()}"
+            )
+
+    def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
+        """Of each teacher; a sum is no distribution to take a label from."""
+        for one in self.teachers:
+            one.check_comparison(compared, temperature, Label(None, label.valid))
+        if label.word is not None and self.kind == "sum":
+            raise ValueError(
+                f"`target` cannot be {label.word!r} for a MixtureTeacher with kind='sum', which is "
+                "no distribution; use kind='distribution', or pass labels"
+            )
+        if label.word == "teacher_sample" and temperature != 1:
+            raise ValueError(
+                "`target` cannot be 'teacher_sample' for a MixtureTeacher at another temperature "
+                f"than 1, since it mixes there; got temperature={temperature}: pass labels"
+            )
+
+    def flat(self, rows: int) -> MixtureTeacher:
+        """The same teachers with ``rows`` rows, and weights ``(rows, teachers)``."""
+        weights, count = self.weights, len(self.teachers)
+        if isinstance(weights, Tensor):
+            weights = weights.detach().reshape(rows, count).double()
+        elif not callable(weights):
+            device = next(x.device for x in self.tensors if x is not None)
+            # A list would be copied to the device, and waited for.
+            filled = [torch.full((rows,), w, dtype=torch.float64, device=device) for w in weights]
+            weights = torch.stack(filled, 1)
+        return replace(self, teachers=[t.flat(rows) for t in self.teachers], weights=weights)
+
+    def weigh(self, stats: list[RowStats], rows: slice = slice(None)) -> Tensor:
+        """The weights ``(rows, teachers)`` of some rows, of which ``stats`` are."""
+        if isinstance(self.weights, Tensor):
+            return self.weights[rows]
+        assert callable(self.weights)
+        return weights_of(self.weights, stats, normalised=self.kind == "distribution")
+
+    def part_weights(self, stats: list[RowStats], rows: slice) -> Tensor | None:
+        """Of a sum, the weights of its terms."""
+        return self.weigh(stats, rows) if self.kind == "sum" else None
+
+    def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
+        """One pair: its tiles are real logits."""
+        return (replace(spec, teacher=Cap()),)
+
+    def demand(self, problem: Problem) -> Demand:
+        """A mixed tile, those that it is made of, and states of each teacher."""
+        size = problem.dtype.itemsize
+        total = Demand(logit_bytes=size, tile_bytes=size)
+        for one in self.teachers:
+            tile = head_demand(one.tensors, problem)
+            total += replace(tile, logit_bytes=0, tile_bytes=tile.logit_bytes)
+        return total + state_demand(problem, 2 + len(self.teachers))
+
+    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+        """A dense comparison whose teacher is the mixture."""
+        return Mixed(MixtureHead(self, problem, plan), Cap(), problem, plan, loan)
 
 
 class MixtureHead:
-    """See :class:`bgkernels.streaming.heads.Logits`. Its real logits are ``T·log Σ λ_i·p_i``.
+    """See :class:`bgkernels.streaming.heads.Logits`. Its real logits are ``T·log Σ λ_i·p_i``."""
 
-    Args:
-        heads: of the teachers.
-        source: maps to real logits, and the weights if they are a function.
-        given: ``(rows, teachers)`` weights, or None.
-        spec: of the call.
-        setting: of the call.
-    """
-
-    def __init__(
-        self, heads: Sequence[Logits], source: MixtureSource, given: Tensor | None,
-        spec: RowSpec, setting: Setting,
-    ) -> None:  # fmt: skip
-        self.heads, self.source, self.given = heads, source, given
-        self.spec, self.setting, self.dtype = spec, setting, setting.wide
-        size, device = setting.plan.chunk * setting.plan.width, setting.device
-        self.raw = {h.dtype: torch.empty(size, dtype=h.dtype, device=device) for h in heads}
-        self.scratch = torch.empty(size, dtype=setting.wide, device=device)
+    def __init__(self, teacher: MixtureTeacher, problem: Problem, plan: Plan) -> None:
+        self.teacher, self.problem, self.plan = teacher, problem, plan
+        self.dtype, device = problem.dtype, problem.labels.device
+        self.heads = [make_head(t.tensors, problem) for t in teacher.teachers]
+        self.caps = [t.cap if isinstance(t, DenseTeacher) else Cap() for t in teacher.teachers]
+        self.raw = {h.dtype: empty_tile(plan, h.dtype, device) for h in self.heads}
+        self.scratch = empty_tile(plan, self.dtype, device)
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
-        self.chunk = rows
+        self.chunk, self.offsets = rows, torch.empty(0)
         for head in self.heads:
             head.start(rows)
 
     def weigh(self, labels: Tensor) -> Tensor:
         """``log λ_i - lse_i`` of each teacher, ``(rows, teachers)``, by which tiles are mixed."""
         stats = [self._statistics(i, labels) for i in range(len(self.heads))]
-        weights = self.source.weigh(stats) if self.given is None else self.given[self.chunk]
+        temperature = self.problem.spec.temperature
+        at_one = [s.at_one(temperature, ()) if AT_ONE in s.extras else s for s in stats]
+        weights = self.teacher.weigh(at_one, self.chunk)
         lse = torch.stack([s.lse_t for s in stats], 1)
-        self.offsets = (weights.to(lse).log() - lse).to(self.dtype)
-        return self.offsets
+        return weights.to(lse).log() - lse
 
     def _statistics(self, i: int, labels: Tensor) -> RowStats:
         """Of one teacher, which stands on both sides of the comparison."""
-        backend, cap, compared = self.setting.backend, self.source.parts[i].cap, self.spec.compared
-        spec = replace(self.spec, columns=compared, student=cap, teacher=cap, logit_sum=False)
-        plain = replace(spec, extras=tuple(t for t in spec.tilts if t.a == 0))
+        problem, cap, compared = self.problem, self.caps[i], self.problem.spec.compared
+        single = (e for e in problem.spec.extras if not e.second_read)
+        extras = tuple(e for e in single if not isinstance(e, Tilt) or e.a == 0)
+        spec = replace(
+            problem.spec, columns=compared, student=cap, teacher=cap, logit_sum=False,
+            extras=extras,
+        )  # fmt: skip
         beyond = labels >= compared
-        held = labels.masked_fill(beyond, 0)
-        state = empty(len(labels), len(plain.tilts), dtype=self.dtype, device=labels.device)
-        shard = self.setting.shard
-        for columns in self.setting.plan.tiles():
+        inside = labels.masked_fill(beyond, 0)
+        state = empty(len(labels), spec, dtype=self.dtype, device=labels.device)
+        shard = problem.shard
+        for columns in self.plan.tiles():
             part = slice(columns.start, min(columns.stop, shard.own(compared)))
             if part.start < part.stop:
                 x = self.heads[i].logits(part, self.raw[self.heads[i].dtype])
                 tile = Tile(x, x, self.chunk.start, shard.first + part.start)
-                backend.absorb_(state, tile, held, plain)
-        state = shard.merged(state, plain)
-        s = finalize(state, held, plain, self.setting.ignore_index).stats
+                problem.backend.absorb_(state, tile, inside, spec)
+        values = torch.empty(spec.field_count, len(labels), dtype=torch.float64, device=x.device)
+        ints = torch.empty(len(INTS), len(labels), dtype=torch.int64, device=x.device)
+        statistics = Statistics((spec,), values, ints)
+        close(problem.backend, shard.merged(state), inside, statistics)
+        s = statistics.row_stats(problem.ignore_index)
         logp = s.logp_t.masked_fill(beyond, NEG_INF)
         return replace(s, logp_s=logp, logp_t=logp, label=torch.where(beyond, labels, s.label))
 
@@ -81,26 +260,62 @@ class MixtureHead:
         """``(rows, width)`` real logits of the chunk, in ``buffer``."""
         shape = (self.chunk.stop - self.chunk.start, columns.stop - columns.start)
         out, part = (x[: shape[0] * shape[1]].view(shape) for x in (buffer, self.scratch))
-        for i, (head, source) in enumerate(zip(self.heads, self.source.parts, strict=True)):
+        temperature = self.problem.spec.temperature
+        for i, (head, cap) in enumerate(zip(self.heads, self.caps, strict=True)):
             to = part if i else out
-            real_logits_(to.copy_(head.logits(columns, self.raw[head.dtype])), source.cap)
-            to.div_(self.spec.temperature).add_(self.offsets[:, i, None])
+            real_logits_(to.copy_(head.logits(columns, self.raw[head.dtype])), cap)
+            to.div_(temperature).add_(self.offsets[i, :, None])
             if i:
                 torch.logaddexp(out, part, out=out)
-        return out.mul_(self.spec.temperature)
+        return out.mul_(temperature)
 
 
 class Mixed(Dense):
     """A dense comparison whose teacher is a mixture."""
 
-    def __init__(self, head: MixtureHead, spec: RowSpec, setting: Setting) -> None:
-        super().__init__(head, spec, setting)
+    def __init__(
+        self, head: MixtureHead, cap: Cap, problem: Problem, plan: Plan, loan: Loan | None
+    ) -> None:
+        super().__init__(head, cap, problem, plan, loan)
         self.head = head
 
-    def start(self, rows: slice, labels: Tensor, given: Outcome | None) -> None:
+    def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:
         """Begin a chunk of rows; the weights are known where pass 1 is left out."""
-        super().start(rows, labels, given)
-        if given is None:
-            self.memory = (self.head.weigh(labels),)
-        else:
-            (self.head.offsets,) = given.memory
+        super().start(rows, labels, statistics, known=known)
+        if not known:
+            statistics.memory.copy_(self.head.weigh(labels).t())
+        self.head.offsets = statistics.memory.to(self.head.dtype)
+
+
+def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> Tensor:
+    """What a function of the teachers' statistics says, ``(rows, teachers)``, checked.
+
+    Where looking would wait for the device, weights that are wrong become NaN.
+
+    Raises:
+        TypeError, ValueError: it returned no tensor, or one of another shape, or weights that are
+            negative or, ``normalised``, do not add up to 1.
+    """
+    rows = len(stats[0].valid)
+    weights = function([s.replaced([x.detach() for x in s.tensors()]) for s in stats])
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"`weights` must return a tensor; got {type(weights).__name__}")
+    if weights.shape != (rows, len(stats)):
+        raise ValueError(
+            f"`weights` must return (tokens, teachers) = {(rows, len(stats))}; "
+            f"got {tuple(weights.shape)}"
+        )
+    weights = weights.detach().double()
+    wrong = wrong_weights(weights, normalised=normalised) & stats[0].valid
+    if weights.device.type == "cpu" and wrong.any():
+        rule = ", and add up to 1 for kind='distribution'" if normalised else ""
+        raise ValueError(
+            f"`weights` must be finite and not negative{rule}; got {weights[wrong][0].tolist()}"
+        )
+    return torch.where(wrong[:, None], float("nan"), weights)
+
+
+def wrong_weights(weights: Tensor, *, normalised: bool) -> Tensor:
+    """Where weights ``(..., teachers)`` are negative, infinite or, ``normalised``, not of sum 1."""
+    wrong = ~((weights >= 0) & weights.isfinite()).all(-1)
+    return wrong | ((weights.sum(-1) - 1).abs() > 1e-3) if normalised else wrong

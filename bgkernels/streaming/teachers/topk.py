@@ -1,251 +1,215 @@
-"""A teacher of which only some columns are known, beside the student's tiles.
-
-A row splits into the columns that the teacher kept and the *rest*. One walk over the student's
-tiles, kept columns masked, gives the rest's log-sum-exp. With the kept logits gathered on the way,
-two problems remain that need no vocabulary any more:
-
-* *whole*: the student alone. State is a monoid, so the kept columns join the rest's as a last tile,
-  and the cross-entropy and the student's own statistics are those of all columns.
-* *small*: student against teacher over ``k + 1`` categories, the last of which is the rest as one
-  bucket. It is a dense problem, and any divergence is what it says there.
-
-Backwards, the small problem's gradient in the bucket is spread over the rest by its softmax, in the
-coefficients of the usual pass 2, and the kept columns' gradients are added to the tiles.
-"""
+"""A teacher of which only some columns are known: its tensors, checks, bytes, and what is seen."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile, statistics_of_tile
-from bgkernels.backends.eager import real_logits_
-from bgkernels.rows.spec import Cap, Extra, RowSpec
-from bgkernels.rows.state import NEG_INF, NONE, SKIP, absorb_column, empty, shift, times
-from bgkernels.rows.stats import Final, RowStats, finalize
-from bgkernels.rows.vjp import COEFFICIENTS, Coefficients
-from bgkernels.streaming.comparison import Outcome, Setting
-from bgkernels.streaming.sources import TopKSource
-
-ROW_BYTES = 64
-"""Temporary bytes a row and kept column, roughly."""
-
-
-class TopK:
-    """See :class:`bgkernels.streaming.comparison.Comparison`.
-
-    Args:
-        tensors: ``(indices (rows, k), logprobs (rows, k), entropy, power_sum (rows,) | None)``.
-        source: what is known of them.
-        spec: of the call.
-        setting: of the call.
-        in_place: whether the student's tiles may be masked where they are: they hold raw logits
-            that nobody else reads, and that a positive factor makes real.
-    """
-
-    second_read = False
-
-    def __init__(
-        self, tensors: Sequence[Tensor | None], source: TopKSource, spec: RowSpec,
-        setting: Setting, in_place: bool,
-    ) -> None:  # fmt: skip
-        self.tensors, self.source, self.spec, self.setting = tensors, source, spec, setting
-        whole, self.small = source.specs(spec)
-        whole = replace(whole, extras=())
-        self.real = replace(whole, student=Cap(), teacher=Cap())
-        self.kernel = whole if in_place else self.real
-        tile = 0 if in_place else setting.plan.chunk * setting.plan.width
-        self.scratch = torch.empty(tile, dtype=setting.wide, device=setting.device)
-        self.columns = setting.plan.tiles()
-
-    def start(self, rows: slice, labels: Tensor, given: Outcome | None) -> None:
-        """Begin a chunk of rows; find the labels among the kept columns."""
-        self.first_row, self.labels, wide = rows.start, labels, self.setting.wide
-        indices, logprobs, *captured = (None if x is None else x[rows] for x in self.tensors)
-        assert indices is not None and logprobs is not None
-        self.ids, self.captured = indices.long(), captured
-        self.v, self.missing = self.source.categories(self.ids, logprobs, wide)
-        match = self.ids == labels[:, None]
-        found, skip = match.any(1), labels == SKIP
-        place = torch.where(found, match.byte().argmax(1), NONE)
-        self.place = torch.where(skip, SKIP, place)
-        self.outside = torch.where(found, NONE, labels)
-        self.category = torch.where(skip, SKIP, torch.where(found, place, self.source.k))
-        if given is None:
-            self.z = torch.full_like(self.v, NEG_INF)
-            self.z_sum = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
-            self.state = empty(len(labels), 0, dtype=wide, device=labels.device)
-
-    def _masked(self, i: int, x: Tensor, gather: bool) -> tuple[Tile, Tensor, Tensor]:
-        """The tile without the kept columns, where they are in it, and which of them are."""
-        columns = self.columns[i]
-        first = self.setting.shard.first + columns.start
-        local = self.ids - first
-        inside = (local >= 0) & (local < x.shape[1])
-        local.clamp_(0, x.shape[1] - 1)
-        x = self._real(x)
-        if gather:
-            scale = self.kernel.student.scale
-            found = x.gather(1, local).to(self.z.dtype) * scale
-            self.z[:, :-1] = torch.where(inside, found, self.z[:, :-1])
-            if self.spec.logit_sum:
-                self.z_sum += x.sum(1, dtype=self.z.dtype) * scale
-        # The others' +inf changes nothing, wherever it falls.
-        mask = torch.where(inside, NEG_INF, -NEG_INF).to(x.dtype)
-        x.scatter_reduce_(1, local, mask, "amin")
-        compared = min(self.kernel.compared - first, x.shape[1])
-        tile = Tile(x, x[:, :compared] if compared > 0 else None, self.first_row, first)
-        return tile, local, inside
-
-    def _real(self, x: Tensor) -> Tensor:
-        """The tile to mask: itself, or real logits beside it."""
-        if not len(self.scratch):
-            return x
-        return real_logits_(self.scratch[: x.numel()].view(x.shape).copy_(x), self.spec.student)
-
-    def ahead(self, i: int) -> None:
-        """Nothing is multiplied here."""
-
-    def absorb(self, i: int, x: Tensor) -> None:
-        """Pass 1."""
-        tile, *_ = self._masked(i, x, gather=True)
-        self.setting.backend.absorb_(self.state, tile, self.outside, self.kernel)
-
-    def close(self) -> Outcome:
-        """Statistics of the whole and of the small problem."""
-        shard = self.setting.shard
-        self.state = shard.merged(self.state, self.kernel)
-        self.z[:, :-1] = shard.picked(self.z[:, :-1], self.ids)
-        z_sum = shard.sum_(self.z_sum)
-        state = self.state.precise()
-        rest = absorb_column(state, state["label"], state["z_y"], state["v_y"], self.kernel)
-        lse = shift(rest["m_s"]) + rest["d_s"].log()
-        self.z[:, -1] = self.spec.temperature * lse
-        self.setting.backend.absorb_(self.state, self._kept(self.z), self.place, self.real)
-        whole = finalize(self.state, self.labels, self.kernel, self.setting.ignore_index)
-        small = self._small()
-        values = self._teacher(small.stats) | {
-            "label": torch.where(self.labels == SKIP, self.setting.ignore_index, self.labels),
-            "logit_mean": torch.where(whole.stats.valid, z_sum / self.spec.columns, 0.0),
-            "argmax_s": self._argmax(rest["m_s"], rest["argmax_s"]),
-        }
-        extras = self._power_sums(small.stats)
-        stats = replace(whole.stats, extras=extras, **values)  # type: ignore[arg-type]
-        return Outcome((replace(whole, stats=stats), small), (self.z,))
-
-    def _kept(self, z: Tensor) -> Tile:
-        kept = z[:, :-1]
-        return Tile(kept, kept if self.kernel.compared else None, self.first_row, 0)
-
-    def _small(self) -> Final:
-        """The dense problem over kept columns and bucket, where a label outside has its place."""
-        tile = Tile(self.z, self.v, self.first_row, 0)
-        given = (self.category, self.small, self.setting.ignore_index)
-        return statistics_of_tile(self.setting.backend, tile, *given)
-
-    def _argmax(self, best: Tensor, column: Tensor) -> Tensor:
-        """The student's first most probable column, of the rest's best one and the kept."""
-        z, at = (self.z[:, :-1] / self.spec.temperature).max(1)
-        return torch.where(z > best, self.ids.gather(1, at[:, None])[:, 0], column)
-
-    def _teacher(self, small: RowStats) -> dict[str, Tensor]:
-        """The teacher's own statistics, completed by what was captured or by an even tail."""
-        top, at = self.v[:, :-1].double().max(1)
-        top = top / self.spec.temperature
-        log_tail = self.v[:, -1].double() - small.lse_t
-        each = log_tail - self.missing.clamp_min(1).log()
-        compared = (self.labels >= 0) & (self.labels < self.spec.compared)
-        beyond = torch.where(compared, each, NEG_INF)
-        entropy = small.entropy_t + times(log_tail.exp(), self.missing.clamp_min(1).log())
-        given = self.captured[0]
-        values = {
-            "lse_t": small.lse_t,
-            "entropy_t": entropy if given is None else given.double(),
-            "logp_t": torch.where(self.category < self.source.k, small.logp_t, beyond),
-            "max_prob_t": (top - small.lse_t).exp(),
-        }
-        values = {name: torch.where(small.valid, x, 0.0) for name, x in values.items()}
-        return values | {"argmax_t": self.ids.gather(1, at[:, None])[:, 0]}
-
-    def _power_sums(self, small: RowStats) -> dict[Extra, tuple[Tensor, ...]]:
-        """The tilts that read the teacher alone, completed in the same way."""
-        made: dict[Extra, tuple[Tensor, ...]] = {}
-        log_tail, n = self.v[:, -1].double() - small.lse_t, self.missing.clamp_min(1)
-        for tilt in self.source.teacher_tilts(self.spec):
-            value = small.power_sum(tilt.a, tilt.b)
-            more = times((tilt.b * log_tail).exp(), n ** (1 - tilt.b) - 1)
-            value = torch.where(self.missing > 0, (value.exp() + more).log(), value)
-            given = self.captured[1]
-            if given is not None and tilt.b == self.source.gamma:
-                value = given.double()
-            made[tilt] = (torch.where(small.valid, value + tilt.b * small.lse_t, 0.0),)
-        return made
-
-    def absorb_pairs(self, i: int, x: Tensor) -> None:
-        """Nothing: the second read is over the small problem."""
-
-    def close_pairs(self) -> Outcome:
-        """Never called."""
-        raise NotImplementedError
-
-    def open_vjp(self, outcome: Outcome, coefficients: Sequence[Coefficients]) -> None:
-        """Gradients in the kept logits and the bucket; what the bucket's asks of the rest."""
-        backend, wide, cap = self.setting.backend, self.setting.wide, self.spec.student
-        (z,), (whole, small) = outcome.memory, coefficients
-        g = torch.empty_like(z)
-        small = replace(small, labels=self.category).to(wide)
-        backend.vjp(g, Tile(z, self.v, self.first_row, 0), small, self.small)
-        row = dict(zip(COEFFICIENTS, whole.row, strict=True))
-        row["lse_t"] = row["lse_s"]  # the student stands on both sides of the whole
-        # Where the map to real logits is linear, the tiles' pass writes M to kept columns too.
-        at_kept = row if cap.cap else row | {"M": torch.zeros_like(row["M"])}
-        own = torch.empty_like(z[:, :-1], memory_format=torch.contiguous_format)
-        backend.vjp(own, self._kept(z), self._coefficients(at_kept, self.place), self.real)
-        slope = cap.scale * (1 - (z[:, :-1] / cap.cap) ** 2 if cap.cap else 1.0)
-        values = (g[:, :-1] + own) * slope
-        self.values = values.masked_fill_((self.labels == SKIP)[:, None], 0.0)
-        row |= _over_rest(row, z[:, -1].double() / self.spec.temperature, g[:, -1].double())
-        self.coefficients = self._coefficients(row, self.outside)
-
-    def _coefficients(self, row: dict[str, Tensor], labels: Tensor) -> Coefficients:
-        none = labels.new_zeros(0, len(labels), dtype=row["A"].dtype)
-        made = Coefficients(torch.stack(list(row.values())), labels, none, none)
-        return made.to(self.setting.wide)
-
-    def vjp(self, i: int, x: Tensor, out: Tensor) -> None:
-        """Pass 2."""
-        tile, local, inside = self._masked(i, x, gather=False)
-        self.setting.backend.vjp(out, tile, self.coefficients, self.kernel)
-        cap = self.spec.student
-        if len(self.scratch):
-            slope = tile.student
-            if cap.cap:  # 0 at the kept columns, which are masked
-                slope.div_(cap.cap).square_().neg_().add_(1).clamp_min_(0)
-                out.mul_(slope.masked_fill_((self.labels == SKIP)[:, None], 0.0))
-            out.mul_(cap.scale)
-        out.scatter_add_(1, local, torch.where(inside, self.values, 0.0).to(out.dtype))
+from bgkernels.rows.arithmetic import NEG_INF
+from bgkernels.rows.extras import Tempered
+from bgkernels.rows.sampling import gumbel_at
+from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.stats import Statistics
+from bgkernels.streaming import checks
+from bgkernels.streaming.planner import Demand, Plan
+from bgkernels.streaming.problem import Problem, Seen
+from bgkernels.streaming.teachers.base import Comparison, Label, Teacher
+from bgkernels.streaming.teachers.dense import state_demand
+from bgkernels.streaming.teachers.topk_walk import ROW_BYTES, TopK, teacher_tilts
+from bgkernels.streaming.tiles import Loan
 
 
-def _over_rest(row: dict[str, Tensor], lse: Tensor, bucket: Tensor) -> dict[str, Tensor]:
-    """Coefficients about the rest's own log-sum-exp, of which none overflows however small it is.
+@dataclass(frozen=True, eq=False)
+class TopKTeacher(Teacher):
+    """A teacher that was asked before: the log-probabilities of each token's likeliest columns.
 
-    With ``lp = lp' + δ`` for ``lp' = u - lse``, ``e^lp·(A + B·lp) = e^lp'·e^δ·(A + B·δ + B·lp')``.
+    No head is multiplied: a step takes three products instead of four. The rest of the vocabulary,
+    the *tail*, is one of three things:
+
+    * ``"bucket"``: one category with the probability that the kept columns leave. Divergences
+      compare ``k + 1`` categories: a lower bound of the true ones, and never negative. Temperature
+      1 only, since nobody knows what the tail is at another one.
+    * ``"renormalize"``: impossible. The teacher is renormalised over the kept columns, and the
+      student's tail is one category. Divergences that are infinite there are refused.
+    * ``"drop"``: left out of both models, each renormalised over the kept columns.
+
+    Routing sees the teacher column by column: the tail of a bucket is spread evenly over the
+    columns that were not kept, the flattest way to complete the row, unless ``entropy`` and
+    ``power_sum`` say better. The student's own statistics are those of the whole vocabulary, but
+    for ``"drop"``.
 
     Args:
-        row: about the log-sum-exp of all columns.
-        lse: of the rest, -inf where there is none.
-        bucket: derivative of the loss by the bucket's logit.
+        indices: ``(..., k)`` int64 or int32, the kept columns, each once; -1 pads a short row.
+        logprobs: ``(..., k)`` log-probabilities at temperature 1, normalised over the whole
+            vocabulary. Where the index is -1 they are not looked at.
+        tail: ``"bucket"``, ``"renormalize"`` or ``"drop"``.
+        entropy: ``(...)`` Shannon entropy of the whole distribution in nats, or None.
+        power_sum: ``(...)`` ``log Σ p^gamma`` of the whole distribution, or None.
+        gamma: exponent of ``power_sum``; a policy with another one completes the row instead.
+        vocab: columns of the teacher; None: the student's.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> kept = torch.randn(5, 50).log_softmax(-1).topk(8)
+        >>> teacher = bg.TopKTeacher(kept.indices, kept.values)
     """
-    present = lse > NEG_INF
-    present |= lse.isnan()
-    delta = torch.where(present, lse - row["lse_s"], NEG_INF)
-    weight = delta.exp()
-    more = times(weight * row["B"], delta) + torch.where(present, bucket, 0.0)
-    centre = torch.where(present, lse, 0.0)
-    return {
-        "lse_s": centre, "lse_t": centre, "B": weight * row["B"],
-        "A": weight * row["A"] + more, "A_y": weight * row["A_y"] + more,
-    }  # fmt: skip
+
+    indices: Tensor
+    logprobs: Tensor
+    tail: str = "bucket"
+    entropy: Tensor | None = None
+    power_sum: Tensor | None = None
+    gamma: float = 0.1
+    vocab: int | None = None
+
+    names = ("indices", "logprobs", "entropy", "power_sum")
+    compiles = False
+
+    @property
+    def k(self) -> int:
+        """Columns kept a row, padding included."""
+        return self.indices.shape[-1]
+
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        """The student's logits of the kept columns and of the rest."""
+        return self.k + 1
+
+    @property
+    def excludes_columns(self) -> bool:  # type: ignore[override]
+        """Those that were not kept, where it is renormalised."""
+        return self.tail == "renormalize"
+
+    def check_parameters(self, name: str, *, mixed: bool) -> None:
+        """Shapes fit the indices."""
+        if self.indices.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"`{name}.indices` must be int64 or int32; got {self.indices.dtype}")
+        shape = tuple(self.indices.shape)
+        checks.shape(f"{name}.logprobs", self.logprobs, shape, "that of the indices")
+        for n, x in (("entropy", self.entropy), ("power_sum", self.power_sum)):
+            if x is not None:
+                checks.shape(f"{name}.{n}", x, shape[:-1], "the input's leading shape")
+        checks.choice(f"{name}.tail", self.tail, ("bucket", "renormalize", "drop"))
+        checks.number(f"{name}.gamma", self.gamma, low=0, open_low=True)
+        if self.vocab is not None:
+            checks.integer(f"{name}.vocab", self.vocab, low=1)
+
+    def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
+        """On a CPU the numbers are looked at, of the tokens that take part."""
+        if not 1 <= self.k <= compared:
+            raise ValueError(
+                f"`teacher.indices` must keep from 1 to {compared} columns, which are compared; "
+                f"got {self.k}"
+            )
+        if temperature != 1 and self.tail == "bucket":
+            raise ValueError(
+                f"`temperature` must be 1 for a TopKTeacher with tail='bucket'; got {temperature}: "
+                "what the tail weighs at another one is not known; use tail='renormalize' or 'drop'"
+            )
+        captured = [n for n in ("entropy", "power_sum") if getattr(self, n) is not None]
+        if temperature != 1 and captured:
+            raise ValueError(
+                f"`teacher.{captured[0]}` is of temperature 1, and `temperature` is {temperature}; "
+                "leave it out, and routing sees the kept columns"
+            )
+        if self.indices.device.type == "cpu":
+            check_columns(self, compared, label.valid)
+        if label.word == "teacher_sample" and self.tail == "bucket":
+            raise ValueError(
+                "`target` cannot be 'teacher_sample' for a TopKTeacher with tail='bucket', which "
+                "may draw an unknown column; pass a token that was drawn when the teacher ran"
+            )
+
+    def choose(self, word: str, seed: int) -> Tensor:
+        """The best kept column, or a sample of them; -1 where none was kept.
+
+        The sample is the same token as from all logits, where all columns are kept.
+        """
+        ids = self.indices.long()
+        score = self.logprobs.float().where(ids >= 0, NEG_INF)
+        if word == "teacher_sample":
+            rows = torch.arange(math.prod(ids.shape[:-1]), device=ids.device)
+            score = score + gumbel_at(ids, rows.view(*ids.shape[:-1], 1), seed)
+        return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
+
+    def flat(self, rows: int) -> TopKTeacher:
+        """The same teacher with ``rows`` rows."""
+        n = self.indices.ndim - 1
+        pairs = zip(self.names, self.tensors, strict=True)
+        flat: dict[str, Any] = {
+            name: x.reshape(rows, *x.shape[n:]) for name, x in pairs if x is not None
+        }
+        return replace(self, **flat)
+
+    def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
+        """Of the whole (the student on both sides) and of the small problem."""
+        tempered = tuple(e for e in spec.extras if isinstance(e, Tempered))
+        if self.tail == "bucket" and any(e.temperature != 1 for e in tempered):
+            raise NotImplementedError(
+                f"{tempered[0]} of a TopKTeacher with tail='bucket' is not known; "
+                "use tail='renormalize' or 'drop'"
+            )
+        drop, n = self.tail == "drop", self.k + 1
+        whole = replace(
+            spec, logit_sum=False, compared=0 if drop else spec.compared, teacher=spec.student,
+            extras=(*(() if drop else tempered), *teacher_tilts(spec)),
+        )  # fmt: skip
+        small = replace(spec, logit_sum=False, columns=n, compared=n, student=Cap(), teacher=Cap())
+        return whole, small
+
+    def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
+        """Policies see single columns, divergences see categories; the label is the same."""
+        rows = list(statistics.values.unbind(0) if rows is None else rows)
+        first, views = 0, []
+        for pair in statistics.pairs():
+            views.append(
+                pair.row_stats(problem.ignore_index, rows[first : first + len(pair.values)])
+            )
+            first += len(pair.values)
+        whole, small = views
+        shared: tuple[str, ...] = ("nll", "lse_hard", "logit_mean", "label")
+        if self.tail != "drop":
+            shared += ("logp_s", "logp_t")
+        columns = {name: getattr(whole, name) for name in shared}
+        divergence = replace(small, vocab=problem.spec.compared, **columns)
+        extras = {**small.extras, **whole.extras}
+        if self.tail == "drop":
+            single = ("entropy_t", "max_prob_t", "argmax_s", "argmax_t")
+            columns = {name: getattr(whole, name) for name in single}
+            return replace(divergence, extras=extras, **columns), divergence
+        return replace(whole, kl_ts=small.kl_ts, kl_st=small.kl_st, extras=extras), divergence
+
+    def demand(self, problem: Problem) -> Demand:
+        """Numbers of the kept columns, and a tile beside the student's where that is needed."""
+        tile = 0 if problem.masks_in_place else 4
+        return Demand(tile_bytes=tile, row_bytes=ROW_BYTES * (self.k + 1)) + state_demand(problem)
+
+    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+        """The student's tiles without the kept columns."""
+        return TopK(self, problem, plan)
+
+
+def check_columns(teacher: TopKTeacher, compared: int, valid: Tensor | None) -> None:
+    """What is kept makes sense among ``compared`` columns, where ``valid (...)``."""
+    rows = slice(None) if valid is None else valid
+    ids, logp = teacher.indices[rows].long(), teacher.logprobs[rows].double()
+    if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < compared:
+        raise ValueError(
+            f"`teacher.indices` must lie in [0, {compared}), or be -1 for padding; "
+            f"got {int(ids.min())} to {int(ids.max())}"
+        )
+    ordered = ids.sort(-1).values
+    if ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any():
+        raise ValueError("`teacher.indices` must name a column once a row; got one twice")
+    mass = logp.exp().where(ids >= 0, 0.0).sum(-1)
+    most = 1 + 1e-3 + 8 * torch.finfo(teacher.logprobs.dtype).eps
+    if (mass > most).any():
+        raise ValueError(
+            f"`teacher.logprobs` must be log-probabilities, which add up to 1 at most; "
+            f"got {float(mass.max()):.4g} in a row; use log_softmax over the whole vocabulary first"
+        )

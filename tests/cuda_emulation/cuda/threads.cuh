@@ -47,21 +47,15 @@ struct Fiber {
   bool started = false, finished = false;
 };
 
-constexpr int kMaxCluster = 8, kShared = 256 * 1024;
+constexpr int kShared = 256 * 1024;
 
-struct Block {
+// One block.
+struct Machine {
+  Fiber fibers[kThreads];
   Barrier all, warps[kWarps];
   alignas(16) char dynamic[kShared];
-};
-
-// One cluster of blocks.
-struct Machine {
-  Fiber fibers[kMaxCluster * kThreads];
-  Block cluster[kMaxCluster];
-  Barrier all;
-  uint64_t slots[kMaxCluster * kThreads];  // what lanes show each other
-  int ranks = 1;
-  dim3 first, blocks;
+  uint64_t slots[kThreads];  // what lanes show each other
+  dim3 block, blocks;
   jmp_buf scheduler;
   int current = 0;
   bool backwards = false;  // the order in which fibers run: another one shows missing barriers
@@ -74,16 +68,10 @@ inline Machine& machine() {
   return one;
 }
 
-inline int thread() { return machine().current % kThreads; }
+inline int thread() { return machine().current; }
 inline int lane() { return thread() % kWarpSize; }
 inline int warp() { return thread() / kWarpSize; }
-inline int cluster_rank() { return machine().current / kThreads; }
-inline int cluster_size() { return machine().ranks; }
-inline Block& own_block() { return machine().cluster[cluster_rank()]; }
-inline dim3 block() {
-  const dim3 first = machine().first;
-  return dim3(first.x + cluster_rank(), first.y, first.z);
-}
+inline dim3 block() { return machine().block; }
 inline dim3 blocks() { return machine().blocks; }
 
 inline void pause() {
@@ -99,9 +87,8 @@ inline void wait(Barrier& b) {
   while (b.generation == generation) pause();
 }
 
-inline void sync_cluster() { wait(machine().all); }
-inline void sync_block() { wait(own_block().all); }
-inline void sync_warp() { wait(own_block().warps[warp()]); }
+inline void sync_block() { wait(machine().all); }
+inline void sync_warp() { wait(machine().warps[warp()]); }
 
 template <class T>
 inline T of_lane(T x, int from) {
@@ -125,20 +112,7 @@ inline bool any_lane(bool x) {
   return found;
 }
 
-inline char* dynamic_shared() { return own_block().dynamic; }
-
-template <class T>
-inline const T* of_block(const T* shared, int rank) {
-  const ptrdiff_t offset = (const char*)shared - own_block().dynamic;
-  if (offset < 0 || offset >= kShared) __builtin_trap();  // not of a kind that others can read
-  return (const T*)(machine().cluster[rank].dynamic + offset);
-}
-
-inline void copy_async(void* shared, const void* from) {
-  if ((uintptr_t)shared % 16 || (uintptr_t)from % 16) __builtin_trap();
-  memcpy(shared, from, 16);
-}
-inline void wait_for_copies() {}
+inline char* dynamic_shared() { return machine().dynamic; }
 
 // As the device's: subnormal results are flushed.
 constexpr float kLog2E = 1.44269504f;
@@ -202,8 +176,6 @@ int try_load(void (*)(Args)) {
   return kOk;
 }
 
-inline int cluster_shared_bytes(int) { return 227 * 1024; }  // of an H100
-
 // Threads that have returned are waited for no longer.
 inline void leave(Barrier& b) {
   if (--b.size > 0 && b.arrived == b.size) release(b);
@@ -224,24 +196,20 @@ inline void resume(int i) {
     setcontext(&f.context);
   }
   if (!machine().fibers[machine().current].finished) return;
-  leave(machine().all), leave(own_block().all), leave(own_block().warps[warp()]);
+  leave(machine().all), leave(machine().warps[warp()]);
 }
 
-// Runs `body` in every thread of a cluster.
-inline void run_cluster() {
+// Runs `body` in every thread of a block.
+inline void run_block() {
   Machine& m = machine();
-  const int count = m.ranks * kThreads;
-  m.all = {count};
-  for (Block& b : m.cluster) {
-    memset(b.dynamic, 0xff, kShared);  // NaN
-    b.all = {kThreads};
-    for (Barrier& w : b.warps) w = {kWarpSize};
-  }
+  memset(m.dynamic, 0xff, kShared);  // NaN
+  m.all = {kThreads};
+  for (Barrier& w : m.warps) w = {kWarpSize};
   for (Fiber& f : m.fibers) f.started = f.finished = false;
-  for (int left = count; left > 0;) {
+  for (int left = kThreads; left > 0;) {
     left = 0;
-    for (int k = 0; k < count; ++k) {
-      const int i = m.backwards ? count - 1 - k : k;
+    for (int k = 0; k < kThreads; ++k) {
+      const int i = m.backwards ? kThreads - 1 - k : k;
       if (!m.fibers[i].finished) resume(i);
       left += !m.fibers[i].finished;
     }
@@ -261,17 +229,16 @@ struct Call {
 };
 
 template <class Args>
-int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args,
-          int cluster = 1) {
+int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args) {
   Machine& m = machine();
-  if (shared_bytes > kShared || grid.x % cluster) return kCudaFailed + 1;
+  if (shared_bytes > kShared) return kCudaFailed + 1;
   Call<Args>::kernel = kernel, Call<Args>::args = &args;
-  m.body = Call<Args>::body, m.blocks = grid, m.ranks = cluster;
+  m.body = Call<Args>::body, m.blocks = grid;
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; x += cluster) {
-        m.first = dim3(x, y, z);
-        run_cluster();
+      for (unsigned x = 0; x < grid.x; ++x) {
+        m.block = dim3(x, y, z);
+        run_block();
       }
   return kOk;
 }

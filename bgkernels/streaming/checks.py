@@ -26,6 +26,12 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
     return value
 
 
+def instance(name: str, value: object, kind: type) -> None:
+    """An object of a class of ours."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be a {kind.__name__}; got {type(value).__name__}")
+
+
 def no_transform() -> None:
     """Outside of ``torch.func``, whose transforms do not see into the kernels."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -151,10 +157,15 @@ def target(
     shape("target", x, leading, "the input's leading shape")
     same_device(reference, target=x)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        wrong = ((x < 0) | (x >= columns)) & (x != ignore_index)
-        if wrong.any():
-            raise ValueError(
-                f"`target` labels must lie in [0, {columns}) or be ignore_index={ignore_index}; "
-                f"got {int(x[wrong][0])} ({int(wrong.sum())} of {x.numel()} out of range)"
-            )
+        labels(x, columns, ignore_index)
     return x
+
+
+def labels(target: Tensor, columns: int, ignore_index: int) -> None:
+    """Labels in range, or ignored."""
+    wrong = ((target < 0) | (target >= columns)) & (target != ignore_index)
+    if wrong.any():
+        raise ValueError(
+            f"`target` labels must lie in [0, {columns}) or be ignore_index={ignore_index}; "
+            f"got {int(target[wrong][0])} ({int(wrong.sum())} of {target.numel()} out of range)"
+        )

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bgkernels.streaming.ways import Blocked, Cblas, Product, Widened
+from bgkernels.backends.native.ways import Blocked, Cblas, Product, Widened
 
 VARIABLE = "BGKERNELS_CPU_PRODUCT"
 HALVES = (torch.bfloat16, torch.float16)

@@ -1,0 +1,380 @@
+"""The statistics of :mod:`bgkernels.rows.extras` in Triton: all that kernels know of each kind.
+
+A kernel loops over the extras of its specification. Each is described by a kind and a *variant*,
+which are compiled in, and by three parameters, which are not. For every kind there are, in this
+order: what a block of columns (or a single one) adds to the state, how two states merge, what the
+second read adds, the statistics, the coefficients of pass 2, what fp32 loses of those, and the
+gradient. Functions take fp32 and fp64 alike. Last come the eight functions that kernels call.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+# Triton compiles these functions: their types are its own, and it knows no starred tuples.
+
+import triton
+import triton.language as tl
+
+from bgkernels.backends.triton.math import (
+    NEG_INF,
+    at_least_0,
+    below,
+    exp,
+    expm1,
+    largest,
+    log1p,
+    log_prob,
+    shift,
+    sign,
+    times,
+    total,
+)
+from bgkernels.rows import extras
+
+TILT, TEMPERED, MIXTURE, TOTAL_VARIATION = (
+    tl.constexpr(kind.kind)
+    for kind in (extras.Tilt, extras.Tempered, extras.Mixture, extras.TotalVariation)
+)
+# Variants of a tilt: the signs of (a, b), any, (+, +), (0, +) or (+, 0), and 4 more with moments.
+ANY, BOTH, TEACHER, STUDENT = (tl.constexpr(i) for i in range(4))
+
+
+def variant(extra: extras.Extra) -> int:
+    """What of the parameters of a statistic is compiled in."""
+    if not isinstance(extra, extras.Tilt):
+        return 0
+    a, b, moments = extra.parameters
+    signs = 2 if a == 0 else 3 if b == 0 else 1
+    return (0 if min(a, b) < 0 or a == b == 0 else signs) + 4 * int(moments)
+
+
+@triton.jit
+def tilted(parameters, u, v, VARIANT: tl.constexpr):
+    """``a·u + b·v``, or -inf where both models mask the column; less work for tamer signs."""
+    a, b = parameters[0], parameters[1]
+    if VARIANT % 4 == TEACHER:
+        return b * v
+    elif VARIANT % 4 == STUDENT:
+        return a * u
+    elif VARIANT % 4 == BOTH:
+        return a * u + b * v
+    else:
+        return tl.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, times(a, u) + times(b, v))
+
+
+@triton.jit
+def tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
+    """``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
+    w = tilted(parameters, u, v, VARIANT)
+    if VARIANT % 4 >= TEACHER:  # or STUDENT
+        # Rounding is monotone: this is the maximum of w.
+        m = tilted(parameters, maxima[0], maxima[1], VARIANT)
+    else:
+        m = largest(w, REDUCE)
+    e, x = exp(w - shift(m)), du - dv
+    k, q = tl.zeros_like(m), tl.zeros_like(m)
+    if VARIANT >= 4:
+        k, q = total(times(e, x), REDUCE), total(times(e, x * x), REDUCE)
+    return m, total(e, REDUCE), k, q
+
+
+@triton.jit
+def tilt_merge(a, b, drop_a, drop_b, VARIANT: tl.constexpr):
+    """The origin of the moments moves by the difference of the drops."""
+    m = tl.maximum(a[0], b[0])
+    w_a, w_b = exp(below(a[0], m)), exp(below(b[0], m))
+    k, q = a[2], a[3]
+    if VARIANT >= 4:
+        x, y = drop_a[0] - drop_a[1], drop_b[0] - drop_b[1]
+        k = times(w_a, a[2] + times(a[1], x)) + times(w_b, b[2] + times(b[1], y))
+        q_a = a[3] + times(a[2], 2 * x) + times(a[1], x * x)
+        q_b = b[3] + times(b[2], 2 * y) + times(b[1], y * y)
+        q = times(w_a, q_a) + times(w_b, q_b)
+    return m, w_a * a[1] + w_b * b[1], k, q
+
+
+@triton.jit
+def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
+    """The log-sum-exp, and the moments of ``u - v``."""
+    m, d, k, q = sums
+    lse = shift(m) + tl.log(d)
+    if VARIANT < 4:
+        return (lse,)
+    else:
+        centre, mean = shift(maxima[0]) - shift(maxima[1]), k / d
+        return lse, mean + centre, q / d + centre * (2 * mean + centre)
+
+
+@triton.jit
+def tilt_fold(parameters, inv_t, fields, grads, VARIANT: tl.constexpr):
+    """``lse, P0, P1, P2``."""
+    a, zero = parameters[0], tl.zeros_like(grads[0])
+    if VARIANT < 4:
+        return fields[0], a * grads[0] * inv_t, zero, zero
+    else:
+        lse, mean, second = fields
+        g_lse, g_mean, g_second = grads
+        p0 = a * (g_lse - times(g_mean, mean) - times(g_second, second)) + g_mean
+        return lse, p0 * inv_t, (a * g_mean + 2 * g_second) * inv_t, a * g_second * inv_t
+
+
+@triton.jit
+def tilt_narrow(parameters, factors, lse_s, lse_t):
+    """With exponents as pass 1 had them, since the maxima in the state are not centred."""
+    a = parameters[0].to(tl.float32).to(tl.float64)
+    b = parameters[1].to(tl.float32).to(tl.float64)
+    lse = times(a, lse_s) + times(b, lse_t) - factors[0]
+    p0, p1, p2 = factors[1].to(tl.float32), factors[2].to(tl.float32), factors[3].to(tl.float32)
+    return lse.to(tl.float32), p0, p1, p2
+
+
+@triton.jit
+def tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT: tl.constexpr):
+    """``e^(a·lp+b·lq+lse)·(P0 + P1·x + P2·x²)`` with ``x = u - v``."""
+    if VARIANT != TEACHER:  # else nothing of it depends on the student
+        lse, terms, p1, p2 = factors
+        if VARIANT >= 4:
+            x = u - v
+            terms = terms + (p1 + p2 * x) * x
+        g += times(exp(tilted(parameters, lp, lq, VARIANT) + lse), terms)
+    return g
+
+
+@triton.jit
+def tempered_side(d, h, x):
+    """``d, h`` around a maximum that lies ``-x`` higher."""
+    weight = exp(x)
+    return weight * d, times(weight, h + times(d, x))
+
+
+@triton.jit
+def tempered_absorb(ratio, du, dv, REDUCE: tl.constexpr):
+    """``d_s, h_s, d_t, h_t`` around the state's own maxima."""
+    x, y = ratio * du, ratio * dv
+    p, q = exp(x), exp(y)
+    s = total(p, REDUCE), total(times(p, x), REDUCE)
+    t = total(q, REDUCE), total(times(q, y), REDUCE)
+    return s[0], s[1], t[0], t[1]
+
+
+@triton.jit
+def tempered_merge(ratio, a, b, drop_a, drop_b):
+    """The maxima drop by ``ratio`` times as much."""
+    d_a, h_a = tempered_side(a[0], a[1], ratio * drop_a[0])
+    d_b, h_b = tempered_side(b[0], b[1], ratio * drop_b[0])
+    x_a, y_a = tempered_side(a[2], a[3], ratio * drop_a[1])
+    x_b, y_b = tempered_side(b[2], b[3], ratio * drop_b[1])
+    return d_a + d_b, h_a + h_b, x_a + x_b, y_a + y_b
+
+
+@triton.jit
+def tempered_statistics(ratio, m, d, h, m_others, d_others, logit):
+    """``lse, entropy, logp, max_prob`` of one model."""
+    log_d = tl.log(d)
+    lse = ratio * shift(m) + log_d
+    rest = times(d_others, exp(ratio * shift(m_others) - lse))
+    return lse, at_least_0(log_d - h / d), log_prob(rest, ratio * logit, lse), 1 / d
+
+
+@triton.jit
+def tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label):
+    """Four statistics of each model."""
+    d_s, h_s, d_t, h_t = sums
+    s = tempered_statistics(ratio, maxima[0], d_s, h_s, maxima_of_others[0], others[0], label[0])
+    t = tempered_statistics(ratio, maxima[1], d_t, h_t, maxima_of_others[1], others[2], label[1])
+    return s[0], s[1], s[2], s[3], t[0], t[1], t[2], t[3]
+
+
+@triton.jit
+def tempered_fold(parameters, fields, grads, hot):
+    """``lse, A, B``, and the sum at the label."""
+    inverse = 1 / parameters[0]
+    a = grads[0] - grads[2] - times(grads[1], fields[1])
+    return (fields[0], a * inverse, -grads[1] * inverse), hot + grads[2] * inverse
+
+
+@triton.jit
+def tempered_vjp(ratio, factors, lp):
+    """``e^y·(A + B·y)`` with ``y`` the log-probability at the other temperature."""
+    y = ratio * lp + factors[0]
+    return times(exp(y), factors[1] + factors[2] * y)
+
+
+@triton.jit
+def mixture_terms(lp, lq, omega):
+    """``p_t/m``, ``log(p_s/m)`` and ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+
+    Written from the side of the larger probability, so that no exponential overflows. NaN where a
+    column is masked in both models: their factors are 0 there.
+    """
+    delta = lq - lp
+    teacher = delta > 0
+    x = -tl.abs(delta)
+    e = exp(x)
+    larger = -log1p(tl.where(teacher, 1 - omega, omega) * expm1(x, e))
+    ratio = tl.where(teacher, 1.0, e) * exp(larger)
+    return ratio, larger + tl.minimum(-delta, 0.0), larger + tl.minimum(delta, 0.0)
+
+
+@triton.jit
+def mixture_read(lp, lq, omega):
+    """``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` and ``Σ p_s·p_t/m``."""
+    p, q = exp(lp), exp(lq)
+    ratio, log_s, log_t = mixture_terms(lp, lq, omega)
+    kl_tm, kl_sm = tl.sum(times(q, log_t), 0), tl.sum(times(p, log_s), 0)
+    return kl_tm, kl_sm, tl.sum(times(p, ratio), 0)
+
+
+@triton.jit
+def mixture_fold(omega, inv_t, fields, grads):
+    """``Y0, Y1, Y2``."""
+    kl_sm, overlap, g_tm, g_sm = fields[1], fields[2], grads[0], grads[1]
+    y0 = g_tm * (1 - omega) * overlap - g_sm * (omega * overlap + kl_sm)
+    return y0 * inv_t, (omega * g_sm - (1 - omega) * g_tm) * inv_t, g_sm * inv_t
+
+
+@triton.jit
+def mixture_vjp(omega, factors, lp, lq):
+    """``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
+    ratio, log_ratio, _ = mixture_terms(lp, lq, omega)
+    return times(exp(lp), factors[0] + factors[1] * ratio + factors[2] * log_ratio)
+
+
+@triton.jit
+def variation_read(lp, lq):
+    """``½ Σ |p_s - p_t|`` and ``Σ p_s·sgn(p_s - p_t)``."""
+    p, q = exp(lp), exp(lq)
+    return 0.5 * tl.sum(tl.abs(p - q), 0), tl.sum(p * sign(p - q), 0)
+
+
+@triton.jit
+def variation_fold(inv_t, fields, grads):
+    """``V0, V1``."""
+    half = 0.5 * grads[0] * inv_t
+    return -half * fields[1], half
+
+
+@triton.jit
+def variation_vjp(factors, lp, lq):
+    """``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
+    p = exp(lp)
+    return p * (factors[0] + factors[1] * sign(p - exp(lq)))
+
+
+@triton.jit
+def ratio_of(parameters, inv_t):
+    """What turns logits at the temperature of the rows into logits at another."""
+    return 1 / (inv_t * parameters[0])
+
+
+# What kernels call. A statistic of one read has no sums in the other.
+
+
+@triton.jit
+def empty_extra(zero, KIND: tl.constexpr):
+    """The neutral element, in the shape and dtype of ``zero``."""
+    if KIND == TILT:
+        return zero + NEG_INF, zero, zero, zero
+    elif KIND == TEMPERED:
+        return zero, zero, zero, zero
+    else:
+        return ()
+
+
+@triton.jit
+def absorb_extra(parameters, inv_t, u, v, du, dv, maxima, KIND: tl.constexpr,
+                 VARIANT: tl.constexpr, REDUCE: tl.constexpr):  # fmt: skip
+    """The sums of a block of columns, or of a single one.
+
+    ``du, dv`` are the tempered logits ``u, v`` below their ``maxima`` in the block.
+    """
+    if KIND == TILT:
+        return tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT, REDUCE)
+    elif KIND == TEMPERED:
+        return tempered_absorb(ratio_of(parameters, inv_t), du, dv, REDUCE)
+    else:
+        return ()
+
+
+@triton.jit
+def merge_extra(parameters, inv_t, a, b, drop_a, drop_b, KIND: tl.constexpr,
+                VARIANT: tl.constexpr):  # fmt: skip
+    """The sums of a union; the drops are how far the two maxima lie below the common ones."""
+    if KIND == TILT:
+        return tilt_merge(a, b, drop_a, drop_b, VARIANT)
+    elif KIND == TEMPERED:
+        return tempered_merge(ratio_of(parameters, inv_t), a, b, drop_a, drop_b)
+    else:
+        return a
+
+
+@triton.jit
+def read_extra(parameters, lp, lq, KIND: tl.constexpr):
+    """What a block of columns adds in the second read, given both log-probabilities."""
+    if KIND == MIXTURE:
+        return mixture_read(lp, lq, parameters[0])
+    elif KIND == TOTAL_VARIATION:
+        return variation_read(lp, lq)
+    else:
+        return ()
+
+
+@triton.jit
+def finalize_extra(parameters, inv_t, sums, others, maxima, maxima_of_others, label,
+                   KIND: tl.constexpr, VARIANT: tl.constexpr):  # fmt: skip
+    """The statistics; ``others`` are without the label's column, ``label`` its logits."""
+    if KIND == TILT:
+        return tilt_finalize(sums, maxima, VARIANT)
+    elif KIND == TEMPERED:
+        ratio = ratio_of(parameters, inv_t)
+        return tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label)
+    elif KIND == MIXTURE:
+        return at_least_0(sums[0]), at_least_0(sums[1]), sums[2]
+    else:
+        return sums
+
+
+@triton.jit
+def fold_extra(parameters, inv_t, fields, grads, hot, KIND: tl.constexpr,
+               VARIANT: tl.constexpr):  # fmt: skip
+    """The coefficients, and what the gradient gains at the label's column."""
+    if KIND == TILT:
+        return tilt_fold(parameters, inv_t, fields, grads, VARIANT), hot
+    elif KIND == TEMPERED:
+        return tempered_fold(parameters, fields, grads, hot)
+    elif KIND == MIXTURE:
+        return mixture_fold(parameters[0], inv_t, fields, grads), hot
+    else:
+        return variation_fold(inv_t, fields, grads), hot
+
+
+@triton.jit
+def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.constexpr):
+    """The coefficients in fp32; all is fp64 here but ``mend``.
+
+    Log-sum-exps become differences from ``lse_s, lse_t`` as the kernel has them, rounded, and keep
+    their digits; by ``mend``, ``e^lp`` is too small there.
+    """
+    if KIND == TILT:
+        return tilt_narrow(parameters, factors, lse_s, lse_t)
+    elif KIND == TEMPERED:
+        lse = ratio_of(parameters, inv_t) * lse_s - factors[0]
+        return lse.to(tl.float32), factors[1].to(tl.float32), factors[2].to(tl.float32)
+    else:
+        mended = ()
+        for i in tl.static_range(len(factors)):
+            mended = mended + (factors[i].to(tl.float32) * mend,)
+        return mended
+
+
+@triton.jit
+def vjp_extra(g, parameters, inv_t, factors, u, v, lp, lq, KIND: tl.constexpr,
+              VARIANT: tl.constexpr):  # fmt: skip
+    """``g`` and the gradient in ``u`` of a block of compared columns."""
+    if KIND == TILT:
+        return tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT)
+    elif KIND == TEMPERED:
+        return g + tempered_vjp(ratio_of(parameters, inv_t), factors, lp)
+    elif KIND == MIXTURE:
+        return g + mixture_vjp(parameters[0], factors, lp, lq)
+    else:
+        return g + variation_vjp(factors, lp, lq)

@@ -1,0 +1,184 @@
+"""The row state of :mod:`bgkernels.rows.state` in Triton, function for function.
+
+The functions work on scalars and on blocks of rows, in fp32 and fp64: one :func:`merge` joins the
+blocks of a row, the programs that share a row, and the tiles of a vocabulary. Inside a kernel, a
+state is the tuple ``(s, t, argmax, ce, held, extras)`` with ``s = (m, d, h, k)`` and its mirror
+``t``, ``argmax = (argmax_s, argmax_t)``, ``ce = (m_c, d_c, z_sum)``,
+``held = (score, z_y, v_y, label)``, and a tuple of sums for each extra.
+
+``EXTRAS`` are the extras of the specification, ``(kind, variant, first, count)`` each, of which the
+last two say where sums stand in the state: none for statistics of a read that is not the kernel's.
+"""
+
+# mypy: ignore-errors
+# ruff: noqa: RUF005
+# See math.
+
+import triton
+import triton.language as tl
+
+from bgkernels.backends.triton.extras import absorb_extra, empty_extra, merge_extra
+from bgkernels.backends.triton.math import NEG_INF, NONE, below, exp, shift, tempered, times
+from bgkernels.rows import spec
+
+NOWHERE = tl.constexpr(2**31 - 1)  # beyond every column
+INDEX, ARGMAX, SAMPLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # label rules
+FLOATS = tl.constexpr(len(spec.FLOATS))
+
+
+@triton.jit
+def load_columns(ptr, stride, first: tl.constexpr, count: tl.constexpr, mask,
+                 DTYPE: tl.constexpr):  # fmt: skip
+    """A tuple of columns of a matrix ``(·, rows)``, for one row or a block of rows."""
+    values = ()
+    for i in tl.static_range(first, first + count):
+        value = tl.load(ptr + i * tl.cast(stride, tl.int64), mask=mask)
+        values = values + (value.to(DTYPE),)
+    return values
+
+
+@triton.jit
+def load_state(floats, ints, stride, mask, EXTRAS: tl.constexpr, DTYPE: tl.constexpr):
+    """From ``(14 + ·, rows)`` and ``(3, rows)``; the pointers are those of the row."""
+    x = load_columns(floats, stride, 0, FLOATS, mask, DTYPE)
+    label, at_s, at_t = load_columns(ints, stride, 0, 3, mask, tl.int32)
+    sums = ()
+    for i in tl.static_range(len(EXTRAS)):
+        sums = sums + (load_columns(floats, stride, EXTRAS[i][2], EXTRAS[i][3], mask, DTYPE),)
+    return x[0:4], x[4:8], (at_s, at_t), x[8:11], (x[11], x[12], x[13], label), sums
+
+
+@triton.jit
+def store_state(floats, ints, stride, mask, value, EXTRAS: tl.constexpr):
+    """The inverse of :func:`load_state`."""
+    s, t, at, ce, held, sums = value
+    columns = s + t + ce + (held[0], held[1], held[2])
+    for i in tl.static_range(FLOATS):
+        tl.store(floats + i * stride, columns[i], mask=mask)
+    for i in tl.static_range(len(EXTRAS)):
+        for k in tl.static_range(len(sums[i])):
+            tl.store(floats + (EXTRAS[i][2] + k) * stride, sums[i][k], mask=mask)
+    tl.store(ints, held[3].to(tl.int64), mask=mask)
+    tl.store(ints + stride, at[0].to(tl.int64), mask=mask)
+    tl.store(ints + 2 * stride, at[1].to(tl.int64), mask=mask)
+
+
+@triton.jit
+def empty(zero, EXTRAS: tl.constexpr):
+    """The neutral element, in the shape and dtype of ``zero``."""
+    inf, none = zero + NEG_INF, tl.zeros_like(zero).to(tl.int32) + NONE
+    side, sums = (inf, zero, zero, zero), ()
+    for i in tl.static_range(len(EXTRAS)):
+        sums = sums + (empty_extra(zero, EXTRAS[i][0]),)
+    return side, side, (none, none), (inf, zero, zero), (inf, inf, inf, none), sums
+
+
+@triton.jit
+def recentred(side, own, other):
+    """``d, h, k`` when the maxima of its own and of the other side lie that far below."""
+    _, d, h, k = side
+    weight = exp(own)
+    return weight * d, times(weight, h + times(d, own)), times(weight, k + times(d, own - other))
+
+
+@triton.jit
+def merge_side(a, b, own_a, own_b, other_a, other_b):
+    """``m, d, h, k`` of one model, for maxima that lie that far below the common ones."""
+    x, y = recentred(a, own_a, other_a), recentred(b, own_b, other_b)
+    return tl.maximum(a[0], b[0]), x[0] + y[0], x[1] + y[1], x[2] + y[2]
+
+
+@triton.jit
+def merge_argmax(m_a, at_a, m_b, at_b):
+    """The column of the larger maximum, the lower column of equal ones."""
+    tie = (m_a == m_b) & (at_a != NONE) & (at_b != NONE)
+    return tl.where(tie, tl.minimum(at_a, at_b), tl.where(m_a > m_b, at_a, at_b))
+
+
+@triton.jit
+def merge_ce(a, b):
+    """``m_c, d_c, z_sum``."""
+    m = tl.maximum(a[0], b[0])
+    d = exp(below(a[0], m)) * a[1] + exp(below(b[0], m)) * b[1]
+    return m, d, a[2] + b[2]
+
+
+@triton.jit
+def merge_sums(a, b, held, parameters, inv_t, EXTRAS: tl.constexpr):
+    """Everything but the label, which is given."""
+    s_a, t_a, at_a, ce_a, _, extras_a = a
+    s_b, t_b, at_b, ce_b, _, extras_b = b
+    m_s, m_t = tl.maximum(s_a[0], s_b[0]), tl.maximum(t_a[0], t_b[0])
+    drop_a = below(s_a[0], m_s), below(t_a[0], m_t)
+    drop_b = below(s_b[0], m_s), below(t_b[0], m_t)
+    sums = ()
+    for i in tl.static_range(len(EXTRAS)):
+        x = merge_extra(parameters[i], inv_t, extras_a[i], extras_b[i], drop_a, drop_b,
+                        EXTRAS[i][0], EXTRAS[i][1])  # fmt: skip
+        sums = sums + (x,)
+    return (
+        merge_side(s_a, s_b, drop_a[0], drop_b[0], drop_a[1], drop_b[1]),
+        merge_side(t_a, t_b, drop_a[1], drop_b[1], drop_a[0], drop_b[0]),
+        (
+            merge_argmax(s_a[0], at_a[0], s_b[0], at_b[0]),
+            merge_argmax(t_a[0], at_a[1], t_b[0], at_b[1]),
+        ),
+        merge_ce(ce_a, ce_b),
+        held,
+        sums,
+    )
+
+
+@triton.jit
+def merge_label(a, b):
+    """``held`` of the union, and ``(z, v, label)`` of the loser; ties go to the lower column."""
+    score_a, z_a, v_a, at_a = a
+    score_b, z_b, v_b, at_b = b
+    lower = (at_a != NONE) & ((at_a < at_b) | (at_b == NONE))
+    first = (score_a > score_b) | ((score_a == score_b) & lower)
+    held = (
+        tl.where(first, score_a, score_b),
+        tl.where(first, z_a, z_b),
+        tl.where(first, v_a, v_b),
+        tl.where(first, at_a, at_b),
+    )
+    return held, (
+        tl.where(first, z_b, z_a),
+        tl.where(first, v_b, v_a),
+        tl.where(first, at_b, at_a),
+    )
+
+
+@triton.jit
+def one_column(column, compared, parameters, inv_t, SHARED: tl.constexpr, EXTRAS: tl.constexpr):
+    """The state of a single column ``(z, v, index)``; empty where the index is NONE."""
+    z, v, at = column
+    compared &= at >= 0
+    u, v = tl.where(compared, tempered(z, inv_t, SHARED), NEG_INF), tl.where(compared, v, NEG_INF)
+    du, dv = u - shift(u), v - shift(v)
+    e_s, e_t = exp(du), exp(dv)
+    z_sum = tl.where(at >= 0, z, 0.0)
+    ce = (tl.zeros_like(z) + NEG_INF, tl.zeros_like(z), z_sum)
+    if not SHARED:
+        ce = (tl.where(at >= 0, z, NEG_INF), tl.where(at >= 0, exp(z - shift(z)), 0.0), z_sum)
+    sums = ()
+    for i in tl.static_range(len(EXTRAS)):
+        x = absorb_extra(parameters[i], inv_t, u, v, du, dv, (u, v), EXTRAS[i][0], EXTRAS[i][1],
+                         False)  # fmt: skip
+        sums = sums + (x,)
+    s = (u, e_s, times(e_s, du), times(e_s, du - dv))
+    t = (v, e_t, times(e_t, dv), times(e_t, dv - du))
+    at = tl.where(compared, at, NONE)
+    return s, t, (at, at), ce, (), sums
+
+
+@triton.jit
+def merge(a, b, parameters, inv_t, RULE: tl.constexpr, SHARED: tl.constexpr,
+          EXTRAS: tl.constexpr):  # fmt: skip
+    """The state of the union of two disjoint sets of columns; the label that loses is absorbed."""
+    held, loser = merge_label(a[4], b[4])
+    out = merge_sums(a, b, held, parameters, inv_t, EXTRAS)
+    if RULE != INDEX:
+        one = one_column(loser, loser[2] >= 0, parameters, inv_t, SHARED, EXTRAS)
+        out = merge_sums(out, one, held, parameters, inv_t, EXTRAS)
+    return out

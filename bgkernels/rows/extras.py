@@ -1,0 +1,424 @@
+"""Statistics beyond the usual ones, each a class: its sums, its values, and its part of pass 2.
+
+``u`` and ``v`` are the tempered logits of student and teacher, ``du = u - m_s`` and
+``dv = v - m_t`` the same about the row's maxima. Sums leave the label's column out, as those of
+:mod:`bgkernels.rows.state` do, but for the statistics of a second read, which are plain sums over
+all columns. The compiled text of each class is the struct of its name in ``csrc/math/extras.h``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from bgkernels.rows.arithmetic import NEG_INF, log_prob, scaled, shift, times
+
+if TYPE_CHECKING:
+    from bgkernels.rows.state import RowState
+
+Moves = tuple[Tensor, Tensor]
+"""How far a part's maxima of student and teacher lie above the common ones: not above 0."""
+
+
+class Extra(ABC):
+    """A statistic that an objective asks for by name.
+
+    Attributes:
+        kind: number in ``ExtraKind`` of ``csrc/row_args.h``.
+        sums: names of its rows in the state; zero in an empty state but for ``m``, which is -inf.
+        fields: names of its rows in the statistics.
+        public: how many of them users see, the first ones.
+        factors: names of its rows in the coefficients of pass 2.
+        second_read: whether it needs both normalisers first.
+    """
+
+    kind: ClassVar[int]
+    sums: ClassVar[tuple[str, ...]]
+    factors: ClassVar[tuple[str, ...]]
+    second_read: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[str, ...]:
+        """Names of its rows in the statistics."""
+
+    @property
+    def public(self) -> int:
+        """How many of the fields users see."""
+        return len(self.fields)
+
+    @property
+    def differentiable(self) -> range:
+        """Which of the fields carry a gradient to the student."""
+        return range(self.public)
+
+    @property
+    def parameters(self) -> tuple[float, float, float]:
+        """Three numbers that tell it from others of its kind."""
+        return (0.0, 0.0, 0.0)
+
+    @classmethod
+    def of(cls, a: float, b: float, c: float) -> Extra:
+        """The statistic with these parameters."""
+        return cls()
+
+    def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
+        """The sums of a single column ``(rows,)``; -inf where there is none."""
+        return [torch.zeros_like(u)] * len(self.sums)
+
+    def merge(
+        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
+    ) -> None:
+        """The sums ``(sums, rows)`` of both parts about the common maxima, into ``out``."""
+        torch.add(*parts, out=out)
+
+    def absorb(
+        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
+    ) -> list[Tensor]:
+        """The sums of a tile ``(rows, width)``; a statistic of a second read adds nothing."""
+        return []
+
+    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+        """The sums of a tile of log-probabilities, in the second read."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def finalize(
+        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
+    ) -> list[Tensor]:
+        """The fields.
+
+        Args:
+            sums, rest: of all columns, and of all but the label's.
+            whole, held_out: the states that they belong to.
+            temperature: of ``u`` and ``v``.
+        """
+
+    @abstractmethod
+    def fold(
+        self, fields: Tensor, grads: Tensor, temperature: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The factors, and what the gradient gains at the label; ``grads`` are by the fields."""
+
+    @abstractmethod
+    def vjp(
+        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
+    ) -> Tensor:
+        """What the gradient of a tile ``(rows, width)`` gains; ``factors (·, rows, 1)``."""
+
+
+@dataclass(frozen=True)
+class Tilt(Extra):
+    """``log Σ e^(a·u + b·v)`` over the compared columns.
+
+    With the first two moments of ``u - v`` under its softmax.
+
+    Args:
+        a, b: exponents of student and teacher.
+        moments: also accumulate the moments (needed by the limits of alpha-beta only).
+    """
+
+    a: float
+    b: float
+    moments: bool = False
+
+    kind = 0
+    sums = ("m", "d", "k", "q")
+    factors = ("lse", "P0", "P1", "P2")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The log-sum-exp, and ``E[u - v]``, ``E[(u - v)²]``."""
+        return ("lse", "mean", "second") if self.moments else ("lse",)
+
+    @property
+    def differentiable(self) -> range:
+        """None, where the student has no say."""
+        return range(len(self.fields) if self.a or self.moments else 0)
+
+    @property
+    def parameters(self) -> tuple[float, float, float]:
+        """``a, b, moments``."""
+        return (float(self.a), float(self.b), float(self.moments))
+
+    @classmethod
+    def of(cls, a: float, b: float, c: float) -> Tilt:
+        """The inverse of ``parameters``."""
+        return cls(a, b, bool(c))
+
+    def at(self, temperature: float) -> Tilt:
+        """The tilt of logits at that temperature that is this one at temperature 1."""
+        return Tilt(self.a * temperature, self.b * temperature, self.moments)
+
+    def exponent(self, u: Tensor, v: Tensor) -> Tensor:
+        """``a·u + b·v``, or -inf (no weight) where both models mask the column."""
+        w = scaled(self.a, u) + scaled(self.b, v)
+        if min(self.a, self.b) < 0 or self.a == self.b == 0:
+            return torch.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, w)
+        return w
+
+    def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
+        """Its moments are about itself, and 0."""
+        w, zero = self.exponent(u, v), torch.zeros_like(u)
+        return [w, (w - shift(w)).exp(), zero, zero]
+
+    def merge(
+        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
+    ) -> None:
+        """``k`` and ``q`` are moments of ``du - dv``, whose origin moves with the maxima."""
+        m = torch.maximum(parts[0][0], parts[1][0])
+        out.zero_()
+        out[0] = m
+        for (m_part, d, k, q), (move_s, move_t) in zip(parts, moves, strict=True):
+            weight, move = torch.where(m_part == m, 0.0, m_part - m).exp(), move_s - move_t
+            out[1] += weight * d
+            out[2] += times(weight, k + times(d, move))
+            out[3] += times(weight, q + times(k, 2 * move) + times(d, move * move))
+
+    def absorb(
+        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
+    ) -> list[Tensor]:
+        """About the tile's own largest exponent."""
+        w = self.exponent(u, v)
+        m = w.amax(1)
+        e = (w - shift(m)[:, None]).exp()
+        sums = [m, e.sum(1)]
+        if self.moments:
+            gap = du - dv
+            sums += [times(e, gap).sum(1), times(e, gap * gap).sum(1)]
+        return sums
+
+    def finalize(
+        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
+    ) -> list[Tensor]:
+        """Moments about 0."""
+        m, d, k, q = sums
+        lse = shift(m) + d.log()
+        if not self.moments:
+            return [lse]
+        centre, mean = shift(whole["m_s"]) - shift(whole["m_t"]), k / d
+        return [lse, mean + centre, q / d + centre * (2 * mean + centre)]
+
+    def fold(
+        self, fields: Tensor, grads: Tensor, temperature: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """``e^(w-lse)·(P0 + P1·x + P2·x²)``, ``x = u - v``."""
+        if not self.moments:
+            zero = torch.zeros_like(fields[0])
+            return [fields[0], grads[0] * (self.a / temperature), zero, zero], None
+        lse, mean, second = fields
+        by_lse, by_mean, by_second = grads / temperature
+        p0 = self.a * (by_lse - by_mean * mean - by_second * second) + by_mean
+        return [lse, p0, self.a * by_mean + 2 * by_second, self.a * by_second], None
+
+    def vjp(
+        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
+    ) -> Tensor:
+        """See :meth:`fold`."""
+        lse, p0, p1, p2 = factors
+        weight, gap = (self.exponent(u, v) - lse).exp(), u - v
+        return times(weight, p0 + (p1 + p2 * gap) * gap if self.moments else p0)
+
+
+@dataclass(frozen=True)
+class Tempered(Extra):
+    """Statistics of both distributions, each by itself, at another temperature.
+
+    Routing reads them at temperature 1, whatever the temperature of the divergence.
+
+    Args:
+        temperature: τ > 0 of ``softmax(logits / τ)`` over the compared columns.
+    """
+
+    temperature: float = 1.0
+
+    kind = 1
+    sums = ("d_s", "h_s", "d_t", "h_t")
+    factors = ("lse", "A", "B")
+    fields = ("lse_s", "entropy_s", "logp_s", "max_prob_s",
+              "lse_t", "entropy_t", "logp_t", "max_prob_t")  # fmt: skip
+
+    differentiable = range(3)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"`temperature` must be positive and finite; got {self.temperature}")
+
+    @classmethod
+    def of(cls, a: float, b: float, c: float) -> Tempered:
+        """The inverse of ``parameters``."""
+        return cls(a)
+
+    @property
+    def parameters(self) -> tuple[float, float, float]:
+        """The temperature."""
+        return (float(self.temperature), 0.0, 0.0)
+
+    def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
+        """About itself: e⁰, or 0 where there is none."""
+        zero = torch.zeros_like(u)
+        return [(u - shift(u)).exp(), zero, (v - shift(v)).exp(), zero]
+
+    def merge(
+        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
+    ) -> None:
+        """As the state's own ``d`` and ``h``, moved by ``T/τ`` as much."""
+        out.zero_()
+        for part, (move_s, move_t) in zip(parts, moves, strict=True):
+            for first, move in ((0, move_s), (2, move_t)):
+                by = move * (temperature / self.temperature)
+                weight, (d, h) = by.exp(), part[first : first + 2]
+                out[first] += weight * d
+                out[first + 1] += times(weight, h + times(d, by))
+
+    def absorb(
+        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
+    ) -> list[Tensor]:
+        """About the row's maxima."""
+        sums = []
+        for x in (du, dv):
+            w = x * (temperature / self.temperature)
+            e = w.exp()
+            sums += [e.sum(1), times(e, w).sum(1)]
+        return sums
+
+    def finalize(
+        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
+    ) -> list[Tensor]:
+        """The label's probability is ``1 - rest``, where it is likely."""
+        by, fields = temperature / self.temperature, []
+        for k, side in ((0, "s"), (2, "t")):
+            d, h = sums[k], sums[k + 1]
+            lse = by * shift(whole[f"m_{side}"]) + d.log()
+            others = times(rest[k], (by * shift(held_out[f"m_{side}"]) - lse).exp())
+            logp = log_prob(others, by * whole.label_logit(side, temperature), lse)
+            fields += [lse, (d.log() - h / d).clamp_min(0), logp, 1 / d]
+        return fields
+
+    def fold(
+        self, fields: Tensor, grads: Tensor, temperature: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """``e^lp·(A + B·lp)``, with the student's log-probability at τ; 1 more at the label."""
+        by_lse, by_entropy, by_logp, *_ = grads / self.temperature
+        a = by_lse - by_logp - times(by_entropy, fields[1])
+        return [fields[0], a, -by_entropy], by_logp
+
+    def vjp(
+        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
+    ) -> Tensor:
+        """See :meth:`fold`."""
+        lse, a, b = factors
+        log_p = u * (temperature / self.temperature) - lse
+        return times(log_p.exp(), a + times(b, log_p))
+
+
+@dataclass(frozen=True)
+class Mixture(Extra):
+    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` for ``m = omega·p_t + (1-omega)·p_s``, 0 < omega < 1."""
+
+    omega: float
+
+    kind = 2
+    sums = fields = ("kl_tm", "kl_sm", "overlap")
+    factors = ("Y0", "Y1", "Y2")
+    public = 2
+    second_read = True
+
+    @classmethod
+    def of(cls, a: float, b: float, c: float) -> Mixture:
+        """The inverse of ``parameters``."""
+        return cls(a)
+
+    @property
+    def parameters(self) -> tuple[float, float, float]:
+        """The share of the teacher."""
+        return (float(self.omega), 0.0, 0.0)
+
+    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+        """The third sum, ``Σ p_s·p_t/m``, is for pass 2 alone."""
+        ratio, log_ratio_s, log_ratio_t = mixture_terms(lp, lq, self.omega)
+        p, q = lp.exp(), lq.exp()
+        return [x.sum(1) for x in (times(q, log_ratio_t), times(p, log_ratio_s), times(p, ratio))]
+
+    def finalize(
+        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
+    ) -> list[Tensor]:
+        """Divergences are not negative."""
+        return [sums[0].clamp_min(0), sums[1].clamp_min(0), sums[2]]
+
+    def fold(
+        self, fields: Tensor, grads: Tensor, temperature: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
+        (_, kl_sm, overlap), (by_tm, by_sm, _) = fields, grads / temperature
+        y0 = by_tm * (1 - self.omega) * overlap - by_sm * (self.omega * overlap + kl_sm)
+        return [y0, self.omega * by_sm - (1 - self.omega) * by_tm, by_sm], None
+
+    def vjp(
+        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
+    ) -> Tensor:
+        """See :meth:`fold`."""
+        y0, y1, y2 = factors
+        ratio, log_ratio, _ = mixture_terms(lp, lq, self.omega)
+        return times(lp.exp(), y0 + y1 * ratio + y2 * log_ratio)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Extra):
+    """``½ Σ |p_s - p_t|``."""
+
+    kind = 3
+    sums = fields = ("distance", "drift")
+    factors = ("V0", "V1")
+    public = 1
+    second_read = True
+
+    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+        """The second sum, ``Σ p_s·sgn(p_s - p_t)``, is for pass 2 alone."""
+        p, gap = lp.exp(), lp.exp() - lq.exp()
+        return [gap.abs().sum(1) / 2, (p * torch.sign(gap)).sum(1)]
+
+    def finalize(
+        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
+    ) -> list[Tensor]:
+        """The sums themselves."""
+        return [sums[0], sums[1]]
+
+    def fold(
+        self, fields: Tensor, grads: Tensor, temperature: float
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
+        half = grads[0] / (2 * temperature)
+        return [-half * fields[1], half], None
+
+    def vjp(
+        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
+    ) -> Tensor:
+        """See :meth:`fold`."""
+        p = lp.exp()
+        return p * (factors[0] + factors[1] * torch.sign(p - lq.exp()))
+
+
+KINDS: dict[int, type[Extra]] = {
+    extra.kind: extra for extra in (Tilt, Tempered, Mixture, TotalVariation)
+}
+"""Statistics by their number."""
+
+LOG_RATIO_BOUND = 80.0
+"""Bound on ``lq - lp`` inside a mixture: beyond it one of the two probabilities is below e⁻⁸⁰."""
+
+
+def mixture_terms(lp: Tensor, lq: Tensor, omega: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``p_t/m``, ``log(p_s/m)`` and ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+
+    Finite where a column is masked in both models.
+    """
+    absent = (lp == NEG_INF) & (lq == NEG_INF)
+    delta = torch.where(absent, 0.0, lq - lp).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
+    log_ratio_t = -torch.log1p((1 - omega) * torch.expm1(-delta))
+    return log_ratio_t.exp(), -torch.log1p(omega * torch.expm1(delta)), log_ratio_t

@@ -1,0 +1,129 @@
+"""Rows that fit each other: what the walks are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bgkernels.backends.base import Backend
+from bgkernels.rows.spec import INTS, RowSpec
+from bgkernels.rows.stats import RowStats, Statistics
+from bgkernels.streaming import gemm
+from bgkernels.streaming.shard import Shard
+
+if TYPE_CHECKING:
+    from bgkernels.streaming.teachers.base import Teacher
+
+Tensors = tuple[Tensor | None, ...]
+Seen = tuple[RowStats, RowStats]
+"""What is seen of one teacher: by policies and the caller, and by divergences."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The rows of one call, checked and flattened.
+
+    Args:
+        spec: of the rows.
+        backend: that runs the primitives.
+        student: ``(hidden (rows, D), weight (V, D), bias (V,) | None)``, or
+            ``(logits (rows, V),)``.
+        teacher: with ``rows`` rows.
+        labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
+        leading: the input's leading shape, of which ``rows`` is the product.
+        shard: the columns that this process holds; those of ``spec`` are the whole vocabulary's.
+        budget: bytes of temporaries, or None for the device's default.
+        ignore_index: what ``RowStats.label`` shows in rows that take no part.
+        autocast: dtype that autocast asks products to run in, or None.
+        items: how many rows take part, where that is known without waiting for a device.
+    """
+
+    spec: RowSpec
+    backend: Backend
+    student: Tensors
+    teacher: Teacher
+    labels: Tensor
+    leading: tuple[int, ...]
+    shard: Shard
+    budget: int | None = None
+    ignore_index: int = -100
+    autocast: torch.dtype | None = None
+    items: int | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of states and losses: fp32, or fp64 for fp64 inputs."""
+        first = self.student[0]
+        double = first is not None and first.dtype == torch.float64
+        return torch.float64 if double else torch.float32
+
+    @property
+    def masks_in_place(self) -> bool:
+        """Whether a single teacher may write over the student's tiles, which hold real logits."""
+        cap = self.spec.student
+        return (
+            len(self.student) > 1 and len(self.teacher.parts) == 1 and cap.scale > 0 and not cap.cap
+        )
+
+    def product(self, tensor: Tensor) -> torch.dtype:
+        """The dtype to multiply ``tensor`` in."""
+        fixed = self.autocast is None or tensor.dtype == torch.float64
+        dtype = tensor.dtype if fixed or self.autocast is None else self.autocast
+        return gemm.product_dtype(dtype, tensor.device)
+
+    def unwritten(self) -> tuple[Tensor, Tensor]:
+        """The two matrices of all statistics, uninitialised: see :meth:`statistics`."""
+        rows, device = len(self.labels), self.labels.device
+        _, fields, ints = self.layout[-1]
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        values = torch.empty(fields.stop, rows, dtype=dtype, device=device)
+        return values, torch.empty(ints.stop, rows, dtype=torch.int64, device=device)
+
+    def statistics(self, values: Tensor, ints: Tensor) -> list[Statistics]:
+        """For each part of the teacher, its rows of the two matrices."""
+        if len(self.layout) == 1:
+            return [Statistics(self.layout[0][0], values, ints)]
+        return [Statistics(specs, values[a], ints[b]) for specs, a, b in self.layout]
+
+    @cached_property
+    def layout(self) -> list[tuple[tuple[RowSpec, ...], slice, slice]]:
+        """For each part of the teacher, its pairs, and its rows of both matrices."""
+        parts, fields, ints = [], 0, 0
+        for part in self.teacher.parts:
+            specs = part.specs(self.spec)
+            more = sum(spec.field_count for spec in specs) + part.memory
+            rows = slice(fields, fields + more), slice(ints, ints + len(INTS) * len(specs))
+            parts.append((specs, *rows))
+            fields, ints = rows[0].stop, rows[1].stop
+        return parts
+
+    def connected(self, blocks: Sequence[Statistics], values: Tensor) -> list[Tensor]:
+        """All matrix rows, with the history of ``values`` where they carry a gradient."""
+        graph = values.unbind(0)
+        rows: list[Tensor] = []
+        for block in blocks:
+            rows += block.connected(graph[len(rows) :])
+        return rows
+
+    def seen(
+        self, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
+    ) -> list[Seen]:
+        """What is seen of each part of the teacher.
+
+        Args:
+            blocks: of :meth:`statistics`.
+            rows: all rows of their matrix as autograd is to know them; None: without a history.
+        """
+        if len(blocks) == 1:
+            return [self.teacher.parts[0].seen(blocks[0], self, rows)]
+        views, first = [], 0
+        for part, block in zip(self.teacher.parts, blocks, strict=True):
+            end = first + len(block.values)
+            views.append(part.seen(block, self, None if rows is None else rows[first:end]))
+            first = end
+        return views
