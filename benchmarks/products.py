@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bgkernels.streaming import products
+from bgkernels.backends.native import products
 
 ROWS, HIDDEN, WIDTH = 1024, 896, 4096
 GFLOP = 2 * ROWS * HIDDEN * WIDTH / 1e9
