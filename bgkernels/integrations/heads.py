@@ -216,7 +216,9 @@ def verify(model: Any) -> None:
     taps.on(linear(model)).curve = None
     if runs_here(model):
         with tried(model) as tokens:
-            hidden_states(model, **tokens)
+            decoder = getattr(model.config, "is_encoder_decoder", False)
+            more = {"decoder_input_ids": tokens["input_ids"]} if decoder else {}
+            hidden_states(model, **tokens, **more)
 
 
 def runs_here(model: Any) -> bool:

@@ -13,7 +13,7 @@ import bgkernels as bg
 from bgkernels.integrations import heads
 from bgkernels.integrations.heads import Head, HeadError
 from bgkernels.integrations.probe import tap as taps
-from bgkernels.integrations.probe.tokens import IGNORE, probe_labels, settings
+from bgkernels.integrations.probe.tokens import IGNORE, decoder_inputs, probe_labels, settings
 
 TOLERANCE = 1e-3
 """Relative; the comparison is made in fp32 or wider, whatever the model's dtype."""
@@ -34,24 +34,6 @@ class OwnLoss:
     def aligned(self, labels: Tensor) -> Tensor:
         """``(batch, length)`` labels at the positions that predict them."""
         return nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE) if self.shifted else labels
-
-
-def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
-    """What the decoder of an encoder–decoder reads where only labels are given.
-
-    Raises:
-        HeadError: the model does not say how its decoder's inputs follow from labels.
-    """
-    if not getattr(model.config, "is_encoder_decoder", False):
-        return {}
-    make = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if make is None:
-        raise HeadError(
-            f"{type(model).__name__} is an encoder–decoder without the method "
-            "prepare_decoder_input_ids_from_labels, so the inputs of its decoder are not known; "
-            "put `decoder_input_ids` into the batch"
-        )
-    return {"decoder_input_ids": make(labels=labels)}
 
 
 def examine(model: Any, forward: Callable[..., Any], **flags: Any) -> OwnLoss:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from bgkernels.integrations import heads
 from bgkernels.integrations.heads import HeadError
-from bgkernels.integrations.probe.loss import OwnLoss, decoder_inputs, examine, extra_losses
+from bgkernels.integrations.probe.loss import OwnLoss, examine, extra_losses
+from bgkernels.integrations.probe.tokens import decoder_inputs
 
 NEUTRAL = {"use_cache", "return_dict", "output_hidden_states", "output_attentions", "dtype"}
 """Settings of a configuration that no loss depends on."""

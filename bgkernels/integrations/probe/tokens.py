@@ -29,6 +29,29 @@ def probe_labels(tokens: Tensor) -> Tensor:
     return labels
 
 
+def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
+    """What the decoder of an encoder–decoder reads where only labels are given; else nothing.
+
+    By the model's own rule where it has one, else by that of all others: labels one position later.
+    A model that follows another is found when it is tried.
+    """
+    config = model.config
+    if not getattr(config, "is_encoder_decoder", False):
+        return {}
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return {"decoder_input_ids": own(labels=labels)}
+    first, pad = (getattr(config, f"{x}_token_id", None) for x in ("decoder_start", "pad"))
+    first = pad if first is None else first
+    if first is None:
+        raise ValueError(
+            "config.decoder_start_token_id is not set, so the inputs of the decoder are not known; "
+            "set it, or put `decoder_input_ids` into the batch"
+        )
+    later = torch.cat([labels.new_full((len(labels), 1), first), labels[:, :-1]], 1)
+    return {"decoder_input_ids": later.masked_fill(later == IGNORE, first if pad is None else pad)}
+
+
 def _special(config: Any) -> Iterator[int]:
     for name, value in vars(config).items():
         if name.endswith(("token_id", "token_index", "token_ids", "_id")):
