@@ -204,4 +204,3 @@ def _at_least_one(num_items: Any) -> Any:
     return (
         num_items.clamp(min=1) if isinstance(num_items, Tensor) else num_items and max(num_items, 1)
     )
-

@@ -16,6 +16,7 @@ from bgkernels.integrations.probe import tap as taps
 from bgkernels.integrations.probe.curve import Curve, NotAHead, fit
 from bgkernels.integrations.probe.tokens import probe_tokens, settings
 
+
 class HeadError(ValueError):
     """The head of a model cannot be read as one matrix, a bias, a scale and a soft-cap."""
 

@@ -15,7 +15,9 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from bgkernels.integrations import measures
-from bgkernels.integrations.causal_lm import IGNORE, Attachment, attach
+from bgkernels.integrations.causal_lm import Attachment, attach
+from bgkernels.integrations.probe.tokens import IGNORE
+from bgkernels.integrations.probe.watch import NotDistilling, never_asked
 from bgkernels.integrations.teachers import ModelTeacher
 
 
@@ -49,6 +51,57 @@ class LossRows:
         return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
 
 
+def cuts_no_batches(trainer: Trainer) -> bool:
+    """Whether a batch reaches the model as it was collated; accelerate may cut others."""
+    config: Any = trainer.args.accelerator_config
+    data = (trainer.train_dataset, trainer.eval_dataset)
+    return not config.split_batches and not any(isinstance(d, IterableDataset) for d in data)
+
+
+def check_arguments(trainer: Trainer) -> None:
+    """Refuse what a trainer would do with logits, or to another model.
+
+    Raises:
+        ValueError: such an argument, by name, with the remedy.
+    """
+    args: Any = trainer.args
+    if args.label_smoothing_factor or trainer.compute_loss_func:
+        raise ValueError(
+            "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
+            "pass options of the loss instead, such as label_smoothing="
+        )
+    if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
+        raise ValueError(
+            "`compute_metrics` and `preprocess_logits_for_metrics` need logits, and there are "
+            "none; the parts of the loss are logged at each evaluation, and others can be had by a "
+            "callback that calls the model without labels"
+        )
+    if trainer.model_init is not None:
+        raise ValueError(
+            "`model_init` makes another model when training starts, which has no loss attached; "
+            "pass `model`"
+        )
+    config = args.liger_kernel_config or {}
+    if args.use_liger_kernel and config.get("fused_linear_cross_entropy", True):
+        raise ValueError(
+            "`use_liger_kernel` replaces the model's forward by Liger's own loss when training "
+            'starts; keep its layers alone: liger_kernel_config={"fused_linear_cross_entropy": '
+            "False}"
+        )
+
+
+def the_teacher(teacher: Any, teacher_model: Any) -> Any:
+    """The one of two arguments that was given.
+
+    Raises:
+        TypeError: neither was, or both.
+    """
+    if (teacher is None) == (teacher_model is None):
+        both = "both were" if teacher is not None else "neither was"
+        raise TypeError(f"pass the teacher as `teacher` (or, as in TRL, `teacher_model`); {both}")
+    return teacher if teacher_model is None else teacher_model
+
+
 class HybridLoss(Trainer):
     """What a trainer needs beside the loss itself, put in front of a subclass of ``Trainer``.
 
@@ -60,11 +113,7 @@ class HybridLoss(Trainer):
 
     def distil(self, teacher: Any, options: Mapping[str, Any]) -> None:
         """Attach the loss to the trainer's model, and put the teacher beside it."""
-        if self.args.label_smoothing_factor or self.compute_loss_func:
-            raise ValueError(
-                "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
-                "pass options of the loss instead, such as label_smoothing="
-            )
+        check_arguments(self)
         if self.args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (nn.DataParallel) are not supported; start the script "
@@ -81,6 +130,8 @@ class HybridLoss(Trainer):
         if hasattr(self.attachment.policy, "step"):
             self.attachment.policy.step = self.state.global_step
         loss: Tensor = super().training_step(*args, **kwargs)
+        if not self.attachment.asked:
+            raise NotDistilling(never_asked())
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -105,6 +156,7 @@ class HybridDistillationTrainer(HybridLoss):
         model: the student.
         args: ``TrainingArguments``.
         teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+        teacher_model: another name for ``teacher``, TRL's.
         loss: options of the loss, and ``target``, by name.
         **kwargs: the ``Trainer``'s other arguments.
 
@@ -124,16 +176,15 @@ class HybridDistillationTrainer(HybridLoss):
         model: Any = None,
         args: Any = None,
         *,
-        teacher: Any,
+        teacher: Any = None,
+        teacher_model: Any = None,
         loss: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        teacher = the_teacher(teacher, teacher_model)
         super().__init__(model, args, **kwargs)
         self.distil(teacher, loss or {})
-        data = (self.train_dataset, self.eval_dataset)
-        config: Any = self.args.accelerator_config
-        whole_batches = not config.split_batches  # accelerate may cut those of an IterableDataset
-        if whole_batches and not any(isinstance(d, IterableDataset) for d in data):
+        if cuts_no_batches(self):
             self.data_collator = LossRows(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:

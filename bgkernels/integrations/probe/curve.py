@@ -60,8 +60,8 @@ def fit(real: Tensor, vocab: int, config: Any) -> Curve:
     """
     if real.ndim != 3 or real.shape[-1] != vocab:
         raise NotAHead(
-            f"returns logits of shape {tuple(real.shape)} where its head has {vocab} columns, so it "
-            "cuts or rearranges them"
+            f"returns logits of shape {tuple(real.shape)} where its head has {vocab} columns, so "
+            "it cuts or rearranges them"
         )
     raw = grid(real).to(torch.promote_types(real.dtype, torch.float32))
     real = real.to(raw.dtype)

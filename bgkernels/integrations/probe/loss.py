@@ -57,7 +57,7 @@ def examine(model: Any, forward: Callable[..., Any], **flags: Any) -> OwnLoss:
         labels = probe_labels(tokens["input_ids"])
         inputs = {**tokens, **flags}
         body = {**inputs, **decoder_inputs(model, labels)}
-        output, hidden = heads.until_head(model, forward, body)
+        _, hidden = heads.until_head(model, forward, body)
         with torch.enable_grad():
             own = _own_loss(model, forward, {**inputs, "labels": labels})
     head = heads.read(model)
@@ -142,8 +142,8 @@ def _own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any]
 
 def _hard_loss(hidden: Tensor, head: Head, target: Tensor) -> tuple[float, Tensor]:
     leaf = hidden.detach().requires_grad_()
-    wide = (None if x is None else x.detach().to(leaf.dtype) for x in (head.weight, head.bias))
-    weight, bias = wide
+    weight = head.weight.detach().to(leaf.dtype)
+    bias = None if head.bias is None else head.bias.detach().to(leaf.dtype)
     loss = bg.linear_hybrid_distillation(
         leaf, weight, None, target, linear_bias=bias, routing="hard",
         logit_scale=head.logit_scale, logit_softcap=head.logit_softcap,

@@ -27,7 +27,7 @@ class Reader:
         model: the teacher, unwrapped.
 
     Attributes:
-        waits: look at tokens on a GPU too, for which a step waits; where a student has more of them.
+        waits: look at tokens on a GPU too, for which a step waits; a student may have more of them.
     """
 
     def __init__(self, model: Any) -> None:

@@ -19,7 +19,7 @@ def probe_tokens(model: Any) -> Tensor:
     special = set(_special(model.config)) | set(_special(model.config.get_text_config()))
     plain = [i for i in range(min(vocab, 4096)) if i not in special] or [0]
     chosen = [plain[(7 * i + 3) % len(plain)] for i in range(2 * LENGTH)]
-    return torch.tensor(chosen).unflatten(0, (2, LENGTH))
+    return torch.tensor(chosen).reshape(2, LENGTH)
 
 
 def probe_labels(tokens: Tensor) -> Tensor:
