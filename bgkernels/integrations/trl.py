@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from transformers import Trainer
-from trl import SFTTrainer
 from trl.experimental.gkd import GKDTrainer
 from trl.trainer.distillation_trainer import DistillationTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 import bgkernels as bg
 from bgkernels.integrations.probe.tokens import IGNORE
@@ -59,10 +59,11 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
     ) -> None:
         teacher = the_teacher(teacher, teacher_model)
         super().__init__(*args, **kwargs)
-        if self.args.loss_type != "nll":
+        kind = getattr(self.args, "loss_type", "nll")
+        if kind != "nll":
             raise ValueError(
-                f"`loss_type` must be 'nll': the loss is the hybrid one; got "
-                f"{self.args.loss_type!r}. Choose it by loss={{...}}"
+                f"`loss_type` must be 'nll', since the loss is the hybrid one; got {kind!r}. "
+                "Choose the hybrid loss by the argument `loss`"
             )
         self.distil(teacher, loss or {})
 
@@ -83,7 +84,7 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
             aux = outputs["aux_loss"]
             steps = self.current_gradient_accumulation_steps if whole_step else 1
             loss = loss + self.router_aux_loss_coef * aux.to(loss.device) / steps
-            self._metrics[mode]["aux_loss"].append(float(self.accelerator.reduce(aux, "mean")))
+            self._metrics[mode]["aux_loss"].append(float(self.accelerator.reduce(aux.detach(), "mean")))
         if model.training:
             read = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
             tokens = read.sum() if "attention_mask" in inputs else torch.tensor(read.numel())

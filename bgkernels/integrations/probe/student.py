@@ -65,8 +65,8 @@ class Student:
             asked = ", ".join(f"{name}=True" for name, x in flags.items() if x) or "its settings"
             raise HeadError(
                 f"{type(model).__name__} returns {', '.join(missing)} by {asked}, and the factor "
-                "in its loss could not be measured here; set it in the configuration before attach(), "
-                "while the model is whole, or leave it out of the call"
+                "in its loss could not be measured here; set it in the configuration before "
+                "attach(), while the model is whole, or leave it out of the call"
             )
 
 
