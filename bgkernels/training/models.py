@@ -81,8 +81,7 @@ class CausalLM:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """``(batch, length, hidden)`` last hidden states of ``(batch, length)`` tokens."""
-        hidden: Tensor = self.body(input_ids=tokens, use_cache=False).last_hidden_state
-        return hidden
+        return heads.hidden_states(self.network, input_ids=tokens)
 
     @torch.no_grad()
     def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:
