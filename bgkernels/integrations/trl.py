@@ -84,7 +84,9 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
             aux = outputs["aux_loss"]
             steps = self.current_gradient_accumulation_steps if whole_step else 1
             loss = loss + self.router_aux_loss_coef * aux.to(loss.device) / steps
-            self._metrics[mode]["aux_loss"].append(float(self.accelerator.reduce(aux.detach(), "mean")))
+            self._metrics[mode]["aux_loss"].append(
+                float(self.accelerator.reduce(aux.detach(), "mean"))
+            )
         if model.training:
             read = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
             tokens = read.sum() if "attention_mask" in inputs else torch.tensor(read.numel())
