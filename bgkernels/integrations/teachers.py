@@ -88,7 +88,12 @@ def load(name: str | PathLike[str]) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except ImportError as error:  # of quantised weights
+        reason = " ".join(str(error).split())
+        raise HeadError(
+            f"`teacher` {str(name)!r} needs a package that is not installed: {reason}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise HeadError(
             f"`teacher` {str(name)!r} could not be loaded: {reason}. Pass the path or name of a "

@@ -158,7 +158,12 @@ def load_pretrained(
         with _no_bars():
             network = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except ImportError as error:  # of quantised weights
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{option} {name} needs a package that is not installed: {reason}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{option} must be the path or the name of a Hugging Face causal language model with "
             f"its tokenizer; {name!r} could not be loaded: {error}"
