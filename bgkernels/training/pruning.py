@@ -206,7 +206,8 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     ]
     for i, j in enumerate(kept.tolist()):
         block = {k: v.cpu() for k, v in blocks[j].state_dict().items()}
-        state |= {f"{i}.{k}": v for k, v in _slice(block, *chosen[j], whole.heads).items()}
+        heads, neurons = chosen[j]
+        state |= {f"{i}.{k}": v for k, v in _slice(block, heads, neurons, whole.heads).items()}
     prefix = next(n for n, m in network.named_modules() if m is network.base_model.layers)
     outside = {k: v for k, v in state.items() if not k[0].isdigit()}
     inside = {f"{prefix}.{k}": v for k, v in state.items() if k[0].isdigit()}
