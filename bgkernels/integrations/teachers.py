@@ -54,7 +54,7 @@ class ModelTeacher:
 
     def __init__(self, model: Any) -> None:
         if isinstance(model, (str, PathLike)):
-            model = load(model)
+            model = _load(model)
         heads.verify(model)
         self.model = model
         self.reader = Reader(heads.causal_lm(model))
@@ -78,7 +78,7 @@ class ModelTeacher:
         )  # fmt: skip
 
 
-def load(name: str | PathLike[str]) -> Any:
+def _load(name: str | PathLike[str]) -> Any:
     """A causal language model, by its path or name.
 
     Raises:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from bgkernels.integrations import measures
@@ -19,6 +18,11 @@ from bgkernels.integrations.causal_lm import Attachment, attach
 from bgkernels.integrations.probe.tokens import IGNORE
 from bgkernels.integrations.probe.watch import NotDistilling, never_asked
 from bgkernels.integrations.teachers import ModelTeacher
+from bgkernels.integrations.trainers.arguments import (
+    check_arguments,
+    cuts_no_batches,
+    the_teacher,
+)
 
 
 class LossRows:
@@ -49,57 +53,6 @@ class LossRows:
         else:
             return batch
         return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
-
-
-def cuts_no_batches(trainer: Trainer) -> bool:
-    """Whether a batch reaches the model as it was collated; accelerate may cut others."""
-    config: Any = trainer.args.accelerator_config
-    data = (trainer.train_dataset, trainer.eval_dataset)
-    return not config.split_batches and not any(isinstance(d, IterableDataset) for d in data)
-
-
-def check_arguments(trainer: Trainer) -> None:
-    """Refuse what a trainer would do with logits, or to another model.
-
-    Raises:
-        ValueError: such an argument, by name, with the remedy.
-    """
-    args: Any = trainer.args
-    if args.label_smoothing_factor or trainer.compute_loss_func:
-        raise ValueError(
-            "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
-            "pass options of the loss instead, such as label_smoothing="
-        )
-    if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
-        raise ValueError(
-            "`compute_metrics` and `preprocess_logits_for_metrics` need logits, and there are "
-            "none; the parts of the loss are logged at each evaluation, and others can be had by a "
-            "callback that calls the model without labels"
-        )
-    if trainer.model_init is not None:
-        raise ValueError(
-            "`model_init` makes another model when training starts, which has no loss attached; "
-            "pass `model`"
-        )
-    config = args.liger_kernel_config or {}
-    if args.use_liger_kernel and config.get("fused_linear_cross_entropy", True):
-        raise ValueError(
-            "`use_liger_kernel` replaces the model's forward by Liger's own loss when training "
-            'starts; keep its layers alone: liger_kernel_config={"fused_linear_cross_entropy": '
-            "False}"
-        )
-
-
-def the_teacher(teacher: Any, teacher_model: Any) -> Any:
-    """The one of two arguments that was given.
-
-    Raises:
-        TypeError: neither was, or both.
-    """
-    if (teacher is None) == (teacher_model is None):
-        both = "both were" if teacher is not None else "neither was"
-        raise TypeError(f"pass the teacher as `teacher` (or, as in TRL, `teacher_model`); {both}")
-    return teacher if teacher_model is None else teacher_model
 
 
 class HybridLoss(Trainer):

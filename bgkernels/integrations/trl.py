@@ -18,7 +18,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 import bgkernels as bg
 from bgkernels.integrations.probe.tokens import IGNORE
-from bgkernels.integrations.transformers import HybridLoss, LossRows, cuts_no_batches, the_teacher
+from bgkernels.integrations.trainers.arguments import cuts_no_batches, the_teacher
+from bgkernels.integrations.transformers import HybridLoss, LossRows
 
 OWN = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask"}
 OWN |= {"num_items_in_batch", "num_images", "num_tiles"}
