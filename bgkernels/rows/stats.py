@@ -212,7 +212,7 @@ class Statistics:
         }
         label = torch.where(valid, label, ignore_index)
         tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
-        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[arg-type]
+        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]
 
 
 def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
