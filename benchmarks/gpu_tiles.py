@@ -1,4 +1,4 @@
-"""What ``bgkernels.streaming.planner.COST`` computes of a GPU, measured: a line to write there instead."""
+"""What the ``COST`` of the planner computes of a GPU, measured: a line to write there instead."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def widths(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
 
 
 def costs(b: Bench, ours: Ours) -> Row:
-    """The planner's units of this device, as :class:`bgkernels.streaming.planner.Cost` names them."""
+    """The planner's units of this device, as the planner's ``Cost`` names them."""
     n, few, many = (32, 2, 16) if b.dry else (8192, 64, 8192)
     x = torch.randn(n, n, device=b.device, dtype=torch.float32 if b.dry else torch.bfloat16)
     steps = {rows: lambda rows=rows: x[:rows] @ x for rows in (few, many)}

@@ -19,7 +19,6 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bgkernels as bg

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.backends import BACKENDS
+from bgkernels.backends.native import products
 from tests import oracle
 from tests.yardstick import assert_each_close
 
@@ -39,6 +40,22 @@ def cells(*names: str) -> list[tuple[str, str]]:
         for name in names
         if made.supports(CPU, (DTYPES[name],)) is None
     ]
+
+
+WIDEN = "widen"
+"""The way of a CPU to multiply 16-bit tensors that every CPU has."""
+
+
+def ways(dtype: str) -> list[str]:
+    """The ways of this CPU to multiply them, :data:`WIDEN` first."""
+    usable = [n for n in products.WAYS if products.way(n, DTYPES[dtype]).unusable() is None]
+    return sorted(usable, key=lambda name: name != WIDEN)
+
+
+def widest() -> list[tuple[str, str]]:
+    """Each backend on this CPU with the widest dtype that it serves."""
+    served = cells("fp32", "fp64")
+    return list({backend: (backend, dtype) for backend, dtype in served}.values())
 
 
 def normal(*shape: int, seed: int, std: float = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from bgkernels.backends.base import Backend
 from bgkernels.backends.eager import EagerBackend
-from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.native import NativeBackend, products
 from bgkernels.backends.triton import TritonBackend
 
 _IN_ORDER: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), EagerBackend())
@@ -39,7 +39,7 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
 
 
 def show_config() -> str:
-    """A table of backends by device, each usable or with the reason why not.
+    """A table of backends by device, usable or with the reason why not, and the products of a CPU.
 
     Example:
         >>> import bgkernels as bg
@@ -56,6 +56,10 @@ def show_config() -> str:
             reason = backend.supports(torch.device(device), (torch.float32,))
             state = f"not usable: {reason}" if reason else "usable"
             lines.append(f"  {device:5} {name:7} {state}")
+    for dtype in products.HALVES:
+        name, reason = products.chosen(dtype), products.reasons(dtype)
+        why = f" ({reason})" if reason else ""
+        lines.append(f"  cpu   {str(dtype).removeprefix('torch.')} products: {name}{why}")
     if not torch.cuda.is_available():
         reason = BACKENDS["native"].supports(torch.device("cuda"), (torch.float32,))
         lines.append(f"  cuda  native  not usable: {reason}")

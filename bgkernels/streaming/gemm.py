@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from bgkernels.backends.native import products
 
-@functools.cache
-def _cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has matrix instructions for a 16-bit dtype; without them torch crawls."""
-    name = {
-        torch.bfloat16: "_is_mkldnn_bf16_supported",
-        torch.float16: "_is_mkldnn_fp16_supported",
-    }.get(dtype)
-    return name is None or bool(getattr(torch.ops.mkldnn, name)())
+
+def _half_on_cpu(dtype: torch.dtype, device: torch.device) -> bool:
+    return device.type == "cpu" and dtype in products.HALVES
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to multiply ``dtype`` in: itself, or fp32 on a CPU without instructions for it."""
-    return torch.float32 if device.type == "cpu" and not _cpu_multiplies(dtype) else dtype
+    """The dtype to multiply ``dtype`` in: itself, or fp32 where operands are widened once."""
+    widened = _half_on_cpu(dtype, device) and products.chosen(dtype) == "widen"
+    return torch.float32 if widened else dtype
 
 
 def logits_dtype(product: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of computed logits: fp32 where the device can keep its accumulators."""
-    return torch.float32 if device.type == "cuda" and product != torch.float64 else product
+    wide = device.type in ("cpu", "cuda") and product != torch.float64
+    return torch.float32 if wide else product
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """``a @ b`` into ``out``, whose dtype may be wider than the operands'."""
+    if _half_on_cpu(a.dtype, a.device):
+        return products.mm(a, b, out)
     if out.dtype == a.dtype:
         return torch.mm(a, b, out=out)
     if a.is_cuda:
@@ -37,13 +37,22 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.mm(a, b))
 
 
-def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
-    """``total += a @ b``, through ``scratch`` where the product cannot add to its dtype."""
+def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Callable[[], Tensor]) -> Tensor:
+    """``total += a @ b``, through ``scratch()`` where the product cannot add to its dtype."""
+    if _half_on_cpu(a.dtype, a.device):
+        return products.mm(a, b, total, add=True)
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
-    return total.add_(mm(a, b, scratch))
+    return total.add_(mm(a, b, scratch()))
+
+
+def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) -> Tensor:
+    """``a @ b``, added up in fp32, into ``out`` of any dtype; through ``scratch()``, if need be."""
+    if _half_on_cpu(a.dtype, a.device):
+        return products.mm(a, b, out)
+    return mm(a, b, out) if out.dtype.itemsize >= 4 else out.copy_(mm(a, b, scratch()))
 
 
 def way() -> object:
     """How 16-bit operands are multiplied on a CPU: plans depend on it."""
-    return _cpu_multiplies(torch.bfloat16), _cpu_multiplies(torch.float16)
+    return tuple(products.chosen(dtype) for dtype in products.HALVES)

@@ -180,28 +180,20 @@ class LinearHead:
     def backward(self, columns: slice, d: Tensor) -> None:
         """Add the products of a tile's gradient ``d (rows, width)``."""
         w = self._weight_tile(columns)
+
+        def scratch() -> Tensor:
+            return self._take("dw", w.shape, self._wide)
+
         if self.needs.input:
-            gemm.add_mm_(
-                self.dx,
-                d,
-                w,
-                self._take("dx_part", self.dx.shape, self._wide)
-                if d.dtype != self._wide
-                else self.dx,
-            )
+            gemm.add_mm_(self.dx, d, w, lambda: self._take("dx_part", self.dx.shape, self._wide))
         if self.grad_bias is not None:
             self.grad_bias[columns] += d.sum(0, dtype=self._wide)
         if self.sum_weight is not None:
             first = self.group.start
             target = self.sum_weight[columns.start - first : columns.stop - first]
-            scratch = self._take("dw", w.shape, self._wide) if d.dtype != self._wide else target
             gemm.add_mm_(target, d.t(), self.x, scratch)
         elif self.grad_weight is not None:
-            target = self.grad_weight[columns]
-            if target.dtype == self._wide:
-                gemm.mm(d.t(), self.x, target)
-            else:
-                target.copy_(gemm.mm(d.t(), self.x, self._take("dw", w.shape, self._wide)))
+            gemm.mm_narrow(d.t(), self.x, self.grad_weight[columns], scratch)
 
     def finish(self, shard: Shard, last: bool) -> None:
         """End a chunk of rows: dX is the sum of what each shard of the vocabulary adds to it.

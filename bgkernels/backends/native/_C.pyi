@@ -38,6 +38,7 @@ def absorb(
     ints: Numbers,
     labels: int,
     threads: int,
+    /,
 ) -> int: ...
 def absorb_pairs(
     spec: Spec,
@@ -49,6 +50,7 @@ def absorb_pairs(
     lse_s: int,
     lse_t: int,
     threads: int,
+    /,
 ) -> int: ...
 def finalize(
     spec: Spec,
@@ -58,15 +60,16 @@ def finalize(
     labels: int,
     out: Numbers,
     threads: int,
+    /,
 ) -> int: ...
 def fold(
     spec: Spec,
     rows: int,
     statistics: Numbers,
     grads: Numbers,
-    labels: int,
     out: Numbers,
     threads: int,
+    /,
 ) -> int: ...
 def vjp(
     spec: Spec,
@@ -77,7 +80,25 @@ def vjp(
     factors: Numbers,
     labels: int,
     threads: int,
+    /,
 ) -> int: ...
+
+# Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
+# columns; of the result, its stride, whether it is bf16, whether to add to it.
+MicroKernels = tuple[int, int]
+Operand = tuple[int, int, int]
+Result = tuple[int, int, bool, bool]
+
+def product(
+    kernels: MicroKernels,
+    dtype: int,
+    sizes: tuple[int, int, int],
+    a: Operand,
+    b: Operand,
+    out: Result,
+    threads: int,
+) -> None: ...
+def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def set_cpu_target(name: str) -> None: ...

@@ -1,0 +1,87 @@
+"""How a CPU multiplies 16-bit matrices: the choice between :mod:`.ways`.
+
+torch's own product rounds its result to the operands' dtype: 8 bits of a logit in bf16, of which
+nothing is left in the difference between a teacher and a student near it. Three others keep what
+was added up, and the first that this machine runs at speed is chosen:
+
+* ``brgemm``: blocks over oneDNN's micro-kernel, which torch exports;
+* ``cblas``: the mixed products of MKL, where torch was built with it;
+* ``widen``: fp32 products of widened operands.
+
+``BGKERNELS_CPU_PRODUCT`` in the environment, or :func:`using`, names one instead. Where that one
+cannot multiply a dtype, operands are widened. :func:`reasons` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from bgkernels.backends.native.ways import Blocked, Cblas, Product, Widened
+
+VARIABLE = "BGKERNELS_CPU_PRODUCT"
+HALVES = (torch.bfloat16, torch.float16)
+WAYS: dict[str, type[Blocked | Cblas | Widened]] = {
+    "brgemm": Blocked,
+    "cblas": Cblas,
+    "widen": Widened,
+}
+_forced: list[str] = []
+
+
+@functools.cache
+def way(name: str, dtype: torch.dtype) -> Product:
+    """A way to multiply matrices of a 16-bit dtype."""
+    return WAYS[name](dtype)
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Multiply in the named way, in all threads, whatever the environment says."""
+    _forced.append(_known(name))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def chosen(dtype: torch.dtype) -> str:
+    """The name of the way in which matrices of a 16-bit dtype are multiplied."""
+    return _decide(dtype)[0]
+
+
+def reasons(dtype: torch.dtype) -> str:
+    """Why the ways before the chosen one are not taken; empty where it is the first."""
+    return "; ".join(_decide(dtype)[1])
+
+
+def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
+    """``a @ b`` of 16-bit matrices into fp32 or 16-bit ``out``, or added to fp32 ``out``."""
+    if a.numel() and b.numel():
+        way(chosen(a.dtype), a.dtype).mm(a, b, out, add)
+    elif not add:
+        out.zero_()
+    return out
+
+
+def _decide(dtype: torch.dtype) -> tuple[str, list[str]]:
+    name = _forced[-1] if _forced else _known(os.environ.get(VARIABLE) or "auto")
+    seen: list[str] = []
+    for candidate in WAYS if name == "auto" else (name, "widen"):
+        product = way(candidate, dtype)
+        reason = (product.slow() if name == "auto" else None) or product.unusable()
+        if reason is None:
+            return candidate, seen
+        seen.append(f"{candidate}: {reason}")
+    raise AssertionError("widening is always usable")
+
+
+def _known(name: str) -> str:
+    if name in ("auto", *WAYS):
+        return name
+    raise ValueError(f"{VARIABLE} must be one of auto, {', '.join(WAYS)}; got {name!r}")
