@@ -35,57 +35,19 @@ BoundSpec make_spec(int64_t columns, int64_t compared, double temperature, bool 
   return spec;
 }
 
-int absorb(const BoundSpec& spec, const Rows& student, const Rows& teacher, const Corner& corner,
-           const Numbers& floats, const Numbers& ints, Address labels, int threads) {
-  const AbsorbArgs args = {spec.plain, tile_of(spec, student, teacher, corner),
-                           state_of(floats, ints), (const int64_t*)labels, threads};
-  const Status status = check(args.tile);
-  if (status == kOk) cpu_target()->absorb(args);
-  return status;
-}
+struct Cpu {
+  typedef int Where;  // threads
 
-int absorb_pairs(const BoundSpec& spec, const Rows& student, const Rows& teacher,
-                 const Corner& corner, const Numbers& floats, Address labels, Address lse_s,
-                 Address lse_t, int threads) {
-  const PairArgs args = {spec.plain,
-                         tile_of(spec, student, teacher, corner),
-                         matrix<float>(floats),
-                         (const int64_t*)labels,
-                         (const double*)lse_s,
-                         (const double*)lse_t,
-                         threads};
-  const Status status = check(args.tile);
-  if (status == kOk) cpu_target()->absorb_pairs(args);
-  return status;
-}
-
-int finalize(const BoundSpec& spec, int64_t rows, const Numbers& floats, const Numbers& ints,
-             Address labels, const Numbers& out, int threads) {
-  cpu_target()->finalize({spec.plain, rows, state_of(floats, ints), (const int64_t*)labels,
-                          matrix<double>(out), threads});
-  return kOk;
-}
-
-int fold(const BoundSpec& spec, int64_t rows, const Numbers& statistics, const Numbers& grads,
-         Address labels, const Numbers& out, int threads) {
-  cpu_target()->fold({spec.plain, rows, matrix<const double>(statistics),
-                      matrix<const double>(grads), (const int64_t*)labels, matrix<double>(out),
-                      threads});
-  return kOk;
-}
-
-int vjp(const BoundSpec& spec, const Rows& student, const Rows& teacher, const Corner& corner,
-        const Rows& out, const Numbers& factors, Address labels, int threads) {
-  const VjpArgs args = {spec.plain,
-                        tile_of(spec, student, teacher, corner),
-                        logits(out),
-                        matrix<const double>(factors),
-                        (const int64_t*)labels,
-                        threads};
-  const Status status = check(args.out) ? kUnknownDType : check(args.tile);
-  if (status == kOk) cpu_target()->vjp(args);
-  return status;
-}
+  static int absorb(const AbsorbArgs& x, int threads) { return cpu_target()->absorb(x, threads); }
+  static int absorb_pairs(const PairArgs& x, int threads) {
+    return cpu_target()->absorb_pairs(x, threads);
+  }
+  static int finalize(const FinalizeArgs& x, int threads) {
+    return cpu_target()->finalize(x, threads);
+  }
+  static int fold(const FoldArgs& x, int threads) { return cpu_target()->fold(x, threads); }
+  static int vjp(const VjpArgs& x, int threads) { return cpu_target()->vjp(x, threads); }
+};
 
 std::vector<std::string> target_names() {
   std::vector<std::string> names;
@@ -120,17 +82,7 @@ PYBIND11_MODULE(_C, m) {
       py::init(&make_spec), py::kw_only(), "columns"_a, "compared"_a, "temperature"_a,
       "shared_softmax"_a, "logit_sum"_a, "rule"_a, "key"_a, "student"_a, "teacher"_a, "extras"_a);
 
-  const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def("absorb", &absorb, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "floats"_a, "ints"_a,
-        "labels"_a, "threads"_a, unlocked);
-  m.def("absorb_pairs", &absorb_pairs, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "floats"_a,
-        "labels"_a, "lse_s"_a, "lse_t"_a, "threads"_a, unlocked);
-  m.def("finalize", &finalize, "spec"_a, "rows"_a, "floats"_a, "ints"_a, "labels"_a, "out"_a,
-        "threads"_a, unlocked);
-  m.def("fold", &fold, "spec"_a, "rows"_a, "statistics"_a, "grads"_a, "labels"_a, "out"_a,
-        "threads"_a, unlocked);
-  m.def("vjp", &vjp, "spec"_a, "student"_a, "teacher"_a, "corner"_a, "out"_a, "factors"_a,
-        "labels"_a, "threads"_a, unlocked);
+  bind_primitives<Cpu>(m);
   m.def("cpu_target", [] { return cpu_target()->name; });
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);

@@ -35,10 +35,6 @@ Matrix<T> matrix(const Numbers& x) {
   return {(T*)x.first, x.second};
 }
 
-inline State state_of(const Numbers& floats, const Numbers& ints) {
-  return {matrix<float>(floats), matrix<int64_t>(ints)};
-}
-
 inline Logits logits(const Rows& x, const Cap& map = {1.0f, 0.0f}) {
   const auto& [data, row_stride, columns, dtype] = x;
   return {(void*)data, row_stride, columns, (DType)dtype, map.scale, map.cap};
@@ -47,17 +43,61 @@ inline Logits logits(const Rows& x, const Cap& map = {1.0f, 0.0f}) {
 inline Tile tile_of(const BoundSpec& spec, const Rows& student, const Rows& teacher,
                     const Corner& corner) {
   const auto& [rows, first_row, first_column] = corner;
-  return {logits(student, spec.student), logits(teacher, spec.teacher), rows, first_row,
-          first_column};
+  const Logits s = logits(student, spec.student), t = logits(teacher, spec.teacher);
+  return {s, t, rows, first_row, first_column};
 }
 
-inline Status check(const Logits& x) {
-  return x.dtype >= kF32 && x.dtype <= kF16 ? kOk : kUnknownDType;
-}
+inline bool readable(const Logits& x) { return x.dtype >= kF32 && x.dtype <= kF16; }
+inline bool readable(const Tile& x) { return readable(x.student) && readable(x.teacher); }
 
-inline Status check(const Tile& tile) {
-  const Status status = check(tile.student);
-  return status ? status : check(tile.teacher);
+// The primitives of a Device, as functions of a module; Where says how and where they run.
+template <class Device>
+void bind_primitives(py::module_ m) {
+  typedef const typename Device::Where& Where;
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  auto absorb = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
+                   const Corner& corner, const Numbers& floats, const Numbers& ints, Address labels,
+                   Where where) -> int {
+    const State state = {matrix<float>(floats), matrix<int64_t>(ints)};
+    const Tile tile = tile_of(spec, student, teacher, corner);
+    if (!readable(tile)) return kUnknownDType;
+    return Device::absorb({spec.plain, tile, state, (const int64_t*)labels}, where);
+  };
+  auto absorb_pairs = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
+                         const Corner& corner, const Numbers& floats, Address labels, Address lse_s,
+                         Address lse_t, Where where) -> int {
+    const Tile tile = tile_of(spec, student, teacher, corner);
+    if (!readable(tile)) return kUnknownDType;
+    return Device::absorb_pairs({spec.plain, tile, matrix<float>(floats), (const int64_t*)labels,
+                                 (const double*)lse_s, (const double*)lse_t},
+                                where);
+  };
+  auto finalize = [](const BoundSpec& spec, int64_t rows, const Numbers& floats,
+                     const Numbers& ints, Address labels, const Numbers& out, Where where) -> int {
+    const State state = {matrix<float>(floats), matrix<int64_t>(ints)};
+    return Device::finalize({spec.plain, rows, state, (const int64_t*)labels, matrix<double>(out)},
+                            where);
+  };
+  auto fold = [](const BoundSpec& spec, int64_t rows, const Numbers& statistics,
+                 const Numbers& grads, const Numbers& out, Where where) -> int {
+    return Device::fold({spec.plain, rows, matrix<const double>(statistics),
+                         matrix<const double>(grads), matrix<double>(out)},
+                        where);
+  };
+  auto vjp = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
+                const Corner& corner, const Rows& out, const Numbers& factors, Address labels,
+                Where where) -> int {
+    const Tile tile = tile_of(spec, student, teacher, corner);
+    if (!readable(tile) || !readable(logits(out))) return kUnknownDType;
+    return Device::vjp(
+        {spec.plain, tile, logits(out), matrix<const double>(factors), (const int64_t*)labels},
+        where);
+  };
+  m.def("absorb", absorb, unlocked);
+  m.def("absorb_pairs", absorb_pairs, unlocked);
+  m.def("finalize", finalize, unlocked);
+  m.def("fold", fold, unlocked);
+  m.def("vjp", vjp, unlocked);
 }
 
 // Matrix products, and the primitives of csrc/cuda, as functions of a module.

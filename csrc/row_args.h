@@ -70,7 +70,6 @@ struct AbsorbArgs {
   Tile tile;
   State state;
   const int64_t* labels;  // (rows): a column, kNone or kSkip
-  int threads;
 };
 
 // The second read: adds to the sums of the extras that need both normalisers.
@@ -81,7 +80,6 @@ struct PairArgs {
   const int64_t* labels;  // (rows): as in AbsorbArgs
   const double* lse_s;    // (rows)
   const double* lse_t;    // (rows)
-  int threads;
 };
 
 struct FinalizeArgs {
@@ -90,16 +88,13 @@ struct FinalizeArgs {
   State state;
   const int64_t* labels;  // (rows): as in AbsorbArgs
   Matrix<double> out;     // bgkernels.rows.stats, then each extra's fields
-  int threads;
 };
 
 struct FoldArgs {
   Spec spec;
   int64_t rows;
   Matrix<const double> statistics, grads;  // as FinalizeArgs::out
-  const int64_t* labels;                   // (rows): a column or kSkip
   Matrix<double> out;                      // bgkernels.rows.vjp.COEFFICIENTS, then the extras'
-  int threads;
 };
 
 struct VjpArgs {
@@ -108,18 +103,17 @@ struct VjpArgs {
   Logits out;                    // (rows, student columns); may be the student's own memory
   Matrix<const double> factors;  // as FoldArgs::out
   const int64_t* labels;         // (rows): a column or kSkip
-  int threads;
 };
 
-// The primitives of one instruction set.
+// The primitives of one instruction set; each returns kOk.
 struct Kernels {
   const char* name;
   int extra_kinds;
-  void (*absorb)(const AbsorbArgs&);
-  void (*absorb_pairs)(const PairArgs&);
-  void (*finalize)(const FinalizeArgs&);
-  void (*fold)(const FoldArgs&);
-  void (*vjp)(const VjpArgs&);
+  int (*absorb)(const AbsorbArgs&, int threads);
+  int (*absorb_pairs)(const PairArgs&, int threads);
+  int (*finalize)(const FinalizeArgs&, int threads);
+  int (*fold)(const FoldArgs&, int threads);
+  int (*vjp)(const VjpArgs&, int threads);
 };
 
 }  // namespace bgk

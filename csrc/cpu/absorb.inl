@@ -79,21 +79,18 @@ struct Centred {
   Source from;
   float scale, centre;
 
-  template <bool kTempered>
-  BGK_INLINE Vec at(int i) const {
-    return kTempered ? from.at(i) * scale - centre : from.at(i) - centre;
-  }
+  BGK_INLINE Vec at(int i) const { return from.at(i) * scale - centre; }
 };
 
 // Sums over some compared columns of a block. kPlain: no column is absent; where one is, the result
 // is not finite and the careful loop has to decide. Not inlined: it needs all registers, and amid
 // other code GCC spills the sums.
-template <bool kTempered, bool kPlain>
+template <bool kPlain>
 __attribute__((noinline)) Sums pair_sums(Centred s, Centred t, int begin, int end) {
   Sums x{};
   for (int i = begin; i < end; i += kLanes) {
     s.from.fetch_ahead(i), t.from.fetch_ahead(i);
-    const Vec u = s.at<kTempered>(i), v = t.at<kTempered>(i), gap = u - v;
+    const Vec u = s.at(i), v = t.at(i), gap = u - v;
     const Vec e_s = kPlain ? exp_floored(u) : exp(u), e_t = kPlain ? exp_floored(v) : exp(v);
     x.d_s += e_s, x.d_t += e_t;
     x.h_s += kPlain ? e_s * u : times(e_s, u);
@@ -111,18 +108,17 @@ BGK_INLINE bool finite(const Sums& x) {
 
 // The same, whatever the block holds. Care is needed for the label's vector (`at` < 0: none), for
 // the one that the padding completes, and from where plain sums failed on: `careful` is set there.
-template <bool kTempered>
 inline Sums block_sums(const Centred& s, const Centred& t, int n, int at, bool& careful) {
-  if (careful) return pair_sums<kTempered, false>(s, t, 0, n);
+  if (careful) return pair_sums<false>(s, t, 0, n);
   const int whole = n & -kLanes, cut = at < 0 || at >= whole ? whole : at & -kLanes;
-  Sums x = pair_sums<kTempered, true>(s, t, 0, cut);
-  if (cut < whole) add(x, pair_sums<kTempered, true>(s, t, cut + kLanes, whole));
+  Sums x = pair_sums<true>(s, t, 0, cut);
+  if (cut < whole) add(x, pair_sums<true>(s, t, cut + kLanes, whole));
   if (!finite(x)) {
     careful = true;
-    return pair_sums<kTempered, false>(s, t, 0, n);
+    return pair_sums<false>(s, t, 0, n);
   }
-  if (cut < whole) add(x, pair_sums<kTempered, false>(s, t, cut, cut + kLanes));
-  if (whole < n) add(x, pair_sums<kTempered, false>(s, t, whole, n));
+  if (cut < whole) add(x, pair_sums<false>(s, t, cut, cut + kLanes));
+  if (whole < n) add(x, pair_sums<false>(s, t, whole, n));
   return x;
 }
 
@@ -140,8 +136,8 @@ struct CentredBlock {
   Centred s, t;
   int n;
 
-  BGK_INLINE Vec du(int i) const { return s.at<true>(i); }
-  BGK_INLINE Vec dv(int i) const { return t.at<true>(i); }
+  BGK_INLINE Vec du(int i) const { return s.at(i); }
+  BGK_INLINE Vec dv(int i) const { return t.at(i); }
 };
 
 template <class Statistic>
@@ -164,8 +160,7 @@ inline void absorb_pair(VecState& state, const Spec& spec, const Block& b, float
   const Centred s = {b.z, spec.inverse_temperature, shift(state.m_s)};
   const Centred t = {b.v, spec.inverse_temperature, shift(state.m_t)};
   const bool tempered = spec.inverse_temperature != 1.0f;
-  const Sums x = tempered ? block_sums<true>(s, t, b.n, at, careful)
-                          : block_sums<false>(s, t, b.n, at, careful);
+  const Sums x = block_sums(s, t, b.n, at, careful);
   add(state.pair, x);
   // At T = 1 the cross-entropy's terms are the comparison's, about another maximum.
   if (tempered) {

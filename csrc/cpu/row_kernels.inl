@@ -12,27 +12,28 @@ namespace bgk::BGK_TARGET {
 
 // `least`: rows that are worth a thread.
 template <class Args, void (*kRow)(const Args&, int64_t)>
-void for_rows(const Args& args, int64_t rows, int64_t least) {
-  const int64_t most = (rows + least - 1) / least;
-  const int threads = most < args.threads ? (int)most : args.threads;
+int for_rows(const Args& args, int64_t rows, int64_t least, int threads) {
+  const int64_t worth = (rows + least - 1) / least;
+  if (worth < threads) threads = (int)worth;
   if (threads <= 1) {  // a team of one costs as much as a short row
     for (int64_t row = 0; row < rows; ++row) kRow(args, row);
-    return;
+    return kOk;
   }
   // Skipped rows cost nothing and come in runs, so threads take small shares as they go.
   const int64_t share = rows / (8 * threads) + 1;
 #pragma omp parallel for schedule(dynamic, share) num_threads(threads)
   for (int64_t row = 0; row < rows; ++row) kRow(args, row);
+  return kOk;
 }
 
 template <class Args, void (*kRow)(const Args&, int64_t)>
-void over_tile(const Args& args) {
-  for_rows<Args, kRow>(args, args.tile.rows, 1);
+int over_tile(const Args& args, int threads) {
+  return for_rows<Args, kRow>(args, args.tile.rows, 1, threads);
 }
 
 template <class Args, void (*kRow)(const Args&, int64_t)>
-void over_numbers(const Args& args) {
-  for_rows<Args, kRow>(args, args.rows, 256);
+int over_numbers(const Args& args, int threads) {
+  return for_rows<Args, kRow>(args, args.rows, 256, threads);
 }
 
 #define BGK_NAME_OF(target) #target

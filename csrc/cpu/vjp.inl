@@ -18,61 +18,53 @@ struct VjpBlock {
   float inverse_temperature;
 };
 
-template <bool kTempered>
-BGK_INLINE Vec about(const Source& x, int i, float by, float centre) {
+BGK_INLINE Vec centred(const Source& x, int i, float by, float centre) {
   x.fetch_ahead(i);
-  return kTempered ? x.at(i) * by - centre : x.at(i) - centre;
+  return x.at(i) * by - centre;
 }
 
-// One softmax: coefficient·p + constant, or added to what is there.
-template <bool kTempered, bool kAdd>
-inline void softmax_block(VjpBlock b, Source x, float coefficient, float centre, float constant) {
+// p_s·(A + B·lp - C·lq) - D·p_t + M: kCurved, where B or C is not 0, and kTeacher, where D is not.
+template <bool kCurved, bool kTeacher>
+inline void base_loop(VjpBlock b, VjpColumns x) {
   for (int i = 0; i < b.n; i += kLanes) {
-    const Vec p = exp(about<kTempered>(x, i, b.inverse_temperature, centre));
-    store(b.d + i, coefficient * p + (kAdd ? load(b.d + i) : splat(constant)));
+    const Vec lp = centred(b.z, i, b.inverse_temperature, x.s);
+    Vec g = splat(x.m), lq{};
+    if (kCurved || kTeacher) lq = centred(b.v, i, b.inverse_temperature, x.t);
+    g += kCurved ? vjp_softmax(lp, lq, exp(lp), x.a, x.b, x.c) : x.a * exp(lp);
+    if (kTeacher) g -= x.d * exp(lq);
+    store(b.d + i, g);
   }
 }
 
-// Both at once, the common case: A·p_s - D·p_t + M.
-template <bool kTempered>
-inline void pair_block(VjpBlock b, VjpColumns x) {
+// H·e^(z - centre) + constant, or added to what is there.
+template <bool kAdd>
+inline void hard_loop(VjpBlock b, float h, float centre, float constant) {
   for (int i = 0; i < b.n; i += kLanes) {
-    const Vec p_s = exp(about<kTempered>(b.z, i, b.inverse_temperature, x.s));
-    const Vec p_t = exp(about<kTempered>(b.v, i, b.inverse_temperature, x.t));
-    store(b.d + i, x.a * p_s + x.m - x.d * p_t);
-  }
-}
-
-// p_s·(A + B·lp - C·lq) + M.
-template <bool kTempered>
-inline void curved_block(VjpBlock b, VjpColumns x) {
-  for (int i = 0; i < b.n; i += kLanes) {
-    const Vec lp = about<kTempered>(b.z, i, b.inverse_temperature, x.s);
-    const Vec lq = about<kTempered>(b.v, i, b.inverse_temperature, x.t);
-    store(b.d + i, vjp_softmax(lp, lq, exp(lp), x.a, x.b, x.c) + x.m);
+    const Vec p = exp(centred(b.z, i, 1.0f, centre));
+    store(b.d + i, h * p + (kAdd ? load(b.d + i) : splat(constant)));
   }
 }
 
 // Whether one loop is all, so that the gradient may be written over the logits.
 inline bool is_direct(const VjpPlan& plan, const VjpArgs& args) {
   return args.out.dtype == kF32 && !plan.extras && args.tile.student.cap == 0.0f &&
-         plan.x.h == 0.0f && (!plan.curved || plan.x.d == 0.0f);
+         plan.x.h == 0.0f;
 }
 
 // All but the extra statistics, whatever column the label is, on compared columns.
-template <bool kTempered>
-inline void base_block(VjpBlock b, const VjpColumns& x) {
-  if (x.b != 0.0f || x.c != 0.0f) {
-    curved_block<kTempered>(b, x);
-    if (x.d != 0.0f) softmax_block<kTempered, true>(b, b.v, -x.d, x.t, 0.0f);
-  } else if (x.d != 0.0f) {
-    pair_block<kTempered>(b, x);
-  } else if (x.a != 0.0f || x.h == 0.0f) {
-    softmax_block<kTempered, false>(b, b.z, x.a, x.s, x.m);
-  } else {
-    return softmax_block<false, false>(b, b.z, x.h, x.c_hard, x.m);
+inline void base_block(VjpBlock b, const VjpPlan& plan) {
+  const VjpColumns& x = plan.x;
+  const bool student = x.a != 0.0f || x.h == 0.0f, teacher = x.d != 0.0f;
+  if (plan.curved) {
+    teacher ? base_loop<true, true>(b, x) : base_loop<true, false>(b, x);
+  } else if (teacher) {
+    base_loop<false, true>(b, x);
+  } else if (student) {
+    base_loop<false, false>(b, x);
   }
-  if (x.h != 0.0f) softmax_block<false, true>(b, b.z, x.h, x.c_hard, 0.0f);
+  if (x.h == 0.0f) return;
+  if (plan.curved || teacher || student) return hard_loop<true>(b, x.h, x.c_hard, 0.0f);
+  hard_loop<false>(b, x.h, x.c_hard, x.m);
 }
 
 // What a row's gradient needs, with the terms of the extras.
@@ -122,13 +114,8 @@ inline void vjp_block(const VjpArgs& args, const RowPlan& plan, int64_t at, VjpB
   const bool here = at >= 0 && at < b.n;
   const float z_y = here ? b.z.x[at] : 0.0f,
               v_y = here && b.v.x ? b.v.x[at] : 0.0f;  // `d` may be their memory
-  if (!compared) {
-    softmax_block<false, false>(b, b.z, plan.h_beyond, plan.x.c_hard, plan.x.m);
-  } else if (b.inverse_temperature == 1.0f) {
-    base_block<false>(b, plan.x);
-  } else {
-    base_block<true>(b, plan.x);
-  }
+  if (compared) base_block(b, plan);
+  if (!compared) hard_loop<false>(b, plan.h_beyond, plan.x.c_hard, plan.x.m);
   if (here) b.d[at] = (float)vjp_label(plan.row, z_y, v_y, args.spec, compared);
   if (compared && plan.extras) extra_blocks(b, args.spec, plan);
   if (args.tile.student.cap != 0.0f) cap_block(b, args.tile.student.cap);

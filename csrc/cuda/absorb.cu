@@ -52,7 +52,7 @@ Kernel pick(const Spec& spec, Extras extras) {
 // where an H100 issues about 34 in the time in which its memory delivers those 4 bytes: 16-bit
 // logits keep arithmetic and memory equally busy, 32-bit ones are bound by memory. What a row costs
 // beside its columns: about 50 shuffles a warp, and the merge of its warps' states.
-int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
+int absorb(const AbsorbArgs& args, const Where& where) {
   const int64_t rows = args.tile.rows;
   if (rows == 0 || args.tile.student.columns == 0) return kOk;
   if (const int status = use(where.device)) return status;
@@ -66,11 +66,11 @@ int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where) {
   const size_t bytes =
       extras == kAny ? spec.extra_count * kThreads * sizeof(ExtraSums<ScalarMath>) : 0;
   AbsorbArgs launched = args;
-  if (splits.count > 1) launched.state = {{splits.floats, rows}, {splits.ints, rows}};
+  if (where.splits > 1) launched.state = {{where.floats, rows}, {where.ints, rows}};
   const Stream stream = (Stream)where.stream;
-  const int status = start(kernel, dim3(rows, splits.count), bytes, stream, launched);
-  if (status || splits.count == 1) return status;
-  const MergeArgs merging = {args, launched.state, splits.count};
+  const int status = start(kernel, dim3(rows, where.splits), bytes, stream, launched);
+  if (status || where.splits == 1) return status;
+  const MergeArgs merging = {args, launched.state, where.splits};
   return start(merge_kernel, thread_a_row(rows), 0, stream, merging);
 }
 

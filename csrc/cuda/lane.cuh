@@ -78,11 +78,10 @@ struct Lane {
     // The warp's first column where x is `top`.
     BGK_DEVICE int first(const float* x, float top) const {
       int found = INT32_MAX;
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const int at = column(k);
         found = x[k] == top && at < found ? at : found;
-      }
+      });
       return warp_min(found);
     }
   };
@@ -100,17 +99,15 @@ struct Lane {
     rows.s.real(s, x.z);
     if (paired) rows.t.real(t, x.v);
     if (!step.whole() || step.has(given)) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const int column = step.column<Format>(k);
-        if (column < step.stop && column != given) continue;
+        if (column < step.stop && column != given) return;
         x.z[k] = x.v[k] = kNegInf, x.kept &= ~(1u << k);
-      }
+      });
     }
     if (kChoose && paired && spec.rule != kIndex) choose(x);
     if (spec.logit_sum) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) z_sum += x.kept >> k & 1 ? x.z[k] : 0.0f;
+      unrolled([&](int k) { z_sum += x.kept >> k & 1 ? x.z[k] : 0.0f; });
     }
     const float z_most = largest(x.z);
     if (paired) take_pair(x, z_most);
@@ -125,8 +122,7 @@ struct Lane {
       m_c = top;
     }
     const float centre = shift(m_c);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) d_c += fast_exp(z[k] - centre);
+    unrolled([&](int k) { d_c += fast_exp(z[k] - centre); });
   }
 
   BGK_DEVICE void take_pair(Logits8& x, float z_most) {
@@ -134,15 +130,14 @@ struct Lane {
     if (any_lane(z_most > z_top || v_most > v_top)) raise(x, z_most, v_most);
     const float c_s = shift(m_s()), c_t = shift(m_t());
     float du[kColumns], dv[kColumns];
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    unrolled([&](int k) {
       du[k] = x.z[k] * by() - c_s, dv[k] = x.v[k] * by() - c_t;
       const float e_s = fast_exp(du[k]), e_t = fast_exp(dv[k]), gap = du[k] - dv[k];
       sums.d_s += e_s, sums.d_t += e_t;
       if (e_s != 0.0f) sums.h_s += e_s * du[k], sums.k_s += e_s * gap;
       if (e_t != 0.0f) sums.h_t += e_t * dv[k], sums.k_t -= e_t * gap;
       if (kExtras == kPower) power += fast_exp2(dv[k] * power_base2);
-    }
+    });
     if (kExtras == kAny) {
       const Block8 block = {du, dv};
       each_extra<ScalarMath>(spec, [&](const auto& statistic, int i, const Offsets&) {
@@ -172,13 +167,12 @@ struct Lane {
     if (spec.rule == kSample &&
         !any_lane(largest(x.v) + kMostNoise > held.score || held.column < 0))
       return;
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    unrolled([&](int k) {
       const int64_t column = args.tile.first_column + x.column(k);
       scores[k] = x.v[k];
       if (spec.rule == kSample)
         scores[k] += gumbel((uint32_t)column, (uint32_t)(args.tile.first_row + row), spec.key);
-    }
+    });
     const float best = largest(scores);
     if (!any_lane(best > held.score || held.column < 0)) return;
     const float top = fmaxf(held.score, warp_max(best));
@@ -186,13 +180,12 @@ struct Lane {
     if (column == INT32_MAX) return;  // NaN
     Held found = {top, 0.0f, 0.0f, column};
     int owner = kWarpSize;
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      if (x.column(k) != column) continue;
+    unrolled([&](int k) {
+      if (x.column(k) != column) return;
       found.z = x.z[k], found.v = x.v[k], owner = lane();
       x.z[k] = held.z, x.v[k] = held.v, x.slot = k;
       if (held.column < 0) x.kept &= ~(1u << k);
-    }
+    });
     x.slot_column = held.column;
     if (held.column >= 0) {  // the one that lost is absorbed with this step
       if (held.z == z_top && held.column < argmax_s) argmax_s = held.column;

@@ -6,31 +6,20 @@
 
 namespace bgk::cuda {
 
-// Makes `device` current for the calling thread; the caller restores what was. `stream`: a
-// cudaStream_t.
+// Makes `device` current for the calling thread; the caller restores what was.
 struct Where {
   int device;
-  uintptr_t stream;
+  uintptr_t stream;  // a cudaStream_t
+  int splits;        // blocks that share a row
+  float* floats;     // (splits, columns of a state, rows), for what each has found; null for one
+  int64_t* ints;     // (splits, 3, rows), of absorb() alone
 };
 
-// Blocks that share a row; what each has found goes to `floats` and `ints`, `count` times the
-// columns of a state by rows. One needs neither.
-struct Splits {
-  int count;
-  float* floats;
-  int64_t* ints;
-};
-
-int absorb(const AbsorbArgs& args, const Splits& splits, const Where& where);
-
-// Needs no ints.
-int absorb_pairs(const PairArgs& args, const Splits& splits, const Where& where);
-
+int absorb(const AbsorbArgs& args, const Where& where);
+int absorb_pairs(const PairArgs& args, const Where& where);
 int finalize(const FinalizeArgs& args, const Where& where);
-
 int fold(const FoldArgs& args, const Where& where);
-
-int vjp(const VjpArgs& args, int splits, const Where& where);
+int vjp(const VjpArgs& args, const Where& where);
 
 // Whether the kernels can run on a device: kOk, or what CUDA says.
 int probe(int device);

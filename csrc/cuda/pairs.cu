@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) add_kernel(const __grid_constant__ A
 
 // Roofline: 4·V bytes read for a row in bf16, as in absorb(). A mixture costs about 70 instructions
 // a column pair, so this kernel is bound by arithmetic in 16 bits, and close to memory in 32.
-int absorb_pairs(const PairArgs& args, const Splits& splits, const Where& where) {
+int absorb_pairs(const PairArgs& args, const Where& where) {
   const Tile& tile = args.tile;
   const int extras = args.spec.extra_count;
   if (tile.rows == 0 || extras == 0 || !tile.teacher.data || tile.teacher.columns == 0) return kOk;
@@ -40,11 +40,11 @@ int absorb_pairs(const PairArgs& args, const Splits& splits, const Where& where)
                       : size == kSingles ? pairs_kernel<Single>
                                          : pairs_kernel<Mixed>;
   PairArgs launched = args;
-  if (splits.count > 1) launched.floats = {splits.floats, tile.rows};
+  if (where.splits > 1) launched.floats = {where.floats, tile.rows};
   const Stream stream = (Stream)where.stream;
-  const int status = start(kernel, dim3(tile.rows, splits.count, extras), 0, stream, launched);
-  if (status || splits.count == 1) return status;
-  const AddArgs adding = {args, splits.floats, splits.count};
+  const int status = start(kernel, dim3(tile.rows, where.splits, extras), 0, stream, launched);
+  if (status || where.splits == 1) return status;
+  const AddArgs adding = {args, where.floats, where.splits};
   return start(add_kernel, thread_a_row(tile.rows), 0, stream, adding);
 }
 

@@ -1,9 +1,19 @@
 // Pass 1, second read: the statistics that need both normalisers first.
 #pragma once
 
-#include "cuda/log_probs.cuh"
+#include "cuda/rows.cuh"
+#include "math/row_vjp.h"
 
 namespace bgk::cuda {
+
+// Log-probabilities of a row's columns.
+struct LogProbs {
+  Centre s, t;
+  float by;
+
+  BGK_DEVICE float of_s(float z) const { return (z * by - s.value) - (float)s.rest; }
+  BGK_DEVICE float of_t(float v) const { return (v * by - t.value) - (float)t.rest; }
+};
 
 // Sums of one statistic over a block's share of a row: a line a warp.
 template <class Statistic, class Format>
@@ -17,12 +27,11 @@ BGK_DEVICE void pair_share(const Statistic& statistic, const RowPair<Format>& ro
     float z[kColumns], v[kColumns];
     rows.s.fetch(step, s), rows.t.fetch(step, t);
     rows.s.real(s, z), rows.t.real(t, v);
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
+    unrolled([&](int k) {
       const bool there = step.column<Format>(k) < step.stop;
       const float lp = there ? probs.of_s(z[k]) : kNegInf, lq = there ? probs.of_t(v[k]) : kNegInf;
       statistic.add(sums, lp, lq);
-    }
+    });
   }
 #pragma unroll
   for (int k = 0; k < 4; ++k) {

@@ -10,6 +10,13 @@ namespace bgk::cuda {
 
 constexpr int kColumns = 8, kStep = kWarpSize * kColumns;
 
+// act(k) of a lane's columns.
+template <class Act>
+BGK_DEVICE void unrolled(Act act) {
+#pragma unroll
+  for (int k = 0; k < kColumns; ++k) act(k);
+}
+
 BGK_HD int bytes_of(DType dtype) { return dtype == kF32 ? 4 : 2; }
 
 // Formats: what a lane holds of one model's kColumns logits until it uses them. kVector: columns of
@@ -36,10 +43,8 @@ struct Single {  // both models in fp32
   }
 };
 
-struct Mixed {  // anything, by single elements
-  static constexpr int kVector = 1, kWords = 8;
-  static BGK_DEVICE uint32_t bits(const uint32_t* words, int k) { return words[k]; }
-  static BGK_DEVICE void put(uint32_t* words, int k, uint32_t bits) { words[k] = bits; }
+struct Mixed : Single {  // anything, by single elements
+  static constexpr int kVector = 1;
   static BGK_DEVICE uint32_t load(const char* row, int64_t column, DType dtype) {
     return dtype == kF32 ? Single::load(row, column, dtype) : Half::load(row, column, dtype);
   }
@@ -96,11 +101,10 @@ struct Source {
           load_words<4>(row + (int64_t)column * (16 / kVector), to.words + k * 4 / kVector);
       }
     } else {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const int column = step.column<Format>(k);
         Format::put(to.words, k, column < step.stop ? Format::load(row, column, dtype) : 0);
-      }
+      });
     }
   }
 
@@ -117,21 +121,17 @@ struct Source {
   BGK_DEVICE float at(int column) const { return capped(widened(Mixed::load(row, column, dtype))); }
   BGK_DEVICE void real(const Batch<Format>& from, float* to) const {
     if (Format::kWords == 4 && dtype == kBF16) {  // the dtype is looked at once, not 8 times
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) to[k] = as_float(Format::bits(from.words, k) << 16);
+      unrolled([&](int k) { to[k] = as_float(Format::bits(from.words, k) << 16); });
     } else if (Format::kWords == 4) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) to[k] = from_f16(Format::bits(from.words, k));
+      unrolled([&](int k) { to[k] = from_f16(Format::bits(from.words, k)); });
     } else {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const uint32_t bits = Format::bits(from.words, k);
         to[k] = Format::kVector > 1 ? as_float(bits) : widened(bits);
-      }
+      });
     }
     if (scale == 1.0f && cap == 0.0f) return;
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) to[k] = capped(to[k]);
+    unrolled([&](int k) { to[k] = capped(to[k]); });
   }
 };
 
@@ -191,25 +191,20 @@ struct RowPair {
   }
 };
 
+template <class T, class Act>
+BGK_DEVICE T reduced(T x, Act act) {
+#pragma unroll
+  for (int apart = kWarpSize / 2; apart; apart /= 2) x = act(x, exchanged(x, apart));
+  return x;
+}
 BGK_DEVICE float warp_max(float x) {
-#pragma unroll
-  for (int apart = kWarpSize / 2; apart; apart /= 2) x = fmaxf(x, exchanged(x, apart));
-  return x;
+  return reduced(x, [](float a, float b) { return fmaxf(a, b); });
 }
-
 BGK_DEVICE int warp_min(int x) {
-#pragma unroll
-  for (int apart = kWarpSize / 2; apart; apart /= 2) {
-    const int y = exchanged(x, apart);
-    x = y < x ? y : x;
-  }
-  return x;
+  return reduced(x, [](int a, int b) { return b < a ? b : a; });
 }
-
 BGK_DEVICE float warp_sum(float x) {
-#pragma unroll
-  for (int apart = kWarpSize / 2; apart; apart /= 2) x += exchanged(x, apart);
-  return x;
+  return reduced(x, [](float a, float b) { return a + b; });
 }
 
 // What math/ asks for.

@@ -50,11 +50,10 @@ struct Sink {
         }
       }
     } else {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const int column = step.column<Format>(k);
         if (column < step.stop) put_one(column, g[k]);
-      }
+      });
     }
   }
 };

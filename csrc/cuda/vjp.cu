@@ -17,7 +17,7 @@ BGK_HD bool reach_student(const Spec& spec) {
 // Roofline: a row of V columns in bf16 moves 6·V bytes, 4 read and 2 written (2·V fewer where the
 // gradient does not depend on the teacher), in which an H100 issues about 50 instructions a column
 // pair; the pair of softmaxes takes about 15 with 2 exponentials. Bound by memory.
-int vjp(const VjpArgs& args, int splits, const Where& where) {
+int vjp(const VjpArgs& args, const Where& where) {
   const Tile& tile = args.tile;
   if (tile.rows == 0 || tile.student.columns == 0) return kOk;
   if (const int status = use(where.device)) return status;
@@ -27,7 +27,7 @@ int vjp(const VjpArgs& args, int splits, const Where& where) {
                       : size == kHalves
                           ? (extras ? vjp_kernel<Half, true> : vjp_kernel<Half, false>)
                           : (extras ? vjp_kernel<Single, true> : vjp_kernel<Single, false>);
-  return start(kernel, dim3(tile.rows, splits), 0, (Stream)where.stream, args);
+  return start(kernel, dim3(tile.rows, where.splits), 0, (Stream)where.stream, args);
 }
 
 }  // namespace bgk::cuda

@@ -1,7 +1,7 @@
 // Pass 2: the gradient in a tile's raw student outputs, which it may be written over.
 #pragma once
 
-#include "cuda/log_probs.cuh"
+#include "cuda/pairs.cuh"
 #include "cuda/sink.cuh"
 
 namespace bgk::cuda {
@@ -54,31 +54,20 @@ BGK_DEVICE void prepare(const VjpArgs& args, const RowPair<Format>& rows, int64_
 // The gradient at kColumns columns.
 BGK_DEVICE void vjp_base(const VjpPlan& plan, float by, bool compared, const float* z,
                          const float* v, float* g) {
-  const VjpColumns& x = plan.x;
-  const float a = x.a, d = x.d, m = x.m, c_s = x.s, c_t = x.t;
-  if (!compared) {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) g[k] = m + plan.h_beyond * fast_exp(z[k] - x.c_hard);
-    return;
-  }
-  if (plan.curved) {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) {
-      const float lp = z[k] * by - c_s, lq = v[k] * by - c_t;
-      g[k] = m + vjp_softmax(lp, lq, fast_exp(lp), a, x.b, x.c);
-    }
+  const VjpColumns x = plan.x;
+  const float hard = compared ? x.h : plan.h_beyond;
+  if (compared && plan.curved) {
+    unrolled([&](int k) {
+      const float lp = z[k] * by - x.s, lq = v[k] * by - x.t;
+      g[k] = x.m + vjp_softmax(lp, lq, fast_exp(lp), x.a, x.b, x.c);
+    });
+  } else if (compared) {
+    unrolled([&](int k) { g[k] = x.m + x.a * fast_exp(z[k] * by - x.s); });
   } else {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) g[k] = m + a * fast_exp(z[k] * by - c_s);
+    unrolled([&](int k) { g[k] = x.m; });
   }
-  if (d != 0.0f) {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) g[k] -= d * fast_exp(v[k] * by - c_t);
-  }
-  if (x.h != 0.0f) {
-#pragma unroll
-    for (int k = 0; k < kColumns; ++k) g[k] += x.h * fast_exp(z[k] - x.c_hard);
-  }
+  if (compared && x.d != 0.0f) unrolled([&](int k) { g[k] -= x.d * fast_exp(v[k] * by - x.t); });
+  if (hard != 0.0f) unrolled([&](int k) { g[k] += hard * fast_exp(z[k] - x.c_hard); });
 }
 
 BGK_DEVICE void vjp_extras(const VjpShared& row, const Spec& spec, const float* z, const float* v,
@@ -87,11 +76,10 @@ BGK_DEVICE void vjp_extras(const VjpShared& row, const Spec& spec, const float* 
     const VjpTerm term = row.terms[i];
     if (!term.active()) continue;
     with_statistic<ScalarMath>(spec, i, [&](const auto& statistic) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         const float lp = row.probs.of_s(z[k]), lq = row.probs.of_t(v[k]);
         g[k] += statistic.term(term, lp, lq);
-      }
+      });
     });
   }
 }
@@ -120,15 +108,13 @@ BGK_DEVICE void vjp_range(const Spec& spec, float cap, const RowPair<Format>& ro
     if (teacher) rows.t.real(t, v);
     vjp_base(shared.plan, spec.inverse_temperature, compared, z, v, g);
     if (step.has(label)) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) {
+      unrolled([&](int k) {
         if (step.column<Format>(k) == label) g[k] = shared.at_label;
-      }
+      });
     }
     if (kExtras && extras) vjp_extras(shared, spec, z, v, g);
     if (cap != 0.0f) {
-#pragma unroll
-      for (int k = 0; k < kColumns; ++k) g[k] *= 1.0f - (z[k] / cap) * (z[k] / cap);
+      unrolled([&](int k) { g[k] *= 1.0f - (z[k] / cap) * (z[k] / cap); });
     }
     out.put<Format>(step, g);
   }

@@ -38,6 +38,7 @@ def absorb(
     ints: Numbers,
     labels: int,
     threads: int,
+    /,
 ) -> int: ...
 def absorb_pairs(
     spec: Spec,
@@ -49,6 +50,7 @@ def absorb_pairs(
     lse_s: int,
     lse_t: int,
     threads: int,
+    /,
 ) -> int: ...
 def finalize(
     spec: Spec,
@@ -58,15 +60,16 @@ def finalize(
     labels: int,
     out: Numbers,
     threads: int,
+    /,
 ) -> int: ...
 def fold(
     spec: Spec,
     rows: int,
     statistics: Numbers,
     grads: Numbers,
-    labels: int,
     out: Numbers,
     threads: int,
+    /,
 ) -> int: ...
 def vjp(
     spec: Spec,
@@ -77,6 +80,7 @@ def vjp(
     factors: Numbers,
     labels: int,
     threads: int,
+    /,
 ) -> int: ...
 
 # Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and

@@ -83,8 +83,7 @@ class NativeBackend:
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
         """Derivatives to coefficients of pass 2."""
         out = statistics.new_empty(spec.factor_count, statistics.size(1))
-        kernels = self.kernels(out.device)
-        _check(kernels.fold(statistics, grads, labels.contiguous(), spec, out))
+        _check(self.kernels(out.device).fold(statistics, grads, spec, out))
         return out
 
     def vjp(

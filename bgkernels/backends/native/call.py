@@ -42,9 +42,7 @@ class Kernels(Protocol):
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> int:
         """State to statistics."""
 
-    def fold(
-        self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec, out: Tensor
-    ) -> int:
+    def fold(self, statistics: Tensor, grads: Tensor, spec: RowSpec, out: Tensor) -> int:
         """Derivatives to coefficients, which ``out`` receives."""
 
     def vjp(

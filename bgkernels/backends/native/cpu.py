@@ -48,13 +48,11 @@ class Cpu:
             labels.data_ptr(), numbers_of(out), get_num_threads(),
         )  # fmt: skip
 
-    def fold(
-        self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec, out: Tensor
-    ) -> int:
+    def fold(self, statistics: Tensor, grads: Tensor, spec: RowSpec, out: Tensor) -> int:
         """Derivatives to coefficients."""
         return _C.fold(
             compiled(spec), out.size(1), numbers_of(statistics), numbers_of(grads),
-            labels.data_ptr(), numbers_of(out), get_num_threads(),
+            numbers_of(out), get_num_threads(),
         )  # fmt: skip
 
     def vjp(

@@ -46,12 +46,12 @@ class Cuda:
     def absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> int:
         """Pass 1, first read."""
         splits = self._splits(tile.student)
-        parts = [x.new_empty(splits if splits > 1 else 0, *x.shape) for x in _matrices(state)]
+        parts = [x.new_empty(splits, *x.shape) for x in (state.floats, state.ints) if splits > 1]
         with self._current():
             status = self.module.absorb(
                 compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
                 numbers_of(state.floats), numbers_of(state.ints), labels.data_ptr(),
-                splits, *(x.data_ptr() for x in parts), self._place(),
+                self._where(splits, *parts),
             )  # fmt: skip
         return self._checked(status)
 
@@ -63,12 +63,12 @@ class Cuda:
             return 0
         lse_s, lse_t = normalisers
         splits, floats = self._splits(tile.teacher), state.floats
-        parts = floats.new_empty(splits if splits > 1 else 0, *floats.shape)
+        parts = [floats.new_empty(splits, *floats.shape)] if splits > 1 else []
         with self._current():
             status = self.module.absorb_pairs(
                 compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
                 numbers_of(floats), labels.data_ptr(), lse_s.data_ptr(), lse_t.data_ptr(),
-                splits, parts.data_ptr(), self._place(),
+                self._where(splits, *parts),
             )  # fmt: skip
         return self._checked(status)
 
@@ -77,18 +77,16 @@ class Cuda:
         with self._current():
             status = self.module.finalize(
                 compiled(spec), out.size(1), numbers_of(state.floats), numbers_of(state.ints),
-                labels.data_ptr(), numbers_of(out), self._place(),
+                labels.data_ptr(), numbers_of(out), self._where(),
             )  # fmt: skip
         return self._checked(status)
 
-    def fold(
-        self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec, out: Tensor
-    ) -> int:
+    def fold(self, statistics: Tensor, grads: Tensor, spec: RowSpec, out: Tensor) -> int:
         """Derivatives to coefficients."""
         with self._current():
             status = self.module.fold(
                 compiled(spec), out.size(1), numbers_of(statistics), numbers_of(grads),
-                labels.data_ptr(), numbers_of(out), self._place(),
+                numbers_of(out), self._where(),
             )  # fmt: skip
         return self._checked(status)
 
@@ -99,8 +97,8 @@ class Cuda:
         with self._current():
             status = self.module.vjp(
                 compiled(spec), rows_of(tile.student), rows_of(tile.teacher), corner_of(tile),
-                rows_of(out), numbers_of(coefficients), labels.data_ptr(), self._splits(out),
-                self._place(),
+                rows_of(out), numbers_of(coefficients), labels.data_ptr(),
+                self._where(self._splits(out)),
             )  # fmt: skip
         return self._checked(status)
 
@@ -113,11 +111,13 @@ class Cuda:
         """Makes the device current, and afterwards the one that was."""
         return torch.cuda.device(self.device if self.device.type == "cuda" else -1)
 
-    def _place(self) -> tuple[int, int]:
+    def _where(self, splits: int = 1, *parts: Tensor) -> tuple[int, int, int, int, int]:
+        """Device, stream, blocks that share a row, and memory for the state of each."""
+        floats, ints = ([x.data_ptr() for x in parts] + [0, 0])[:2]
         if self.device.type != "cuda":  # emulated
-            return 0, 0
+            return 0, 0, splits, floats, ints
         stream = torch.cuda.current_stream(self.device)
-        return stream.device.index, stream.cuda_stream
+        return stream.device.index, stream.cuda_stream, splits, floats, ints
 
     def _checked(self, status: int) -> int:
         if status >= CUDA_FAILED:
@@ -125,10 +125,6 @@ class Cuda:
                 f"CUDA refused a kernel on {self.device}: {self.module.error(status)}"
             )
         return status
-
-
-def _matrices(state: RowState) -> tuple[Tensor, Tensor]:
-    return state.floats, state.ints
 
 
 def unusable(device: torch.device) -> str | None:
