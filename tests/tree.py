@@ -50,4 +50,4 @@ def imported(path: Path, *, later: bool = True) -> Iterator[str]:
 
 def is_module(name: str) -> bool:
     path = ROOT.joinpath(*name.split("."))
-    return path.is_dir() or path.with_suffix(".py").is_file()
+    return path.is_dir() or any(path.with_suffix(s).is_file() for s in (".py", ".pyi"))
