@@ -55,13 +55,6 @@ BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t r
   x.finish(states[warp()]);
 }
 
-// Blocks a multiprocessor that registers are to suffice for. In fp32 each thread has twice the
-// bytes in flight, so that fewer will do; Blackwell's paired instructions want more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kMostBlocks = 2;
-#else
-constexpr int kMostBlocks = 3;
-#endif
 template <class Format, Extras kExtras, bool kChoose>
 constexpr int kResidency = Format::kWords == 4 && kExtras != kAny && !kChoose ? kMostBlocks : 2;
 
