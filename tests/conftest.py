@@ -12,9 +12,10 @@ from hypothesis import settings
 from torch import Tensor
 
 from bgkernels.backends import BACKENDS
+from bgkernels.backends.native import products
 from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan
-from tests.problems import CPU
+from tests.problems import CPU, WIDEN
 
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")
@@ -49,6 +50,22 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def multiplied(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How a CPU multiplies 16-bit tensors: widened to fp32, or as an indirect parameter says.
+
+    The processor has no say, so that a test means the same everywhere.
+    """
+    way = str(getattr(request, "param", WIDEN))
+    with products.using(way):
+        yield way
+
+
+@pytest.fixture(autouse=True)
+def _plans_of_no_other_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "PLANS", {})
 
 
 def _poison(x: Tensor) -> Tensor:
@@ -91,5 +108,6 @@ def tiling(monkeypatch: pytest.MonkeyPatch) -> Tiling:
             return Plan(work.rows, work.columns, chunk, width, min(kept, tiles), 0)
 
         monkeypatch.setattr(driver, "plan", plan)
+        driver.PLANS.clear()
 
     return force

@@ -10,8 +10,7 @@ from torch import Tensor
 from bgkernels.backends import BACKENDS
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Tempered
-from bgkernels.rows.spec import FIELDS, Cap, RowSpec
-from bgkernels.rows.stats import DIFFERENTIABLE
+from bgkernels.rows.spec import DIFFERENTIABLE, FIELDS, Cap, RowSpec
 from tests import dense
 from tests.problems import Failures, normal
 from tests.situations import COLUMNS, ROWS, Situation, ranges, statistics, tiles

@@ -58,6 +58,24 @@ def tiny(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
     return made
 
 
+REPORTED: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
+    "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+"""The size of models in reported cases."""
+
+
+def make(name: str, config: str | None = None, seed: int = 0, **options: Any) -> Any:
+    """A model of random weights, by the name of its class."""
+    import transformers
+
+    family = name.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    torch.manual_seed(seed)
+    settings = getattr(transformers, config or f"{family}Config")(**options)
+    return getattr(transformers, name)(settings).train()
+
+
 def batch(rows: int = 3, length: int = 9) -> dict[str, Tensor]:
     """Prompts without labels, padding on the right."""
     generator = torch.Generator().manual_seed(5)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.backends import BACKENDS
+from bgkernels.backends.native import products
 from tests import oracle
 from tests.yardstick import assert_each_close
 
@@ -41,6 +42,22 @@ def cells(*names: str) -> list[tuple[str, str]]:
     ]
 
 
+WIDEN = "widen"
+"""The way of a CPU to multiply 16-bit tensors that every CPU has."""
+
+
+def ways(dtype: str) -> list[str]:
+    """The ways of this CPU to multiply them, :data:`WIDEN` first."""
+    usable = [n for n in products.WAYS if products.way(n, DTYPES[dtype]).unusable() is None]
+    return sorted(usable, key=lambda name: name != WIDEN)
+
+
+def widest() -> list[tuple[str, str]]:
+    """Each backend on this CPU with the widest dtype that it serves."""
+    served = cells("fp32", "fp64")
+    return list({backend: (backend, dtype) for backend, dtype in served}.values())
+
+
 def normal(*shape: int, seed: int, std: float = 1.0) -> Tensor:
     """Normal numbers in float64 that bf16 holds exactly."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,6 +74,34 @@ LIBRARY_POLICIES: dict[str, Callable[..., bg.routing.Policy]] = {"curriculum": c
 
 ORACLE_DEFAULTS: dict[str, Params] = {"curriculum": {"c": 1.0}}
 """What the oracle must be told where the library has a default."""
+
+
+OF_DIVERGENCE: dict[str, list[Params]] = {
+    "generalized_jsd": [{"beta": x} for x in (0.1, 0.9, 0, 1)],
+    "skew_forward_kl": [{"lam": x} for x in (0.0, 0.6)],
+    "skew_reverse_kl": [{"lam": x} for x in (0.0, 0.6)],
+    "renyi": [{"alpha": x} for x in (0.3, 1, 2.0)],
+    "adaptive_kl": [{"mu": 2.0}, {"mu": 0.5, "detach": True}],
+    "alpha_beta": [
+        {"alpha": a, "beta": b}
+        for a, b in [(1, 0), (0, 1), (0.5, 0), (0, 0.5), (0.5, -0.5), (0, 0), (0.4, -0.2), (2, 1)]
+    ],
+}
+"""Parameters beside the defaults, by name: each branch of a formula, each limit."""
+
+OF_ROUTING: dict[str, list[Params]] = {
+    "static": [{"w": x} for x in (0, 0.3, 1)],
+    "additive": [{"hard": 0.3, "soft": 2.0}, {"hard": 0.0}, {"soft": 0}],
+    "confidence": [{"kind": "max"}],
+    "entropy": [{"kind": "shannon"}, {"gamma": 0.5}],
+    "threshold": [{"tau": 0.8, "sharpness": 5.0}],
+    "top_entropy": [{"fraction": x} for x in (0, 0.07, 0.5, 1)],
+    "weighted_soft": [{"w": 0.2}, {"inverted": True}],
+    "reverse": [{"policy": name} for name in ("confidence", "top_entropy", "risk_guided")],
+    "curriculum": [{"c": c} for c in (0, 0.3)]
+    + [{"c": 0.3, "policy": name} for name in ("entropy", "top_entropy", "risk_guided")],
+    "risk_guided": [{"w": w} for w in (0, 1)] + [{"alpha": 0.5, "gamma": x} for x in (0.9, 1)],
+}
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.multiprocessing import start_processes
 
+from bgkernels.backends.native import products
 from tests.conftest import poison_unwritten_memory
-from tests.problems import DTYPES, Loss, Problem
+from tests.problems import DTYPES, WIDEN, Loss, Problem
 from tests.yardstick import assert_each_close
 
 PRELOADED = ["tests.conftest", "torch.distributed.tensor", "sympy"]
@@ -91,7 +92,8 @@ def _work(rank: int, size: int, folder: str, module: str) -> None:
         torch.manual_seed(0)
         group = dist.new_group(timeout=PATIENCE)
         try:
-            written[name] = (None, cell(World(rank, size, group)))
+            with products.using(WIDEN):
+                written[name] = (None, cell(World(rank, size, group)))
         except (Exception, pytest.fail.Exception) as error:
             written[name] = (f"{type(error).__name__}: {error}", None)
     Path(folder, f"{rank}.json").write_text(json.dumps(written))

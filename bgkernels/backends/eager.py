@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bgkernels.backends.base import Normalisers, Tile
 from bgkernels.rows import stats, vjp
-from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, empty, merge
@@ -165,14 +165,8 @@ class EagerBackend:
         d = a * p - times(torch.where(at_label, row["D_y"], row["D"]), q)
         d += times(p, times(row["B"], lp) - times(row["C"], lq))
         for extra, part in zip(spec.extras, spec.factors, strict=True):
-            d += extra.vjp(lp, lq, u, v, factors[part], spec.temperature)
+            d += extra.vjp(lp, lq, u, v, coefficients[part], spec.temperature)
         return d
-
-
-def minus(x: Tensor, lse: Tensor) -> Tensor:
-    """``x (rows, width) - lse (rows,)``; an fp64 ``lse`` keeps its digits beside an fp32 ``x``."""
-    high = lse.to(x.dtype)
-    return (x - high[:, None]) - (lse - high).to(x.dtype)[:, None]
 
 
 def _log_probs(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
+import weakref
 from collections.abc import Mapping
-from types import MethodType
 from typing import Any
 
 import torch
@@ -13,12 +11,15 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.measures import Measures
-from bgkernels.integrations.teachers import select, source
+from bgkernels.integrations.probe.install import install, own_forward, watches
+from bgkernels.integrations.probe.student import Student, completed
+from bgkernels.integrations.probe.tokens import IGNORE
+from bgkernels.integrations.teachers import ModelTeacher, select, source
 
-IGNORE = -100
 UNUSED = ("return_dict", "use_cache", "logits_to_keep", "skip_logits")
-"""Arguments of a forward that mean nothing where there are no logits."""
+"""Arguments of a forward that mean nothing where there are no logits, or are set here."""
 
 
 def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any) -> Attachment:
@@ -57,24 +58,12 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
         >>> attachment.remove()
     """
     model = heads.causal_lm(student)
-    if teacher is student or teacher is model:
+    inner = getattr(teacher, "get_base_model", lambda: teacher)()
+    if inner is model or teacher is student:
         raise ValueError("`teacher` is the student itself; pass another model, or a copy")
-    heads.verify(model)
-    attachment = Attachment(model, teacher, target, options)
-    bound = model.forward
-    original = getattr(bound, "__func__", lambda self, *args, **kwargs: bound(*args, **kwargs))
-
-    @functools.wraps(original)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        labelled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-        if not (attachment.active and labelled):
-            return original(self, *args, **kwargs)
-        names = attachment.arguments
-        return attachment.forward(self, dict(zip(names, args, strict=False)) | kwargs)
-
-    forward.__signature__ = _with_self(inspect.signature(bound))  # type: ignore[attr-defined]
-    model.forward = MethodType(forward, model)  # a method, so that a copy of the model has its own
-    return attachment
+    for watch in [*watches(model)]:
+        watch.attachment.remove(model)
+    return Attachment(model, teacher, target, options)
 
 
 class Attachment:
@@ -85,6 +74,7 @@ class Attachment:
         loss: the loss module.
         measures: what was seen, by whether the student was training.
         active: whether a call with labels computes this loss.
+        asked: whether it was computed since it was attached.
     """
 
     def __init__(self, model: Any, teacher: Any, target: str, options: Mapping[str, Any]) -> None:
@@ -95,16 +85,9 @@ class Attachment:
         fixed = {"reduction", "ignore_index", "logit_scale", "logit_softcap", "return_stats"}
         if fixed & options.keys():
             raise TypeError(f"{', '.join(sorted(fixed & options.keys()))}: set by the model")
-        head = heads.read(model)
-        self.loss = bg.LinearHybridDistillationLoss(
-            logit_scale=head.logit_scale,
-            logit_softcap=head.logit_softcap,
-            return_stats=True,
-            **options,
-        )
-        self.target, self.active = target, True
-        self.teacher = source(teacher)
-        self.arguments = tuple(inspect.signature(model.forward).parameters)
+        self.options = options
+        self.loss = bg.LinearHybridDistillationLoss(return_stats=True, **options)
+        self.target, self.active, self.asked = target, True, False
         parts = (
             options.get("divergence", "forward_kl"),
             options.get("routing", "entropy"),
@@ -115,10 +98,21 @@ class Attachment:
         self.keeps_layout = self.policy.hard_term is not None  # it couples neighbouring positions
         if self.keeps_layout and target != "labels":
             raise ValueError(f"routing={self.policy.name!r} needs target='labels'; got {target!r}")
+        original = own_forward(model)
+        self.student = Student(model, original)
+        self.teacher = source(teacher)
+        self._check_kinds(model)
+        self._model, self._restore = weakref.ref(model), install(model, self, original)
 
-    def remove(self) -> None:
-        """Make the model compute its own loss again."""
-        self.active = False
+    def remove(self, model: Any = None) -> None:
+        """Make the model compute its own loss again, by its own forward.
+
+        Args:
+            model: do so only if it is this one; None: in any case.
+        """
+        if self.active and model in (None, self._model()):
+            self.active = False
+            self._restore()
 
     def forward(self, model: Any, inputs: dict[str, Any]) -> Any:
         """The loss of a batch, as a ``transformers`` output.
@@ -129,22 +123,38 @@ class Attachment:
                 inputs); ``num_items_in_batch``; ``loss_rows``, the positions that have a label
                 where it is known without looking at the device; and the inputs of the body.
         """
-        from transformers.modeling_outputs import CausalLMOutputWithPast
-
-        for name in UNUSED:
-            inputs.pop(name, None)
-        target = _aligned(inputs.pop("labels", None), inputs.pop("shift_labels", None))
-        rows, num_items = inputs.pop("loss_rows", None), inputs.pop("num_items_in_batch", None)
+        if not self.asked and torch.is_grad_enabled():
+            self.asked = True
+        as_tuple = inputs.get("return_dict") is False
+        inputs = {k: v for k, v in inputs.items() if k not in UNUSED}
+        target, rows, num_items, extras = (
+            inputs.pop(name, default)
+            for name, default in (
+                ("shift_labels", None), ("loss_rows", None),
+                ("num_items_in_batch", None), ("extra_losses", True),
+            )
+        )  # fmt: skip
+        labels = inputs.pop("labels", None)
+        inputs = completed(model, inputs, labels)
+        columns = getattr(self.teacher, "columns", ())
+        body = {k: v for k, v in inputs.items() if k not in columns}
+        output, hidden = self.student.run(model, body)
+        own = self.student.own
+        if target is None:
+            target = own.aligned(labels)
+            rows = rows if own.shifted else None  # collators shift
+        if target.shape != hidden.shape[:2]:
+            raise ValueError(
+                f"`labels` must have the shape of the inputs, {tuple(hidden.shape[:2])}; "
+                f"got {tuple(target.shape)}"
+            )
         if self.keeps_layout:
             rows = None
         elif rows is None:
             rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
-        columns = getattr(self.teacher, "columns", ())
-        body = {k: v for k, v in inputs.items() if k not in columns}
-        hidden = heads.hidden_states(model, **body)
         head = heads.read(model)
         device = head.weight.device
-        loss, stats = self.loss(
+        loss, stats = self._loss_of(head)(
             select(hidden, rows).to(device),
             head.weight,
             self.teacher(inputs, rows) if self._reads_teacher else None,
@@ -153,19 +163,40 @@ class Attachment:
             num_items=_at_least_one(num_items),
         )
         self.measures[model.training].add(stats)
-        return CausalLMOutputWithPast(loss=loss)
+        if extras:
+            loss = loss + sum(f * output[n].to(loss) for n, f in own.extras.items() if n in output)
+        rest = {k: v for k, v in dict(output).items() if k not in ("loss", "logits")}
+        made = type(output)(loss=loss, **rest)
+        return made.to_tuple() if as_tuple else made
+
+    def _loss_of(self, head: heads.Head) -> bg.LinearHybridDistillationLoss:
+        """The loss module with the head's scale and soft-cap."""
+        measured = {"logit_scale": head.logit_scale, "logit_softcap": head.logit_softcap}
+        if self.loss.config | measured != self.loss.config:
+            self.loss = bg.LinearHybridDistillationLoss(
+                return_stats=True, **measured, **self.options
+            )
+        return self.loss
+
+    def _check_kinds(self, model: Any) -> None:
+        """Refuse a pair that reads different sequences."""
+        if not isinstance(self.teacher, ModelTeacher):
+            return
+        teacher = heads.causal_lm(self.teacher.model)
+        kinds = [getattr(m.config, "is_encoder_decoder", False) for m in (model, teacher)]
+        if kinds[0] != kinds[1]:
+            names = {True: "an encoder–decoder", False: "a decoder"}
+            raise HeadError(
+                f"the student {type(model).__name__} is {names[kinds[0]]} and the teacher "
+                f"{type(teacher).__name__} {names[kinds[1]]}, so their positions are of different "
+                "tokens; choose two of one kind"
+            )
+        tokens = getattr(model.get_input_embeddings(), "num_embeddings", 0)
+        self.teacher.reader.waits = (self.teacher.reader.tokens or tokens) < tokens
 
     @property
     def _reads_teacher(self) -> bool:
         return self.policy.uses_teacher or self.target != "labels"
-
-
-def _aligned(labels: Tensor | None, shifted: Tensor | None) -> Tensor:
-    """``(batch, length)`` labels of the next token, at the position that predicts it."""
-    if shifted is not None:
-        return shifted
-    assert labels is not None
-    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE)
 
 
 def _at_least_one(num_items: Any) -> Any:
@@ -173,8 +204,3 @@ def _at_least_one(num_items: Any) -> Any:
     return (
         num_items.clamp(min=1) if isinstance(num_items, Tensor) else num_items and max(num_items, 1)
     )
-
-
-def _with_self(signature: inspect.Signature) -> inspect.Signature:
-    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    return signature.replace(parameters=[own, *signature.parameters.values()])

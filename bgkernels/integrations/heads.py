@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-_SCALES = (("logit_scale", 1), ("lm_head_multiplier", 1), ("logits_scaling", -1))
-"""Config keys of a factor on the logits, and its power: Cohere, Falcon-H1, Granite."""
+from bgkernels.integrations.probe import tap as taps
+from bgkernels.integrations.probe.curve import Curve, NotAHead, fit
+from bgkernels.integrations.probe.tokens import probe_tokens, settings
 
 
 class HeadError(ValueError):
@@ -68,19 +70,17 @@ def causal_lm(model: Any) -> Any:
     return model
 
 
-def read(model: Any) -> Head:
-    """The head of a causal language model, its parameters as they are now.
-
-    Args:
-        model: a ``transformers`` model with a plain linear head, tied or not, wrapped or not.
+def linear(model: Any) -> nn.Linear:
+    """The layer that an unwrapped model multiplies its last hidden states by.
 
     Raises:
         HeadError: there is none, it is quantised or adapted, or its weight is not in memory.
     """
-    model = causal_lm(model)
     head = model.get_output_embeddings()
     if hasattr(head, "modules_to_save"):  # PEFT: a copy that is trained as a whole
-        head = head.modules_to_save[head.active_adapters[0]]
+        chosen = [] if head.disable_adapters else head.active_adapters
+        trained = chosen and all(name in head.modules_to_save for name in chosen)
+        head = head.modules_to_save[chosen[0]] if trained else head.original_module
     if type(head) is not nn.Linear:
         what = "no output head" if head is None else f"a head of type {type(head).__name__}"
         raise HeadError(
@@ -93,25 +93,87 @@ def read(model: Any) -> Head:
             "the weight of `lm_head` is not in memory here (a meta device, or DeepSpeed ZeRO-3); "
             "use FSDP2 or ZeRO-2, or keep the head on a device"
         )
-    return Head(head.weight, head.bias, *_real_logits(model.config.get_text_config()))
+    return head
 
 
-def _real_logits(config: Any) -> tuple[float, float | None]:
-    """Scale and soft-cap of a configuration (Gemma 2 has the latter)."""
-    scale = 1.0
-    for key, power in _SCALES:
-        value = getattr(config, key, None)
-        if isinstance(value, str):
-            raise HeadError(f"the model's {key} is {value!r}; only a number can be read")
-        scale *= float(value) ** power if value is not None else 1.0
-    cap = getattr(config, "final_logit_softcapping", None)
-    return scale, float(cap) if cap else None
+def read(model: Any) -> Head:
+    """The head of a causal language model, its parameters as they are now.
+
+    Scale and soft-cap are what was measured when the model last ran; of one that never did, a few
+    tokens are run.
+
+    Args:
+        model: a ``transformers`` model with a plain linear head, tied or not, wrapped or not.
+
+    Raises:
+        HeadError: there is none, it is quantised or adapted, its weight is not in memory, or the
+            model does more to its logits.
+    """
+    model = causal_lm(model)
+    head = linear(model)
+    tap = taps.on(head)
+    if tap.curve is None:
+        verify(model)
+    curve = tap.curve or Curve()  # sharded, and never run: nothing was read of it yet
+    return Head(head.weight, head.bias, curve.scale, curve.cap)
 
 
 def hidden_states(model: Any, **inputs: Any) -> Tensor:
-    """``(batch, length, hidden)``: what the head of an unwrapped model is applied to."""
-    hidden: Tensor = model.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state
-    return hidden
+    """``(batch, length, hidden)``: what the head of an unwrapped model is applied to.
+
+    The model runs its own forward, without the product with its head.
+
+    Raises:
+        HeadError: see :func:`until_head`.
+    """
+    return until_head(model, model.forward, inputs)[1]
+
+
+def until_head(
+    model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any]
+) -> tuple[Any, Tensor]:
+    """Run a model up to its head, and what follows on no logits.
+
+    The first time, a few positions go on, and scale and soft-cap are measured on them.
+
+    Args:
+        model: unwrapped.
+        forward: of the model, its own or one around it.
+        inputs: of the forward, without labels.
+
+    Returns:
+        Its output, whose logits mean nothing, and ``(batch, length, hidden)`` states.
+
+    Raises:
+        HeadError: the head is not called, or more than once, or not on a state a position, or the
+            model does more to its logits than scale and soft-cap them.
+    """
+    head = linear(model)
+    tap = taps.on(head)
+    if tap.settings is None:
+        tap.settings = settings(model)
+    measuring = tap.curve is None
+    tap.open(measuring)
+    try:
+        output = forward(**{**inputs, **tap.settings})
+    finally:
+        hidden, calls = tap.close(), tap.calls
+    if hidden is None or calls != 1 or hidden.ndim != 3:
+        times = {0: "never", 1: f"on a tensor of shape {tuple(getattr(hidden, 'shape', ()))}"}
+        raise HeadError(
+            f"{type(model).__name__} calls the head that get_output_embeddings() names "
+            f"{times.get(calls, f'{calls} times')}; expected once, on (batch, length, hidden). "
+            "Choose another class or checkpoint of the model"
+        )
+    if measuring:
+        try:
+            tap.curve = fit(output.logits, head.out_features, model.config.get_text_config())
+        except NotAHead as found:
+            raise HeadError(
+                f"{type(model).__name__} {found}, so they cannot be computed from its hidden "
+                "states and head; choose another model"
+            ) from None
+    return output, hidden
 
 
 def through(model: Any, function: Callable[..., Any], **inputs: Any) -> Any:
@@ -124,47 +186,79 @@ def through(model: Any, function: Callable[..., Any], **inputs: Any) -> Any:
     if not sharded:
         return function(inner, **inputs)
     own = inner.__dict__.get("forward")
-    inner.forward = MethodType(function, inner)
-    try:
-        return model(**inputs)
-    finally:
-        del inner.forward
+
+    def restore() -> None:
+        inner.__dict__.pop("forward", None)
         if own is not None:
             inner.forward = own
 
+    def call(self: Any, **inputs: Any) -> Any:
+        restore()  # the function may run the model
+        return function(self, **inputs)
+
+    inner.forward = MethodType(call, inner)
+    try:
+        return model(**inputs)
+    finally:
+        restore()
+
 
 def verify(model: Any) -> None:
-    """Check on four tokens that body and head together are the whole of the model.
+    """Check on a few tokens that a model's logits are those of one head, and measure its curve.
 
-    Models whose weights are sharded or not in memory are passed: they cannot be run here.
+    Models whose weights are sharded or not in memory cannot be run here; they are measured in their
+    first forward. The model's own loss does not matter: see
+    :func:`bgkernels.integrations.probe.loss.examine` for a student's.
 
     Raises:
-        HeadError: the model does something else to its hidden states or logits.
+        HeadError: the model does something else to its hidden states or logits, or does not run.
     """
-    model, head = causal_lm(model), read(model)
-    if any(p.is_meta or hasattr(p, "device_mesh") for p in model.parameters()):
-        return
-    if getattr(model.config.get_text_config(), "output_router_logits", False):
-        raise HeadError(
-            "config.output_router_logits is set, and the router's auxiliary loss would be lost; "
-            "set it to False"
-        )
-    probe = torch.arange(4, device=model.get_input_embeddings().weight.device)[None]
-    training = model.training
+    model = causal_lm(model)
+    taps.on(linear(model)).curve = None
+    if runs_here(model):
+        with tried(model) as tokens:
+            decoder = getattr(model.config, "is_encoder_decoder", False)
+            more = {"decoder_input_ids": tokens["input_ids"]} if decoder else {}
+            hidden_states(model, **tokens, **more)
+
+
+def runs_here(model: Any) -> bool:
+    """Whether an unwrapped model can be run in this process alone."""
+    return not any(
+        p.is_meta or hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()
+    ) and not any(isinstance(m, FullyShardedDataParallel) for m in model.modules())
+
+
+@contextmanager
+def tried(model: Any) -> Iterator[dict[str, Tensor]]:
+    """Tokens for a model that is evaluated inside the block, and is afterwards as it was.
+
+    Raises:
+        HeadError: the model cannot run on these tokens.
+    """
+    training = {module: module.training for module in model.modules()}
+    device = model.get_input_embeddings().weight.device
     model.eval()
     try:
-        with torch.no_grad():
-            got = head(hidden_states(model, input_ids=probe).to(head.weight.device)).float()
-            forward = getattr(model, "_original_forward", model.forward)  # without autocast
-            expected = forward(input_ids=probe, use_cache=False).logits.float().to(got.device)
-    finally:
-        model.train(training)
-    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 3e-2
-    if not (got - expected).abs().max() <= tolerance * expected.abs().max():
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            torch.manual_seed(0)
+            yield {"input_ids": probe_tokens(model).to(device)}
+    except HeadError:
+        raise
+    except Exception as error:  # whatever a model's code raises
+        reason = (str(error) or "no message").splitlines()[0]
         raise HeadError(
-            f"{type(model).__name__} does more to its logits than scale and soft-cap them, so they "
-            "cannot be computed from its hidden states and head; choose another model"
-        )
+            f"{type(model).__name__} cannot be tried on a few tokens: {type(error).__name__}: "
+            f"{reason}. The loss is attached to models that run on `input_ids` alone"
+        ) from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _whole(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.integrations.causal_lm import IGNORE
+from bgkernels.integrations.probe.tokens import IGNORE
 from bgkernels.integrations.teachers import select
 from bgkernels.labels import Document, LabelBatch, LabelDataset
 

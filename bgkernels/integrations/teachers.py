@@ -11,6 +11,8 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.integrations.heads import HeadError
+from bgkernels.integrations.probe.reading import Reader
 
 Teacher = bg.LinearTeacher | bg.LogitsTeacher | bg.TopKTeacher | bg.MixtureTeacher
 
@@ -38,7 +40,7 @@ class ModelTeacher:
         model: a ``transformers`` model, wrapped by FSDP or not, or a path to load one from.
 
     Raises:
-        HeadError: see :func:`bgkernels.integrations.heads.read`.
+        HeadError: see :func:`bgkernels.integrations.heads.verify`; or it cannot be loaded.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -52,11 +54,10 @@ class ModelTeacher:
 
     def __init__(self, model: Any) -> None:
         if isinstance(model, (str, PathLike)):
-            from transformers import AutoModelForCausalLM
-
-            model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            model = _load(model)
         heads.verify(model)
         self.model = model
+        self.reader = Reader(heads.causal_lm(model))
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless it is sharded or placed already."""
@@ -68,13 +69,36 @@ class ModelTeacher:
     def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> bg.LinearTeacher:
         """Hidden states at ``rows``, and the head."""
         self.model.eval()
-        hidden = heads.through(self.model, heads.hidden_states, **inputs)
+        hidden = heads.through(self.model, heads.hidden_states, **self.reader(inputs))
         # Read after the forward, which may free what it gathers.
         head = heads.read(self.model).detached(hidden.dtype)
         return bg.LinearTeacher(
             select(hidden, rows).to(head.weight.device),
             head.weight, head.bias, head.logit_scale, head.logit_softcap,
         )  # fmt: skip
+
+
+def _load(name: str | PathLike[str]) -> Any:
+    """A causal language model, by its path or name.
+
+    Raises:
+        HeadError: it cannot be loaded, or needs a package that is not installed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    except ImportError as error:  # of quantised weights
+        reason = " ".join(str(error).split())
+        raise HeadError(
+            f"`teacher` {str(name)!r} needs a package that is not installed: {reason}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise HeadError(
+            f"`teacher` {str(name)!r} could not be loaded: {reason}. Pass the path or name of a "
+            "causal language model, or a model that is loaded"
+        ) from error
 
 
 def select(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -11,12 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from bgkernels.integrations import measures
-from bgkernels.integrations.causal_lm import IGNORE, Attachment, attach
+from bgkernels.integrations.causal_lm import Attachment, attach
+from bgkernels.integrations.probe.tokens import IGNORE
+from bgkernels.integrations.probe.watch import NotDistilling, never_asked
 from bgkernels.integrations.teachers import ModelTeacher
+from bgkernels.integrations.trainers.arguments import (
+    check_arguments,
+    cuts_no_batches,
+    the_teacher,
+)
 
 
 class LossRows:
@@ -60,11 +66,7 @@ class HybridLoss(Trainer):
 
     def distil(self, teacher: Any, options: Mapping[str, Any]) -> None:
         """Attach the loss to the trainer's model, and put the teacher beside it."""
-        if self.args.label_smoothing_factor or self.compute_loss_func:
-            raise ValueError(
-                "`label_smoothing_factor` and `compute_loss_func` need logits, and there are none; "
-                "pass options of the loss instead, such as label_smoothing="
-            )
+        check_arguments(self)
         if self.args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process (nn.DataParallel) are not supported; start the script "
@@ -81,6 +83,8 @@ class HybridLoss(Trainer):
         if hasattr(self.attachment.policy, "step"):
             self.attachment.policy.step = self.state.global_step
         loss: Tensor = super().training_step(*args, **kwargs)
+        if not self.attachment.asked:
+            raise NotDistilling(never_asked())
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -105,6 +109,7 @@ class HybridDistillationTrainer(HybridLoss):
         model: the student.
         args: ``TrainingArguments``.
         teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+        teacher_model: another name for ``teacher``, TRL's.
         loss: options of the loss, and ``target``, by name.
         **kwargs: the ``Trainer``'s other arguments.
 
@@ -124,16 +129,15 @@ class HybridDistillationTrainer(HybridLoss):
         model: Any = None,
         args: Any = None,
         *,
-        teacher: Any,
+        teacher: Any = None,
+        teacher_model: Any = None,
         loss: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        teacher = the_teacher(teacher, teacher_model)
         super().__init__(model, args, **kwargs)
         self.distil(teacher, loss or {})
-        data = (self.train_dataset, self.eval_dataset)
-        config: Any = self.args.accelerator_config
-        whole_batches = not config.split_batches  # accelerate may cut those of an IterableDataset
-        if whole_batches and not any(isinstance(d, IterableDataset) for d in data):
+        if cuts_no_batches(self):
             self.data_collator = LossRows(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:

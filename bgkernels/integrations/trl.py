@@ -1,4 +1,4 @@
-"""The loss in TRL's distillation trainers: off-policy or mixed (GKD), and on-policy.
+"""The loss in TRL's trainers: fine-tuning on given answers, mixed (GKD), and on-policy.
 
 Data, generation and arguments are TRL's, and ``beta`` keeps its meaning: it is the default
 divergence. With ``loss={"routing": "soft"}`` the losses are TRL's own, to rounding.
@@ -6,21 +6,115 @@ divergence. With ``loss={"routing": "soft"}`` the losses are TRL's own, to round
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import Trainer
 from trl.experimental.gkd import GKDTrainer
 from trl.trainer.distillation_trainer import DistillationTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 import bgkernels as bg
-from bgkernels.integrations.causal_lm import IGNORE
-from bgkernels.integrations.transformers import HybridLoss
+from bgkernels.integrations.probe.tokens import IGNORE
+from bgkernels.integrations.trainers.arguments import cuts_no_batches, the_teacher
+from bgkernels.integrations.transformers import HybridLoss, LossRows
 
 OWN = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask"}
 OWN |= {"num_items_in_batch", "num_images", "num_tiles"}
 """What TRL puts into a generated batch for itself; the rest is for the model."""
+
+
+class HybridSFTTrainer(HybridLoss, SFTTrainer):
+    """TRL's ``SFTTrainer`` with the hybrid distillation loss.
+
+    Everything else is TRL's: chat templates, completion-only and assistant-only losses, packing,
+    PEFT, a router's loss with ``router_aux_loss_coef``, evaluation. Of Liger's kernels only those
+    of layers are used.
+
+    Args:
+        *args, **kwargs: those of ``SFTTrainer``.
+        teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+        teacher_model: another name for ``teacher``, that of TRL's other trainers.
+        loss: options of the loss, and ``target``, by name.
+
+    Raises:
+        HeadError: see :func:`bgkernels.integrations.causal_lm.attach`.
+        ValueError: an argument that needs logits, or ``loss_type="dft"``.
+
+    Example:
+        >>> trainer = HybridSFTTrainer(
+        ...     student, SFTConfig("out"), teacher=teacher, train_dataset=data,
+        ...     processing_class=tokenizer, loss={"routing": "entropy"},
+        ... )  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: Any = None,
+        teacher_model: Any = None,
+        loss: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        teacher = the_teacher(teacher, teacher_model)
+        super().__init__(*args, **kwargs)
+        kind = getattr(self.args, "loss_type", "nll")
+        if kind != "nll":
+            raise ValueError(
+                f"`loss_type` must be 'nll', since the loss is the hybrid one; got {kind!r}. "
+                "Choose the hybrid loss by the argument `loss`"
+            )
+        self.distil(teacher, loss or {})
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The hybrid loss over the tokens of the whole step, and a router's loss as TRL adds it."""
+        batch = {**inputs, "num_items_in_batch": num_items_in_batch}
+        if self.aux_loss_enabled:
+            batch |= {"output_router_logits": True, "extra_losses": False}
+        outputs = model(**batch)
+        loss = outputs["loss"]
+        whole_step = num_items_in_batch is not None
+        if whole_step and self.args.average_tokens_across_devices:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        mode = "train" if model.training else "eval"
+        if self.aux_loss_enabled:
+            aux = outputs["aux_loss"]
+            steps = self.current_gradient_accumulation_steps if whole_step else 1
+            loss = loss + self.router_aux_loss_coef * aux.to(loss.device) / steps
+            self._metrics[mode]["aux_loss"].append(
+                float(self.accelerator.reduce(aux.detach(), "mean"))
+            )
+        if model.training:
+            read = inputs["attention_mask"] if "attention_mask" in inputs else inputs["input_ids"]
+            tokens = read.sum() if "attention_mask" in inputs else torch.tensor(read.numel())
+            total = self.accelerator.reduce(tokens.to(loss.device), "sum")
+            self._total_train_tokens += int(total) // self.get_tp_size()
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return (loss, outputs) if return_outputs else loss
+
+    def get_train_dataloader(self) -> Any:
+        """TRL's, whose batches tell where their labels are."""
+        with self._rows_counted():
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """TRL's, whose batches tell where their labels are."""
+        with self._rows_counted():
+            return super().get_eval_dataloader(eval_dataset)
+
+    @contextmanager
+    def _rows_counted(self) -> Iterator[None]:
+        collator = self.data_collator
+        if cuts_no_batches(self):
+            self.data_collator = LossRows(collator)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
 
 class HybridGKDTrainer(HybridLoss, GKDTrainer):

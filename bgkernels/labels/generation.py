@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,12 @@ def _label(
     """Batches of a shard: the documents, and the labels of all their tokens."""
     seed = int(digest([f"{info.seed}/{number}".encode()]), 16) >> 2
     part, row = info.part(number), 0
+    apart = _padding_changes(model, [_tokens(documents[i], i, info.vocab) for i in part])
     for start in range(part.start, part.stop, config.batch_size):
         batch = range(start, min(start + config.batch_size, part.stop))
         texts = [_tokens(documents[i], i, info.vocab) for i in batch]
         labels = bg.capture(
-            _teacher(model, texts),
+            _teacher(model, texts, apart),
             info.k,
             temperature=info.temperature,
             gamma=config.gamma,
@@ -193,8 +194,40 @@ def _tokens(document: Any, number: int, vocab: int) -> Tensor:
     return tokens
 
 
-def _teacher(model: CausalLM, texts: list[Tensor]) -> bg.LinearTeacher:
-    """The model's hidden states of all tokens, one after the other, and its head."""
+def _padding_changes(model: CausalLM, texts: list[Tensor]) -> bool:
+    """Whether the labels of a short text depend on how long the text beside it is.
+
+    So it is where positions are encoded by the longest sequence of a batch (longrope, dynamic NTK).
+    It is tried with the shortest and the longest text.
+    """
+    texts = sorted((text for text in texts if len(text)), key=len)
+    if not texts or len(texts[0]) == len(texts[-1]):
+        return False
+    shortest, longest = texts[0], texts[-1]
+    alone, padded = (
+        model.hidden(tokens.to(model.device)[None])[0, : len(shortest)].float()
+        for tokens in (shortest, torch.cat([shortest, longest[len(shortest) :]]))
+    )
+    tolerance = 1e-3 if model.head.weight.dtype == torch.float32 else 3e-2
+    return bool((alone - padded).abs().max() > tolerance * alone.abs().max())
+
+
+def _teacher(model: CausalLM, texts: list[Tensor], apart: bool) -> bg.LinearTeacher:
+    """The model's hidden states of all tokens, one after the other, and its head.
+
+    Args:
+        model: the teacher.
+        texts: of one batch.
+        apart: texts of different lengths do not share a forward.
+    """
+    if apart and len({len(text) for text in texts}) > 1:
+        parts: dict[int, Tensor] = {}
+        for length in {len(text) for text in texts}:
+            equal = [i for i, text in enumerate(texts) if len(text) == length]
+            found = _teacher(model, [texts[i] for i in equal], apart=False)
+            parts |= dict(zip(equal, found.hidden.tensor_split(len(equal)), strict=True))
+        hidden = torch.cat([parts[i] for i in range(len(texts))])
+        return replace(found, hidden=hidden)
     tokens = pad_sequence(texts, batch_first=True)  # causal: what follows the end is not seen
     if tokens.shape[1] == 0:
         tokens = tokens.new_zeros(len(texts), 1)

@@ -174,9 +174,39 @@ def _vllm(response: dict[str, Any]) -> Iterator[tuple[list[int], list[Row]]]:
         if len(rows) != len(prompt):
             raise LabelError(f"{len(prompt)} prompt tokens have {len(rows)} prompt_logprobs")
         drawn = list(_generated(choice.get("logprobs") or {}))
-        if not given and not drawn:
+        echoed = _echo(prompt, drawn, choice.get("token_ids"))
+        rows = rows if given else [row for _, row in drawn[:echoed]] or rows
+        drawn = drawn[echoed:]
+        if not given and not echoed and not drawn:
             raise LabelError("there are no log-probabilities; ask for prompt_logprobs or logprobs")
+        _check_drawn(choice.get("token_ids"), [token for token, _ in drawn], echoed)
         yield [*prompt, *(token for token, _ in drawn)], [*rows, *(row for _, row in drawn)]
+
+
+Drawn = list[tuple[int, Row]]
+
+
+def _echo(prompt: list[int], drawn: Drawn, generated: list[int] | None) -> int:
+    """How many of the tokens with log-probabilities repeat the prompt: all of it (echo) or none."""
+    if [token for token, _ in drawn[: len(prompt)]] != prompt:
+        return 0
+    first_alone = drawn[0][1] is None  # nothing predicts the first token of a prompt
+    counted = generated is not None and len(drawn) >= len(prompt) + len(generated) > len(generated)
+    return len(prompt) if first_alone or counted else 0
+
+
+def _check_drawn(token_ids: list[int] | None, drawn: list[int], echoed: int) -> None:
+    """Refuse an answer some of whose tokens have no log-probabilities, or those of others."""
+    if not token_ids or not (drawn or echoed):
+        return
+    generated = token_ids[echoed:] if len(token_ids) == echoed + len(drawn) else token_ids
+    if generated != drawn:
+        raise LabelError(
+            f"`token_ids` has {len(generated)} generated tokens and `logprobs` {len(drawn)}"
+            + (", which are others" if len(generated) == len(drawn) else "")
+            + "; a token would be lost or mislabelled: leave this answer out, or ask for it again "
+            "with log-probabilities of every token"
+        )
 
 
 def _generated(logprobs: dict[str, Any]) -> Iterator[tuple[int, Row]]:
@@ -189,7 +219,7 @@ def _generated(logprobs: dict[str, Any]) -> Iterator[tuple[int, Row]]:
     columns = [logprobs.get(name) or [] for name in ("tokens", "token_logprobs", "top_logprobs")]
     for token, value, top in zip(*columns, strict=True):
         row = {_number(name): x for name, x in (top or {}).items()}
-        yield _number(token), {_number(token): value} | row
+        yield _number(token), None if value is None else {_number(token): value} | row
 
 
 def _number(token: str) -> int:

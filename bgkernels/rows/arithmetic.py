@@ -28,3 +28,9 @@ def scaled(a: float, x: Tensor) -> Tensor:
 def log_prob(rest: Tensor, logit: Tensor, lse: Tensor) -> Tensor:
     """A label's log-probability, from ``rest = 1 - p[label]`` where the label is likely."""
     return torch.where(rest < 0.5, torch.log1p(-rest), logit - lse)
+
+
+def minus(x: Tensor, lse: Tensor) -> Tensor:
+    """``x (rows, width) - lse (rows,)``; an fp64 ``lse`` keeps its digits beside an fp32 ``x``."""
+    high = lse.to(x.dtype)
+    return (x - high[:, None]) - (lse - high).to(x.dtype)[:, None]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from bgkernels.rows.arithmetic import NEG_INF, log_prob, scaled, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, log_prob, minus, scaled, shift, times
 
 if TYPE_CHECKING:
     from bgkernels.rows.state import RowState
@@ -109,7 +109,7 @@ class Extra(ABC):
     def vjp(
         self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
     ) -> Tensor:
-        """What the gradient of a tile ``(rows, width)`` gains; ``factors (·, rows, 1)``."""
+        """What the gradient of a tile ``(rows, width)`` gains; ``factors (·, rows)`` in fp64."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,8 @@ class Tilt(Extra):
         self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
     ) -> Tensor:
         """See :meth:`fold`."""
-        lse, p0, p1, p2 = factors
-        weight, gap = (self.exponent(u, v) - lse).exp(), u - v
+        p0, p1, p2 = factors[1:, :, None].to(u.dtype)
+        weight, gap = minus(self.exponent(u, v), factors[0]).exp(), u - v
         return times(weight, p0 + (p1 + p2 * gap) * gap if self.moments else p0)
 
 
@@ -312,8 +312,8 @@ class Tempered(Extra):
         self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
     ) -> Tensor:
         """See :meth:`fold`."""
-        lse, a, b = factors
-        log_p = u * (temperature / self.temperature) - lse
+        a, b = factors[1:, :, None].to(u.dtype)
+        log_p = minus(u * (temperature / self.temperature), factors[0])
         return times(log_p.exp(), a + times(b, log_p))
 
 
@@ -363,7 +363,7 @@ class Mixture(Extra):
         self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
     ) -> Tensor:
         """See :meth:`fold`."""
-        y0, y1, y2 = factors
+        y0, y1, y2 = factors[..., None].to(lp.dtype)
         ratio, log_ratio, _ = mixture_terms(lp, lq, self.omega)
         return times(lp.exp(), y0 + y1 * ratio + y2 * log_ratio)
 
@@ -400,8 +400,9 @@ class TotalVariation(Extra):
         self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
     ) -> Tensor:
         """See :meth:`fold`."""
+        v0, v1 = factors[..., None].to(lp.dtype)
         p = lp.exp()
-        return p * (factors[0] + factors[1] * torch.sign(p - lq.exp()))
+        return times(p, v0 + v1 * torch.sign(p - lq.exp()))
 
 
 KINDS: dict[int, type[Extra]] = {

@@ -26,6 +26,8 @@ def run_training(config: DemoConfig, display: Display | None = None) -> History:
     with display.working("reading and encoding the corpus"):
         corpus = load_corpus(config.data)
         materials = prepare(config, corpus)
+    if materials.unusable:
+        display.say(report.left_out(materials.unusable))
     display.say(report.describe(corpus_facts(corpus, materials)))
     model, history = train_student(config, materials, "hard", None, display)
     models.export(model, materials.tokenizer, config.output / "model")

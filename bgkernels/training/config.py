@@ -37,6 +37,7 @@ class DataConfig:
         batch_size: sequences of a batch.
         held_out: share of the files kept for validation.
         max_bytes: use only about so much text; None: all of it.
+        skip_unusable: leave out records that cannot be used, and name them; else they are errors.
     """
 
     corpus: Path | None = None
@@ -45,6 +46,7 @@ class DataConfig:
     batch_size: int = 4
     held_out: float = 0.05
     max_bytes: int | None = None
+    skip_unusable: bool = False
 
 
 @dataclass(frozen=True)

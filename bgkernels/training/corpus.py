@@ -6,7 +6,7 @@ import hashlib
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bgkernels.training.config import DataConfig
@@ -34,11 +34,13 @@ class Corpus:
     Args:
         train, held_out: the two parts.
         origin: the folder or file they came from.
+        unusable: why some records were left out.
     """
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
     origin: Path
+    unusable: tuple[str, ...] = ()
 
     @property
     def characters(self) -> int:
@@ -69,7 +71,9 @@ def load_corpus(config: DataConfig) -> Corpus:
     """
     folder = config.corpus or Path(sysconfig.get_path("stdlib"))
     if folder.is_file() and folder.suffix in RECORD_SUFFIXES:
-        return _split(_numbered(read_records(folder)), config.held_out, folder)
+        unusable: list[str] | None = [] if config.skip_unusable else None
+        records = _numbered(read_records(folder, unusable))
+        return replace(_split(records, config.held_out, folder), unusable=tuple(unusable or ()))
     suffixes = TEXT_SUFFIXES if config.corpus else {".py"}
     if not folder.is_dir():
         raise CorpusError(

@@ -49,6 +49,8 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
         make_objective(config, method, materials.student, None, materials.second)
     facts = corpus_facts(corpus, materials)
+    if materials.unusable:
+        display.say(report.left_out(materials.unusable))
     display.say(report.describe(facts))
     if materials.teacher is None:
         teacher, history = train_teacher(config, materials, display)

@@ -36,6 +36,7 @@ class Materials:
         teacher: a pretrained teacher on its device, or None where one must be trained.
         student: the student before distillation, in the memory of the CPU.
         second: another pretrained teacher, or None.
+        unusable: why some records were left out.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ class Materials:
     teacher: CausalLM | None
     student: CausalLM
     second: CausalLM | None = None
+    unusable: tuple[str, ...] = ()
 
 
 def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
@@ -63,8 +65,10 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
         student = small_llama(config.student_shape, vocab, length, config.seed + 1)
-    train, learnt = token_stream(tokenizer, corpus.train)
-    held_out, scored = token_stream(tokenizer, corpus.held_out)
+    unusable = [*corpus.unusable]
+    gathers = unusable if data.skip_unusable else None
+    train, learnt = token_stream(tokenizer, corpus.train, gathers)
+    held_out, scored = token_stream(tokenizer, corpus.held_out, gathers)
     evaluation, length = config.evaluation, data.sequence_length
     windows = held_out_windows(
         held_out, scored, evaluation.windows, length, evaluation.given(length)
@@ -84,6 +88,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         named.get("--teacher"),
         student,
         named.get("--second-teacher"),
+        tuple(unusable),
     )
 
 

@@ -81,8 +81,7 @@ class CausalLM:
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """``(batch, length, hidden)`` last hidden states of ``(batch, length)`` tokens."""
-        hidden: Tensor = self.body(input_ids=tokens, use_cache=False).last_hidden_state
-        return hidden
+        return heads.hidden_states(self.network, input_ids=tokens)
 
     @torch.no_grad()
     def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:
@@ -159,7 +158,12 @@ def load_pretrained(
         with _no_bars():
             network = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except ImportError as error:  # of quantised weights
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{option} {name} needs a package that is not installed: {reason}"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{option} must be the path or the name of a Hugging Face causal language model with "
             f"its tokenizer; {name!r} could not be loaded: {error}"

@@ -20,11 +20,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bgkernels.training.bypass import check_equal
 from bgkernels.training.errors import ModelError, OptionError
 from bgkernels.training.models import CausalLM, read_head
 
@@ -180,7 +182,8 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     Raises:
         OptionError: the shape is larger than the model's, or empty, or narrower where there are
             experts.
-        ModelError: its blocks are of another kind.
+        ModelError: its blocks are of another kind, or what is left of them computes something else
+            than in the whole model.
     """
     blocks, whole = _blocks(model), Shape.of(model)
     for name, wanted, there in zip(
@@ -197,16 +200,55 @@ def prune(model: CausalLM, importance: Importance, shape: Shape) -> CausalLM:
     network = type(model.network)(_config(model, kept, shape))
     network.to(next(model.network.parameters()).dtype)
     state = _outside(model)
+    chosen = [
+        (_best(h, shape.heads), _best(n, shape.width))
+        for h, n in zip(importance.heads, importance.neurons, strict=True)
+    ]
     for i, j in enumerate(kept.tolist()):
         block = {k: v.cpu() for k, v in blocks[j].state_dict().items()}
-        heads = _best(importance.heads[j], shape.heads)
-        neurons = _best(importance.neurons[j], shape.width)
+        heads, neurons = chosen[j]
         state |= {f"{i}.{k}": v for k, v in _slice(block, heads, neurons, whole.heads).items()}
     prefix = next(n for n, m in network.named_modules() if m is network.base_model.layers)
     outside = {k: v for k, v in state.items() if not k[0].isdigit()}
     inside = {f"{prefix}.{k}": v for k, v in state.items() if k[0].isdigit()}
-    network.load_state_dict(outside | inside)
-    return read_head(network, "--model")
+    _load(network, outside | inside)
+    small = read_head(network, "--model")
+    columns = partial(_dropped, model, blocks, chosen)
+    check_equal(model, small, blocks, kept, columns)
+    return small
+
+
+def _load(network: Any, state: dict[str, Tensor]) -> None:
+    """Load what was sliced.
+
+    Raises:
+        ModelError: the model has parameters that span all heads or neurons.
+    """
+    there = network.state_dict()
+    spanning = [k for k, v in there.items() if k in state and state[k].shape != v.shape]
+    if spanning:
+        raise ModelError(
+            f"--heads and --width cannot be chosen for --model: {spanning[0]} and "
+            f"{len(spanning) - 1} others span all of a block's heads or neurons, such as norms of "
+            "all queries; choose --layers alone"
+        )
+    network.load_state_dict(state)
+
+
+def _dropped(
+    model: CausalLM, blocks: list[Any], chosen: list[tuple[Tensor, Tensor]], i: int
+) -> dict[nn.Module, Tensor]:
+    """The columns of a block's output projections that are not kept."""
+    heads, neurons = chosen[i]
+    outputs, groups = _outputs(blocks[i]), Shape.of(model).heads
+    size = outputs["heads"].in_features // groups
+    left = {"heads": (heads[:, None] * size + torch.arange(size)).flatten(), "neurons": neurons}
+    found = {}
+    for name, module in outputs.items():
+        kept = torch.zeros(module.in_features, dtype=torch.bool)
+        kept[left[name]] = True
+        found[module] = (~kept).nonzero()[:, 0]
+    return found
 
 
 def _all(shape: Shape) -> tuple[int, int, int]:
@@ -224,8 +266,14 @@ def _config(model: CausalLM, kept: Tensor, shape: Shape) -> Any:
     inner = config.get_text_config()
     per_group = inner.num_attention_heads // inner.num_key_value_heads
     size = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
-    if isinstance(getattr(inner, "layer_types", None), list):
-        inner.layer_types = [inner.layer_types[i] for i in kept.tolist()]
+    layers = kept.tolist()
+    for name, x in list(vars(inner).items()):
+        if not isinstance(x, list):
+            continue
+        if len(x) >= inner.num_hidden_layers > max(layers) and not name.startswith("_"):
+            setattr(inner, name, [x[i] for i in layers])  # an entry a layer
+        elif name.endswith("_layers"):  # numbers of layers
+            setattr(inner, name, [layers.index(i) for i in x if i in layers])
     if hasattr(inner, DENSE_FIRST):
         setattr(inner, DENSE_FIRST, int((kept < getattr(inner, DENSE_FIRST)).sum()))
     inner.head_dim = size

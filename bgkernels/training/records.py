@@ -3,100 +3,33 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bgkernels.training.conversations import Conversation, Message
 from bgkernels.training.errors import CorpusError, extra
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 RECORD_SUFFIXES = {".jsonl": "from_json", ".json": "from_json", ".parquet": "from_parquet"}
 """Data files, and how ``datasets.Dataset`` reads them."""
 
+REMEDY = "; leave it out, or train on the others by --skip-unusable"
 COLUMNS = "a column `text`, or `messages`, or `prompt` and `completion`"
-
-
-@dataclass(frozen=True)
-class Conversation:
-    r"""Turns of a conversation, of which the assistant's are learnt.
-
-    Args:
-        turns: role and content of each.
-
-    Example:
-        >>> chat = Conversation((("user", "2 + 2?"), ("assistant", "4")))
-        >>> chat.text
-        'user: 2 + 2?\nassistant: 4\n'
-    """
-
-    turns: tuple[tuple[str, str], ...]
-
-    @property
-    def text(self) -> str:
-        """All turns, without the template of any tokenizer."""
-        return "".join(text for text, _ in self.parts())
-
-    def parts(self) -> Iterator[tuple[str, bool]]:
-        """Pieces of that text, and whether each is learnt."""
-        for role, content in self.turns:
-            yield f"{role}: ", False
-            yield f"{content}\n", role == "assistant"
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[bool]]:
-        """Tokens, and which of them are learnt: by the tokenizer's chat template, if it has one.
-
-        Raises:
-            CorpusError: the template changes what it said of earlier turns.
-        """
-        if getattr(tokenizer, "chat_template", None) is None:
-            pieces = [
-                (tokenizer(text, add_special_tokens=False)["input_ids"], learnt)
-                for text, learnt in self.parts()
-            ]
-            return [i for ids, _ in pieces for i in ids], [x for ids, x in pieces for _ in ids]
-        messages = [{"role": role, "content": content} for role, content in self.turns]
-        tokens: list[int] = []
-        learnt: list[bool] = []
-        for i, (role, _) in enumerate(self.turns):
-            answer = role == "assistant"
-            if answer:
-                self._extend(tokens, learnt, _templated(tokenizer, messages[:i], True), False)
-            self._extend(tokens, learnt, _templated(tokenizer, messages[: i + 1], False), answer)
-        return tokens, learnt
-
-    @staticmethod
-    def _extend(tokens: list[int], learnt: list[bool], longer: list[int], answer: bool) -> None:
-        """Append what ``longer`` has beyond ``tokens``."""
-        if longer[: len(tokens)] != tokens:
-            raise CorpusError(
-                "the tokenizer's chat template rewrites earlier turns, so that answers cannot be "
-                "told from prompts; use records of `prompt` and `completion`"
-            )
-        learnt += [answer] * (len(longer) - len(tokens))
-        tokens[:] = longer
-
-
-def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], prompt: bool
-) -> list[int]:
-    template: Any = tokenizer.apply_chat_template
-    text = template(messages, tokenize=False, add_generation_prompt=prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 Document = str | Conversation
 """A text that is learnt as a whole, or a conversation."""
 
 
-def read_records(path: Path) -> list[Document]:
+def read_records(path: Path, unusable: list[str] | None = None) -> list[Document]:
     """Read a JSON Lines or Parquet file.
 
+    Args:
+        path: of the file.
+        unusable: gathers why records cannot be used, which are left out; None: they are errors.
+
     Raises:
-        CorpusError: it cannot be read, or its columns are others.
+        CorpusError: it cannot be read, its columns are others, or a record cannot be used.
     """
     with extra():
         import datasets
@@ -109,27 +42,90 @@ def read_records(path: Path) -> list[Document]:
             said = str(error.__cause__ or error) or "it is empty"
             reason = said.splitlines()[0]
             raise CorpusError(f"--corpus {path} cannot be read as records: {reason}") from error
-        documents = [_document(path, i, row) for i, row in enumerate(rows)]
+        documents = []
+        for i, row in enumerate(rows):
+            try:
+                documents.append(_document(i, row))
+            except CorpusError as error:
+                if unusable is None:
+                    raise CorpusError(f"--corpus {path}: {error}{REMEDY}") from error
+                unusable.append(str(error))
     found = [x for x in documents if (x if isinstance(x, str) else x.text).strip()]
     if not found:
-        raise CorpusError(f"--corpus {path} holds no record with text")
+        reason = f"; {unusable[0]}" if unusable else ""
+        raise CorpusError(f"--corpus {path} holds no record with text{reason}")
     return found
 
 
-def _document(path: Path, number: int, row: Mapping[str, Any]) -> Document:
+def _document(number: int, row: Mapping[str, Any]) -> Document:
+    """A record.
+
+    Raises:
+        CorpusError: it has other columns, or contents that are no text; names the record.
+    """
     try:
         if row.get("messages"):
-            return Conversation(
-                tuple((str(m["role"]), _text(m["content"])) for m in row["messages"])
-            )
+            return conversation(row["messages"], number=number, tools=row.get("tools"))
         if row.get("completion") is not None:
-            turns = (("user", _text(row["prompt"])), ("assistant", _text(row["completion"])))
-            return Conversation(turns)
+            prompt, completion = _turns(row["prompt"], "user"), _turns(row["completion"])
+            return conversation(
+                [*prompt, *completion], len(prompt), number=number, tools=row.get("tools")
+            )
         return _text(row["text"])
+    except CorpusError as error:
+        raise CorpusError(f"record {number} cannot be used: {error}") from error
     except (KeyError, TypeError) as error:
         raise CorpusError(
-            f"--corpus {path}: record {number} must have {COLUMNS}; it has {', '.join(row)}"
+            f"record {number} must have {COLUMNS}; it has {', '.join(row)}"
         ) from error
+
+
+def _turns(value: Any, role: str = "assistant") -> list[Message]:
+    """Messages of a prompt or a completion, given as such or as text."""
+    return list(value) if isinstance(value, list) else [{"role": role, "content": _text(value)}]
+
+
+def conversation(messages: Sequence[Message], first: int = 0, **options: Any) -> Conversation:
+    """A conversation of messages as chat formats have them.
+
+    Args:
+        messages: with a role, and content: a text, parts of type text, or null beside tool calls.
+        first: messages before this one are a prompt.
+        **options: of :class:`Conversation`.
+
+    Raises:
+        CorpusError: content that is no text.
+    """
+    made = [{**_present(m), "content": _content(i, m)} for i, m in enumerate(messages)]
+    more = any(m.keys() - {"role", "content"} for m in made)
+    return Conversation(
+        tuple((str(m["role"]), m["content"]) for m in made),
+        0 if all(m["role"] != "assistant" for m in made[:first]) else first,
+        messages=tuple(made) if more else None,
+        **options,
+    )
+
+
+def _present(message: Message) -> dict[str, Any]:
+    """What a message has; a file's columns are null where others have something."""
+    found = {k: v for k, v in message.items() if v is not None}
+    return {**found, "role": message["role"]}
+
+
+def _content(number: int, message: Message) -> str:
+    content = message["content"] if not message.get("tool_calls") else message.get("content")
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        kind = "text" if isinstance(part, str) else dict(part or {}).get("type", "text")
+        if kind != "text":
+            raise CorpusError(
+                f"the content of turn {number} has a part of type {kind!r}; only text can be learnt"
+            )
+    return "".join(x if isinstance(x, str) else _text(x.get("text")) for x in parts)
 
 
 def _text(value: Any) -> str:

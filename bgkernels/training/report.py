@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,6 +57,12 @@ def describe(facts: CorpusFacts) -> str:
         f"{files} files with {tokens:,} tokens to train on, {held_out} with {held_out_tokens:,} "
         f"held out, from {facts.origin}"
     )
+
+
+def left_out(unusable: Sequence[str]) -> str:
+    """How many records were left out, and why the first of them were."""
+    named = "; ".join(unusable[:3]) + ("; …" if len(unusable) > 3 else "")
+    return f"{len(unusable)} records were left out: {named}"
 
 
 def table(result: DemoResult) -> Table:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.training.errors import CorpusError, extra
-from bgkernels.training.records import Document
+from bgkernels.training.records import REMEDY, Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,9 +45,20 @@ def train_tokenizer(texts: Sequence[str], vocab: int) -> PreTrainedTokenizerBase
 
 
 def token_stream(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    unusable: list[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """All documents packed one after the other, each closed by the end-of-text token.
+
+    Args:
+        tokenizer: encodes them, conversations by its chat template.
+        documents: texts and conversations.
+        unusable: gathers why conversations cannot be used, which are left out; None: they are
+            errors.
+
+    Raises:
+        CorpusError: a conversation cannot be used; names its record.
 
     Returns:
         ``(tokens,)`` int64, and ``(tokens,)`` bool: which are learnt. Of a conversation, prompts
@@ -65,10 +76,16 @@ def token_stream(
             ids = next(encoded)
             chosen = [True] * len(ids)
         else:
-            ids, chosen = document.encode(tokenizer)
+            try:
+                ids, chosen = document.encode(tokenizer)
+            except CorpusError as error:
+                if unusable is None:
+                    raise CorpusError(f"--corpus: {error}{REMEDY}") from error
+                unusable.append(str(error))
+                continue
         tokens += [*ids, *end]
         learnt += [*chosen, *(chosen[-1:] or [True])[: len(end)]]
-    return torch.tensor(tokens), torch.tensor(learnt)
+    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(learnt, dtype=torch.bool)
 
 
 @dataclass(frozen=True)

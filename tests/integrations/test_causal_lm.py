@@ -194,12 +194,8 @@ def quantised(model: Any) -> None:
     model.lm_head = Linear4bit(16, 64, bias=False)
 
 
-def another_scale(model: Any) -> None:
-    model.config.logit_scale = 0.5
-
-
-def router_loss(model: Any) -> None:
-    model.config.output_router_logits = True
+def squared(model: Any) -> None:
+    model.lm_head.register_forward_hook(lambda *a: a[2].square())
 
 
 def nowhere(model: Any) -> None:
@@ -210,8 +206,7 @@ def nowhere(model: Any) -> None:
     ("spoil", "message"),
     [
         (quantised, "head of type Linear4bit.*merge_and_unload"),
-        (another_scale, "does more to its logits"),
-        (router_loss, "output_router_logits"),
+        (squared, "does more to its logits"),
         (nowhere, "not in memory"),
         (lambda m: m.set_output_embeddings(None), "no output head"),
     ],

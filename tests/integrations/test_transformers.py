@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("accelerate", reason="needs the extra `integrations`: accele
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
+from bgkernels.integrations.probe.watch import NotDistilling
 from bgkernels.integrations.transformers import HybridDistillationTrainer, LossRows
 from tests.models import batch, dense, tiny
 
@@ -193,13 +195,61 @@ def test_rows_are_counted_where_the_batch_is_made() -> None:
 
 
 def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    """A20: what needs logits, or another model, is refused by name."""
     with pytest.raises(ValueError, match="label_smoothing_factor"):
         trained(tiny(), tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match=r"`use_liger_kernel` replaces the model's forward"):
+        trained(tiny(), tmp_path, use_liger_kernel=True)
+    for name, x in (("compute_metrics", lambda _: {}), ("model_init", lambda: tiny())):
+        given = {name: x} | ({} if name == "model_init" else {"model": tiny()})
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            HybridDistillationTrainer(args=arguments(tmp_path), teacher=tiny(seed=1), **given)
     args = arguments(tmp_path)
     assert args.n_gpu <= 1
     args._n_gpu = 2
     with pytest.raises(ValueError, match=r"nn\.DataParallel.*torchrun"):
         HybridDistillationTrainer(tiny(), args, teacher=tiny(seed=1))
+
+
+def test_the_teacher_has_two_names(tmp_path: Path) -> None:
+    """A20: TRL's word is accepted."""
+    args, teacher = arguments(tmp_path), tiny(seed=1)
+    made = HybridDistillationTrainer(tiny(), args, teacher_model=teacher)
+    assert made.attachment.teacher.model is teacher
+    with pytest.raises(TypeError, match=r"`teacher` .* both were"):
+        HybridDistillationTrainer(tiny(), args, teacher=teacher, teacher_model=teacher)
+
+
+@pytest.mark.parametrize("how", ["compute_loss_func", "label_smoothing_factor", "liger"])
+def test_a_loss_that_is_never_asked_for_is_loud(tmp_path: Path, how: str) -> None:
+    """A plain ``Trainer`` that computes another loss of the model stops in its first step."""
+    from transformers import Trainer
+
+    def theirs(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        return outputs.logits.float().logsumexp(-1).mean()
+
+    student = tiny()
+    attach(student, tiny(seed=1))
+    changes = {"label_smoothing_factor": 0.1} if how == "label_smoothing_factor" else {}
+    given = {"compute_loss_func": theirs} if how == "compute_loss_func" else {}
+    args = arguments(tmp_path, **changes)
+    trainer = Trainer(student, args, train_dataset=examples(), **given)
+    if how == "liger":  # which puts a forward of its own on the model, as this does
+        student.forward = MethodType(type(student).forward, student)
+    with pytest.raises(NotDistilling, match=r"never computed.*HybridDistillationTrainer"):
+        trainer.train()
+
+
+def test_a_loss_of_ones_own_is_allowed_where_it_is_meant() -> None:
+    student = tiny()
+    attachment = attach(student, tiny(seed=1))
+    with pytest.raises(NotDistilling):
+        student(batch()["input_ids"]).logits.mean().backward()
+    attachment.remove()
+    student(batch()["input_ids"]).logits.mean().backward()
+    attachment = attach(student, tiny(seed=1))
+    student(**batch()).loss.backward()
+    student(batch()["input_ids"]).logits.mean().backward()  # beside the attached one
 
 
 def test_a_teacher_may_read_columns_of_the_dataset(tmp_path: Path) -> None:

@@ -212,3 +212,41 @@ def test_lines_that_are_no_responses(line, tmp_path):
     for read in (read_vllm, read_sglang):
         with pytest.raises(LabelError, match="line 3 is not a response of"):
             list(read(path))
+
+
+def echoed(**changes):
+    """A15: the completion above as it comes with ``echo=true``."""
+    response = copy.deepcopy(COMPLETION)
+    choice, logprobs = response["choices"][0], response["choices"][0]["logprobs"]
+    prompt = [None, {f"token_id:{t}": x for t, x in TOP.items()}]
+    del choice["prompt_logprobs"]
+    logprobs["tokens"] = ["token_id:5", "token_id:9", *logprobs["tokens"]]
+    logprobs["token_logprobs"] = [None, TOP[9], *logprobs["token_logprobs"]]
+    logprobs["top_logprobs"] = [*prompt, *logprobs["top_logprobs"]]
+    choice.update(changes)
+    return response
+
+
+@pytest.mark.parametrize("token_ids", [[4, 30], [5, 9, 4, 30], None])
+def test_a15_an_echoed_prompt_is_read_once(tmp_path, token_ids):
+    plain, echo = tmp_path / "plain.jsonl", tmp_path / "echo.jsonl"
+    plain.write_text(json.dumps(COMPLETION))
+    echo.write_text(json.dumps(echoed(token_ids=token_ids)))
+    (expected,), (found,) = read_vllm(plain), read_vllm(echo)
+    assert found.tokens.tolist() == expected.tokens.tolist() == [5, 9, 4, 30]
+    assert found.labels.indices.tolist() == expected.labels.indices.tolist()
+    assert found.labels.logprobs.tolist() == expected.labels.logprobs.tolist()
+
+
+@pytest.mark.parametrize("kind", ["completion", "chat", "echo"])
+@pytest.mark.parametrize("token_ids", [[4, 30, 2], [4, 31]])
+def test_a15_tokens_without_their_labels_are_noticed(tmp_path, kind, token_ids):
+    response = {
+        "completion": copy.deepcopy(COMPLETION), "chat": copy.deepcopy(CHAT), "echo": echoed()
+    }[kind]  # fmt: skip
+    response["choices"][0]["token_ids"] = token_ids
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(response))
+    said = rf"line 1: `token_ids` has {len(token_ids)} generated tokens and `logprobs` 2"
+    with pytest.raises(LabelError, match=said):
+        list(read_vllm(path))

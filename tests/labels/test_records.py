@@ -77,7 +77,7 @@ def test_chat_template_says_what_an_answer_is(tmp_path, tokenizer):
 def test_template_that_forgets_is_refused(tokenizer):
     tokenizer.chat_template = ONLY_LAST
     chat = Conversation(tuple((m["role"], m["content"]) for m in CHATS[0]))
-    with pytest.raises(CorpusError, match="rewrites earlier turns"):
+    with pytest.raises(CorpusError, match="leaves out its answer in turn 1"):
         chat.encode(tokenizer)
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bgkernels.loss.problem import Reads, pose
 from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.loss import compiled as ops
 from bgkernels.loss.options import Options
-from bgkernels.loss.problem import Reads, pose
 from bgkernels.rows.spec import Mixture, Tilt, TotalVariation
 
 V = 50

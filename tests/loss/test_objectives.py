@@ -16,39 +16,21 @@ import bgkernels as bg
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Backend, Tile
 from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.vjp import Coefficients
 from tests import oracle
 from tests.conftest import Tiling
-from tests.problems import DTYPES, Failures, Loss, Params, cells, conform, make, runs
+from tests.problems import (
+    DTYPES,
+    OF_DIVERGENCE,
+    OF_ROUTING,
+    Failures,
+    Loss,
+    cells,
+    conform,
+    make,
+    runs,
+)
 
 DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
-
-OF_DIVERGENCE: dict[str, list[Params]] = {
-    "generalized_jsd": [{"beta": x} for x in (0.1, 0.9, 0, 1)],
-    "skew_forward_kl": [{"lam": x} for x in (0.0, 0.6)],
-    "skew_reverse_kl": [{"lam": x} for x in (0.0, 0.6)],
-    "renyi": [{"alpha": x} for x in (0.3, 1, 2.0)],
-    "adaptive_kl": [{"mu": 2.0}, {"mu": 0.5, "detach": True}],
-    "alpha_beta": [
-        {"alpha": a, "beta": b}
-        for a, b in [(1, 0), (0, 1), (0.5, 0), (0, 0.5), (0.5, -0.5), (0, 0), (0.4, -0.2), (2, 1)]
-    ],
-}
-"""Parameters beside the defaults, by name: each branch of a formula, each limit."""
-
-OF_ROUTING: dict[str, list[Params]] = {
-    "static": [{"w": x} for x in (0, 0.3, 1)],
-    "additive": [{"hard": 0.3, "soft": 2.0}, {"hard": 0.0}, {"soft": 0}],
-    "confidence": [{"kind": "max"}],
-    "entropy": [{"kind": "shannon"}, {"gamma": 0.5}],
-    "threshold": [{"tau": 0.8, "sharpness": 5.0}],
-    "top_entropy": [{"fraction": x} for x in (0, 0.07, 0.5, 1)],
-    "weighted_soft": [{"w": 0.2}, {"inverted": True}],
-    "reverse": [{"policy": name} for name in ("confidence", "top_entropy", "risk_guided")],
-    "curriculum": [{"c": c} for c in (0, 0.3)]
-    + [{"c": 0.3, "policy": name} for name in ("entropy", "top_entropy", "risk_guided")],
-    "risk_guided": [{"w": w} for w in (0, 1)] + [{"alpha": 0.5, "gamma": x} for x in (0.9, 1)],
-}
 
 ON = pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))
 
@@ -74,10 +56,13 @@ def test_the_oracle_knows_every_entry() -> None:
 @ON
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_every_pair(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None:
+    """Of the two kinds of student and three dtypes, each pair meets two."""
     tiling(chunk=25, width=192)
+    turn = DIVERGENCES.index(divergence) + list(DTYPES).index(dtype)
     with Failures() as failures:
-        for kind, routing in product(("linear", "logits"), POLICIES):
-            cell(failures, kind, Loss(divergence, routing), backend, dtype)
+        for i, (routing, kind) in enumerate(product(POLICIES, ("linear", "logits"))):
+            if (i + turn) % 3 == 0:
+                cell(failures, kind, Loss(divergence, routing), backend, dtype)
 
 
 @ON
@@ -89,15 +74,6 @@ def test_parameters_of_divergences(
     with Failures() as failures:
         for params, kind in product(OF_DIVERGENCE[divergence], ("mixed", "logits")):
             cell(failures, kind, Loss(divergence, "static", params), backend, dtype)
-
-
-@ON
-@pytest.mark.parametrize("routing", OF_ROUTING)
-def test_parameters_of_policies(routing: str, backend: str, dtype: str, tiling: Tiling) -> None:
-    tiling(chunk=20, width=300)
-    with Failures() as failures:
-        for params, kind in product(OF_ROUTING[routing], ("mixed", "logits")):
-            cell(failures, kind, Loss("jeffreys", routing, {}, params), backend, dtype)
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp16"))
@@ -120,8 +96,10 @@ class Mutant:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.honest, name)
 
-    def vjp(self, out: Tensor, tile: Tile, coefficients: Coefficients, spec: RowSpec) -> None:
-        self.honest.vjp(out, tile, coefficients, spec)
+    def vjp(
+        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
+    ) -> None:
+        self.honest.vjp(out, tile, coefficients, labels, spec)
         self.fault(out, tile)
 
 
@@ -145,8 +123,9 @@ def test_wrong_gradients_fail(
     problem, loss = make(kind), Loss("jeffreys", "static")
     faults = {"none": lambda out, tile: None, **FAULTS}
     for (fault, spoil), mode in product(faults.items(), ("fused", "recompute")):
-        monkeypatch.setitem(BACKENDS, "mutant", Mutant(BACKENDS[backend], spoil))
-        run = {"backend": "mutant", "mode": mode}
+        name = f"{backend}, {fault}"  # one for each, since a name stands for a backend for good
+        monkeypatch.setitem(BACKENDS, name, Mutant(BACKENDS[backend], spoil))
+        run = {"backend": name, "mode": mode}
         if fault == "none":
             conform(problem, loss, DTYPES[dtype], [run])
             continue

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Tempered
-from bgkernels.rows.spec import FIELDS, RowSpec
-from bgkernels.rows.stats import DIFFERENTIABLE, TENSOR_FIELDS
+from bgkernels.rows.spec import DIFFERENTIABLE, FIELDS, RowSpec
+from bgkernels.rows.stats import TENSOR_FIELDS
 from tests import dense
 from tests.gradients import LABELS
 from tests.problems import DTYPES, cells, normal
@@ -92,14 +92,19 @@ def test_row_stats_are_the_matrix_rows_and_carry_gradients_where_they_say(backen
     z, v = (normal(ROWS, COLUMNS, seed=seed).float() for seed in (1, 2))
     spec = RowSpec(COLUMNS, COLUMNS, extras=EXTRAS, logit_sum=True, positions=3)
     _, out = statistics((z, v, LABELS, spec), ranges([11]), backend)
-    leaves = out.values.clone().requires_grad_().unbind(0)
+    graph = (2 * out.values.clone().requires_grad_()).unbind(0)
+    leaves = out.leaves()
     stats = out.row_stats(-7, leaves)
     assert (stats.vocab, stats.positions) == (COLUMNS, 3) and stats.label[2] == -7
     with_gradient = [n for n in TENSOR_FIELDS if getattr(stats, n).requires_grad]
     assert sorted(with_gradient) == sorted(DIFFERENTIABLE)
     assert [len(x) for x in stats.extras.values()] == [e.public for e in EXTRAS]
     for extra, values in stats.extras.items():
-        assert all(x.requires_grad for x in values)
+        with_gradient = [i for i, x in enumerate(values) if x.requires_grad]
+        assert with_gradient == list(extra.differentiable)
         assert torch.equal(torch.stack(values), out.extra(extra)[: extra.public].detach())
     assert list(stats.tempered(0.4)) == list(Tempered.fields)
     assert stats.replaced(stats.tensors()) == stats
+    for leaf, row, connected in zip(leaves, graph, out.connected(graph), strict=True):
+        assert leaf.is_leaf and leaf.requires_grad == connected.requires_grad
+        assert (connected is row) == leaf.requires_grad  # the others have no history

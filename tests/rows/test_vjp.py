@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from bgkernels.backends import BACKENDS
-from bgkernels.rows.spec import FIELDS
-from bgkernels.rows.stats import DIFFERENTIABLE
+from bgkernels.rows.spec import DIFFERENTIABLE, FIELDS
 from tests.gradients import LABELS, SPECS, check
 from tests.problems import DTYPES, Failures, cells, normal
 from tests.situations import EXTRAS, columns, ranges, statistics

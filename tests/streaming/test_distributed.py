@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 import bgkernels as bg
-from bgkernels.distributed import Shard
 from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan, Workload
+from bgkernels.streaming.shard import Shard
 from tests.problems import IGNORED, Loss, Problem, labels, make, normal, runs
 from tests.ranks import Cell, Edges, World, conforms, outcomes, shard_of
 
@@ -101,7 +101,7 @@ compare(2, "no token", Loss(), UNEVEN,
 def statistics(edges: Edges, w: World) -> list[int]:
     """Every statistic and drawn label is that of one process."""
     whole = problem(target="teacher_sample").to(torch.float32)
-    extras = (bg.Tilt(0.4, 0.6), bg.Mixture(0.3), bg.TotalVariation())
+    extras = (bg.Tilt(0.4, 0.6), bg.Mixture(0.3), bg.Tempered(1.0), bg.TotalVariation())
 
     def stats(p: Problem, **options: Any) -> bg.RowStats:
         student, weight, bias = p.student.values()
@@ -138,7 +138,7 @@ def tiled(dtype: str, groups: int, w: World) -> list[float]:
     def few(work: Workload, budget: int | None) -> Plan:
         return Plan(work.rows, work.columns, 7, 16, 2, 0, groups=1 if work.statistics else groups)
 
-    with patch.object(driver, "plan", few):
+    with patch.object(driver, "plan", few), patch.dict(driver.PLANS, clear=True):
         loss, posed = Loss("generalized_jsd"), problem()
         return [
             conforms(w, posed, loss, edges, None, dtype, mode="recompute")
@@ -230,7 +230,7 @@ def refused(kind: type[Exception], text: str) -> Iterator[None]:
 @cell(2, "a lost merge", "merged", "loss, .*: ")
 def mutation(method: str, message: str, w: World) -> None:
     """What the comparison must catch."""
-    alone = {"sum_": lambda self, x: x, "merged": lambda self, state, spec: state}[method]
+    alone = {"sum_": lambda self, x: x, "merged": lambda self, state: state}[method]
     with patch.object(Shard, method, alone), refused(AssertionError, message):
         agrees(Loss(), EDGES["even"], None, {}, w)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -11,13 +12,30 @@ from torch import Tensor
 import bgkernels as bg
 from tests import oracle
 from tests.conftest import Tiling
-from tests.problems import DTYPES, Failures, Loss, Problem, cells, labels, make, normal, runs
+from tests.problems import (
+    DTYPES,
+    WIDEN,
+    Loss,
+    Problem,
+    cells,
+    labels,
+    make,
+    normal,
+    runs,
+    ways,
+    widest,
+)  # fmt: skip
 from tests.yardstick import assert_each_close
 
 V, ROWS = 61, (3, 7)
 DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
 PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
 KINDS = ("sum", "distribution")
+SETTINGS = [
+    pytest.param(("linear", "logits")[i % 2], 1.5 if i % 3 else 1.0, pair, id="-".join(pair))
+    for i, pair in enumerate(PAIRS)
+]
+"""Each pair with a kind of teachers and a temperature."""
 
 
 def problems(kind: str = "linear", count: int = 3, **cap: float) -> list[Problem]:
@@ -70,10 +88,20 @@ def dense(ps: list[Problem], weights: Tensor, kind: str, loss: Loss) -> list[Ten
     return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
 
 
-def check(ps: list[Problem], kind: str, loss: Loss, dtype: str, runs: list[dict[str, Any]]) -> None:
-    mine = [p.to(DTYPES[dtype]) for p in ps]
+@functools.cache
+def posed(source: str, dtype: str) -> list[Problem]:
+    """Three linear teachers, of which some have a cap, or two that give logits."""
+    if source == "linear":
+        ps = problems("linear", 3, logit_scale=0.5, logit_softcap=4.0)
+    else:
+        ps = problems("logits", 2)
+    return [p.to(DTYPES[dtype]) for p in ps]
+
+
+def check(source: str, kind: str, loss: Loss, dtype: str, runs: list[dict[str, Any]]) -> None:
+    mine = posed(source, dtype)
     exact = [p.to(torch.float64) for p in mine]
-    weights = lam(len(ps), torch.float64 if dtype == "fp64" else torch.float32)
+    weights = lam(len(mine), torch.float64 if dtype == "fp64" else torch.float32)
     ref = dense(exact, weights.double(), kind, loss)
     yard = ref if dtype == "fp64" else dense(mine, weights, kind, loss)
     for run in runs:
@@ -82,17 +110,33 @@ def check(ps: list[Problem], kind: str, loss: Loss, dtype: str, runs: list[dict[
         assert_each_close(["loss", *mine[0].student], got, ref, yard, eps, run)
 
 
-@pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32", "bf16"))
+@pytest.mark.parametrize(("backend", "dtype"), widest())
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_divergence_and_policy(kind: str, backend: str, dtype: str, tiling: Tiling) -> None:
+@pytest.mark.parametrize(("source", "temperature", "pair"), SETTINGS)
+def test_every_divergence_and_policy(
+    source: str, temperature: float, pair: tuple[str, str], kind: str, backend: str, dtype: str,
+    tiling: Tiling,
+) -> None:  # fmt: skip
     tiling(chunk=12, width=40)
-    several = [problems("linear", 3, logit_scale=0.5, logit_softcap=4.0), problems("logits", 2)]
-    with Failures() as failures:
-        for i, (divergence, routing) in enumerate(PAIRS):
-            options = {"temperature": 1.5, "label_smoothing": 0.1} if i % 3 else {}
-            loss = Loss(divergence, routing, options=options)
-            with failures.cell(divergence, routing):
-                check(several[i % 2], kind, loss, dtype, runs(backend, loss))
+    options = {"temperature": temperature}
+    options |= {} if temperature == 1 else {"label_smoothing": 0.1}
+    loss = Loss(*pair, options=options)
+    check(source, kind, loss, dtype, runs(backend, loss))
+
+
+@pytest.mark.parametrize(("backend", "dtype"), cells("bf16"))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("source", "multiplied"),
+    [("logits", WIDEN), *(("linear", way) for way in ways("bf16"))],
+    indirect=["multiplied"],
+)
+def test_16_bits(
+    source: str, multiplied: str, kind: str, backend: str, dtype: str, tiling: Tiling
+) -> None:
+    tiling(chunk=12, width=40)
+    loss = Loss("generalized_jsd", "entropy", options={"temperature": 1.5})
+    check(source, kind, loss, dtype, runs(backend, loss))
 
 
 @pytest.mark.parametrize("kind", KINDS)

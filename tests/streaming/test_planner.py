@@ -6,18 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bgkernels.streaming.sources import Source
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bgkernels as bg
 from bgkernels.backends import BACKENDS
-from bgkernels.backends.native import products
-from bgkernels.distributed import Shard
-from bgkernels.rows.spec import RowSpec, Tilt
-from bgkernels.streaming import driver
-from bgkernels.streaming.driver import Call, Rows
+from bgkernels.rows.extras import Tilt
+from bgkernels.rows.spec import RowSpec
+from bgkernels.streaming import driver, gemm
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.planner import COST, Plan, Workload, plan
+from bgkernels.streaming.problem import Problem
+from bgkernels.streaming.shard import Shard
 
 sizes = st.integers(1, 300)
 
@@ -73,23 +73,40 @@ def test_plans_of_the_same_work_are_the_same() -> None:
     assert first.kept == len(first.tiles()), "a gigabyte holds what 1,024 tokens need"
 
 
+def test_a_tight_budget_lends_the_gradient_of_the_weight() -> None:
+    """Its end is written last, so its beginning holds tiles at no cost."""
+    work = Workload(
+        rows=32, columns=151_936, compared=151_936, hidden_s=896, hidden_t=1536, logit_bytes=8,
+        tile_bytes=0, weight_bytes=0, row_bytes=2000, weight_sum_bytes=0, weight_grad_bytes=1792,
+        grad_products=2,
+    )  # fmt: skip
+    p = plan(work, 8 << 20)
+    assert p.lent >= 2 and p.kept == len(p.tiles())
+
+
+@pytest.mark.parametrize("product", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("widths", [(640, 1152), (1152, 2560), (2560, 5376)])
 def test_a_huge_vocabulary_plans_within_256_mebibytes(
-    device: str, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    product: torch.dtype, device: str, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """32,768 tokens of a vocabulary of 262,144: statistics, then the gradients in two walks."""
     rows, vocab = 32_768, 262_144
-    monkeypatch.setattr(products, "_forced", ["widen"])
+    monkeypatch.setattr(gemm, "product_dtype", lambda dtype, device: product)
+    monkeypatch.setattr(gemm, "logits_dtype", lambda dtype, device: torch.float32)
     heads = [
         tuple(torch.empty(n, d, dtype=torch.bfloat16, device="meta") for n in (rows, vocab))
         for d in widths
     ]
-    call = Call(
-        RowSpec(vocab, vocab, extras=(Tilt(0.0, 0.1),)), BACKENDS["native"], None, -100, None,
-        (Source(3),), Shard((0, vocab)),
-    )  # fmt: skip
-    tensors = Rows((*heads[0], None), (*heads[1], None), torch.empty(rows, device="meta"))
+    problem = Problem(
+        spec=RowSpec(vocab, vocab, extras=(Tilt(0.0, 0.1),)),
+        backend=BACKENDS["native"],
+        student=(*heads[0], None),
+        teacher=bg.LinearTeacher(*heads[1]),
+        labels=torch.empty(rows, device="meta"),
+        leading=(rows,),
+        shard=Shard((0, vocab)),
+    )
     for needs in (Needs(), Needs(input=True), Needs(weight=True)):
-        work = driver.workload(tensors, call, needs, statistics=not needs.any, backward=needs.any)
+        work = driver.workload(problem, needs, statistics=not needs.any, backward=needs.any)
         assert plan(replace(work, device=device), 256 << 20).bytes <= 256 << 20

@@ -31,6 +31,12 @@ def _ways() -> Iterator[Any]:
             yield pytest.param(name, dtype, marks=marks, id=f"{name}-{dtype}".replace("torch.", ""))
 
 
+@pytest.fixture(autouse=True)
+def multiplied() -> str:
+    """Left to the machine."""
+    return "auto"
+
+
 each_way = pytest.mark.parametrize(("way", "dtype"), list(_ways()))
 
 

@@ -40,9 +40,9 @@ def model_of(kind, **config):
         transformers, f"{kind}Config"
     )
     made = make(
-        vocab_size=290, hidden_size=32, intermediate_size=24, num_hidden_layers=3,
-        num_attention_heads=4, initializer_range=0.2, max_position_embeddings=16,
-        **{"num_key_value_heads": 2, "head_dim": 8, **config},
+        vocab_size=290, hidden_size=32, intermediate_size=24, num_attention_heads=4,
+        initializer_range=0.2, max_position_embeddings=16,
+        **{"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 8, **config},
     )  # fmt: skip
     network = getattr(transformers, f"{kind}ForCausalLM")(made)
     for x in network.parameters():
@@ -164,3 +164,60 @@ def test_command_writes_a_model_that_can_be_loaded(tmp_path):
     assert result.exit_code == 0 and "parameters are now" in result.output, result.output
     small, _ = models.load_pretrained(str(tmp_path / "small"), "--student", 12)
     assert Shape.of(small) == Shape(2, 2, 10)
+
+
+def removed_by_hand(model, text, kept):
+    """The whole network with only these blocks in its list."""
+    network = model.network
+    blocks = network.model.layers
+    handles = [
+        block.register_forward_hook(lambda module, inputs, output: inputs[0])
+        for i, block in enumerate(blocks)
+        if i not in kept
+    ]
+    found = logits(model, text)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def importance_of(model, layers):
+    """Scores by which these layers are kept."""
+    shape = Shape.of(model)
+    scores = torch.zeros(shape.layers)
+    scores[layers] = 1.0
+    ones = torch.ones(shape.layers, shape.heads), torch.ones(shape.layers, shape.width)
+    return pruning.Importance(scores, *ones)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("SmolLM3", {"no_rope_layers": [1, 1, 0, 1, 0, 1, 1, 0]}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 4}),
+        ("Olmo2", {}),
+    ],
+)
+def test_a12_layers_keep_what_is_theirs(text, kind, config):
+    """Settings with an entry a layer go with their layers."""
+    model = model_of(kind, num_hidden_layers=8, pad_token_id=0, **config)
+    kept = [0, 2, 3, 5, 7]
+    small = pruning.prune(model, importance_of(model, kept), Shape(5, 2, 24))
+    expected = removed_by_hand(model, text, kept)
+    torch.testing.assert_close(logits(small, text), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a12_norms_over_all_heads_are_refused_by_name(text):
+    model = model_of("Olmo2", pad_token_id=0)
+    with pytest.raises(ModelError, match=r"--heads .*self_attn\.q_norm\.weight.* span all"):
+        pruning.prune(model, pruning.measure(model, text), Shape(3, 1, 24))
+
+
+def test_a12_blocks_that_look_at_their_numbers_are_refused(text):
+    """Of any kind: what is left is compared with the same parts of the whole."""
+    model = model_of("Llama")
+    for i, block in enumerate(model.network.model.layers):
+        block.mlp.act_fn = torch.nn.SiLU()
+        block.mlp.register_forward_hook(lambda module, x, y, i=i: y * (i + 1))
+    with pytest.raises(ModelError, match="computes something else than the same parts"):
+        pruning.prune(model, importance_of(model, [0, 2]), Shape(2, 2, 24))

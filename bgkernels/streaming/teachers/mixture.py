@@ -248,8 +248,9 @@ class MixtureHead:
                 x = self.heads[i].logits(part, self.raw[self.heads[i].dtype])
                 tile = Tile(x, x, self.chunk.start, shard.first + part.start)
                 problem.backend.absorb_(state, tile, inside, spec)
-        values = torch.empty(spec.field_count, len(labels), dtype=torch.float64, device=x.device)
-        ints = torch.empty(len(INTS), len(labels), dtype=torch.int64, device=x.device)
+        rows, device = len(labels), labels.device
+        values = torch.empty(spec.field_count, rows, dtype=torch.float64, device=device)
+        ints = torch.empty(len(INTS), rows, dtype=torch.int64, device=device)
         statistics = Statistics((spec,), values, ints)
         close(problem.backend, shard.merged(state), inside, statistics)
         s = statistics.row_stats(problem.ignore_index)

@@ -38,6 +38,14 @@ Corpus = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
+SkipUnusable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unusable",
+        help="Leave out records of a data file that cannot be used, and name them.",
+        rich_help_panel=TEXT,
+    ),
+]
 SequenceLength = Annotated[
     int | None,
     typer.Option(
@@ -222,7 +230,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     training = pick(base.student_training, "steps", "accumulate", "validate_every")
     made: DemoConfig = replace(
         pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel", "device"),
-        data=pick(base.data, "corpus", "sequence_length", "batch_size"),
+        data=pick(base.data, "corpus", "skip_unusable", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
         student=given.get("student"),
         second_teacher=given.get("second_teacher"),

@@ -32,6 +32,7 @@ def prune(
         int, typer.Option(min=1, help="Sequences of text that parts are scored on.")
     ] = 64,
     corpus: o.Corpus = None,
+    skip_unusable: o.SkipUnusable = False,
     sequence_length: o.SequenceLength = None,
     device: o.Device = "auto",
 ) -> None:
@@ -53,7 +54,9 @@ def prune(
     """
     console = Console(stderr=True)
     base = DemoConfig()
-    data = changed(base.data, corpus=corpus, sequence_length=sequence_length)
+    data = changed(
+        base.data, corpus=corpus, skip_unusable=skip_unusable, sequence_length=sequence_length
+    )
     display = Terminal(console)
     with reported(console):
         with display.working("reading model and text"):

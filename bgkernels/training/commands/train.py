@@ -20,6 +20,7 @@ def train(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     corpus: o.Corpus = None,
+    skip_unusable: o.SkipUnusable = False,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
     student: o.Student = None,
