@@ -5,6 +5,16 @@
 
 namespace bgk::cuda {
 
+// Merges the states of a block's warps, and the one after them, into the first; warp 0 does it.
+BGK_DEVICE void merge_warps(RowState<ScalarMath>* states, const Spec& spec) {
+  for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
+    const int apart = half ? half : kWarps;
+    if (lane() < half || lane() == 0) merge(states[lane()], states[lane() + apart], spec);
+    sync_warp();
+    if (half == 0) return;
+  }
+}
+
 // The state that one of several splits writes.
 BGK_DEVICE State part_of(const State& first, int64_t split, const Spec& spec) {
   const Matrix<float>& floats = first.floats;
