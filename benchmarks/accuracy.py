@@ -18,7 +18,7 @@ from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.dense import capped
 from benchmarks.entries import ENTRIES, HALF, MIX, Entry, training
 from bgkernels.streaming import driver
-from bgkernels.streaming.planner import Plan, Workload
+from bgkernels.streaming.planner import Plan
 from tests import oracle
 
 Errors = dict[str, float]
@@ -191,10 +191,11 @@ def _errors(entry: Entry, problem: Problem, exact: dict[str, Values]) -> dict[st
 @contextmanager
 def forced_chunks(count: int) -> Iterator[None]:
     """Let the library cut its tokens into ``count`` chunks, whatever the planner would choose."""
-    choose = driver.plan
+    choose = driver.planned
 
-    def plan(work: Workload, budget: int | None) -> Plan:
-        return replace(choose(work, budget), chunk=-(-work.rows // count))
+    def planned(*args: Any, **options: Any) -> Plan:
+        plan = choose(*args, **options)
+        return replace(plan, chunk=-(-plan.rows // count))
 
-    with mock.patch.object(driver, "plan", plan):
+    with mock.patch.object(driver, "planned", planned):
         yield

@@ -32,14 +32,11 @@ from benchmarks.entries import ENTRIES, Entry, training
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, table
 from benchmarks.suites import PAIRS
 from bgkernels.backends import BACKENDS
-from bgkernels.backends.base import Tile
-from bgkernels.backends.native.call import Call
-from bgkernels.backends.native.cuda import Cuda
+from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.triton import TritonBackend
-from bgkernels.rows.spec import Extra, Mixture, RowSpec, Tilt
+from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt
+from bgkernels.rows.spec import FIELDS, RowSpec
 from bgkernels.rows.state import empty
-from bgkernels.rows.stats import add_pairs, finalize
-from bgkernels.rows.vjp import vjp_coefficients
 
 
 def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
@@ -98,40 +95,50 @@ def errors_of(p: Problem, step: Step, options: Row) -> Row:
 
 
 def primitives(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
-    """Both passes over materialised logits; bytes are those that a pass must read and write."""
+    """The primitives over materialised logits; bytes are those of logits and their gradient."""
     rows, vocab = (4, 70) if b.dry else (rows, vocab)
     copy, backend = memcpy(b), BACKENDS[b.backend]
     variants: dict[str, tuple[float, tuple[Extra, ...]]] = {
         "forward KL": (1.0, ()),
         "entropy-routed": (1.0, (Tilt(0, 0.1),)),
-        "entropy-routed, T = 2": (2.0, (Tilt(0, 0.1),)),
+        "entropy-routed, T = 2": (2.0, (Tilt(0, 0.2), Tempered(1.0))),
         "JSD": (1.0, (Tilt(0, 0.1), Mixture(0.5))),
     }
-    labels, one = torch.randint(vocab, (rows,), device=b.device), torch.ones(rows, device=b.device)
+    labels = torch.randint(vocab, (rows,), device=b.device)
     for dtype in (torch.bfloat16, torch.float32):
         s, t = (torch.empty(rows, vocab, dtype=dtype, device=b.device).normal_() for _ in range(2))
         s *= LOGIT_STD
-        out, tile = torch.empty_like(s), Tile(s, t, 0, 0)
         for name, (temperature, extras) in variants.items():
             spec = RowSpec(vocab, vocab, temperature, extras=extras)
-            state = empty(rows, len(spec.tilts), dtype=torch.float32, device=b.device)
-            steps: dict[str, Step] = {"pass 1": partial(backend.absorb_, state, tile, labels, spec)}
-            steps["pass 1"]()
-            final = finalize(state, labels, spec)
-            if spec.second_read:
-                sums = torch.zeros(3 * len(spec.mixtures), rows, device=b.device)
-                lse = (final.stats.lse_s.float(), final.stats.lse_t.float())
-                steps["second read"] = partial(backend.absorb_pairs_, sums, tile, *lse, spec)
-                steps["second read"]()
-                final = add_pairs(final, sums, spec)
-            extra = {e: (one,) * len(v) for e, v in final.stats.extras.items()}
-            c = vjp_coefficients(final, {"kl_ts": one, "nll": one}, extra, spec)
-            steps["pass 2"] = partial(backend.vjp, out, tile, c.to(torch.float32), spec)
+            reads = s.nbytes + t.nbytes
+            moved = {"absorb": reads, "second read": reads, "vjp": reads + s.nbytes}
+            steps = _primitives(backend, Tile(s, t, 0, 0), labels, spec)
             for which, row in b.race(steps, 1.0).items():
-                moved = s.nbytes + t.nbytes + (out.nbytes if which == "pass 2" else 0)
-                rate = moved / row["ms"] / 1e6 if "ms" in row else 0.0
-                label = {"what": name, "pass": which, "dtype": str(dtype)[6:]}
-                yield label | row | {"GB/s": round(rate), "of memcpy": round(rate / copy, 3)}
+                label = {"what": name, "primitive": which, "dtype": str(dtype)[6:]}
+                rate = moved[which] / row["ms"] / 1e6 if which in moved and "ms" in row else None
+                share = None if rate is None else round(rate / copy, 3)
+                yield label | row | {"GB/s": rate and round(rate), "of memcpy": share}
+
+
+def _primitives(backend: Backend, tile: Tile, labels: Tensor, spec: RowSpec) -> dict[str, Step]:
+    """Each primitive of a backend on a tile of whole rows, after those before it."""
+    rows, device = len(labels), labels.device
+    state = empty(rows, spec, dtype=torch.float32, device=device)
+    values = torch.empty(spec.field_count, rows, dtype=torch.float64, device=device)
+    backend.absorb_(state, tile, labels, spec)
+    backend.finalize(state, labels, spec, values)
+    grads, out = torch.ones_like(values), torch.empty_like(tile.student)
+    steps: dict[str, Step] = {"absorb": partial(backend.absorb_, state, tile, labels, spec)}
+    if spec.second_read:
+        normalisers = values[FIELDS.index("lse_s")], values[FIELDS.index("lse_t")]
+        again = partial(backend.absorb_, state, tile, labels, spec, normalisers)
+        steps["second read"] = again
+    coefficients = backend.fold(values, grads, labels, spec)
+    return steps | {
+        "finalize": partial(backend.finalize, state, labels, spec, values),
+        "fold": partial(backend.fold, values, grads, labels, spec),
+        "vjp": partial(backend.vjp, out, tile, coefficients, labels, spec),
+    }
 
 
 def from_logits(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Row]:
@@ -153,16 +160,7 @@ def from_logits(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Ro
     names = ("forward_kl", "generalized_jsd")
     for name, row in b.race({n: partial(step, n) for n in names}).items():
         rate = (2 * z.nbytes + t.nbytes) / row["ms"] / 1e6 if "ms" in row else 0.0
-        yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)} | held(b, z, t)
-
-
-def held(b: Bench, z: Tensor, t: Tensor) -> Row:
-    """How the native backend walks these rows, and why."""
-    if b.backend != "native" or b.device.type != "cuda":
-        return {}
-    call = Call(Tile(z, t, 0, 0), RowSpec(z.shape[1], t.shape[1]))
-    blocks, reason = Cuda(b.device).residence(call)
-    return {"rows are": f"held by {blocks} blocks" if blocks else f"streamed: {reason}"}
+        yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)}
 
 
 HEADLINE = Case("headline", 8192, 4096, 4096, 128_256, dtype="bfloat16")

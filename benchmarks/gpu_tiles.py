@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.cases import Case, Problem
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products
-from bgkernels.streaming import planner
+from bgkernels.streaming import driver, planner
 
 WIDTHS = (4096, 8192, 16_384, 32_768, 65_536)
 Ours = Callable[[int], Callable[[Problem], Step]]
@@ -19,28 +19,34 @@ Ours = Callable[[int], Callable[[Problem], Step]]
 
 
 @contextmanager
-def only(device: str, width: int, beside: bool = False) -> Iterator[None]:
-    """The planner considers tiles of this width alone; ``beside``: on a second stream, too."""
+def only(device: str, width: int) -> Iterator[None]:
+    """The planner considers tiles of this width alone."""
     widths, cost = planner.WIDTHS, planner.cost_of(device)
     planner.WIDTHS = (width,)
-    planner.COST[device] = replace(cost, width=width, beside=beside and device == "cuda")
-    planner._search.cache_clear()
+    planner.COST[device] = replace(cost, width=width)
+    _forget()
     try:
         yield
     finally:
         planner.WIDTHS, planner.COST[device] = widths, cost
-        planner._search.cache_clear()
+        _forget()
+
+
+def _forget() -> None:
+    """No plan that was made before counts."""
+    planner._search.cache_clear()
+    driver.PLANS.clear()
 
 
 def widths(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
-    """A step at each budget and width of a tile, on one stream and two; ``ratio`` to products."""
+    """A step at each budget and width of a tile; ``ratio`` to products."""
     p = b.problem(b.case(case))
     bare = b.race({"": products(p)}).get("", {}).get("ms", 0.0)
-    for gib, width, beside in itertools.product((1, 4, 0.5), WIDTHS, (False, True)):
-        with only(b.device.type, width, beside):
+    for gib, width in itertools.product((1, 4, 0.5), WIDTHS):
+        with only(b.device.type, width):
             row = b.race({"": ours(int(gib * GIB))(p)}, 2.0)[""]
         ratio = {"ratio": round(row["ms"] / bare, 3)} if "ms" in row and bare else {}
-        yield {"GiB": gib, "width": width, "beside": beside} | row | ratio
+        yield {"GiB": gib, "width": width} | row | ratio
         if b.left < 20:
             return
 
@@ -76,6 +82,6 @@ def tiles(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
     found = list(widths(b, case, ours))
     timed = [row for row in found if "ms" in row and row["GiB"] == 1]
     least = min((row["ms"] for row in timed), default=0.0)
-    good = [{k: row[k] for k in ("width", "beside")} for row in timed if row["ms"] <= 1.01 * least]
+    good = [{"width": row["width"]} for row in timed if row["ms"] <= 1.01 * least]
     yield {"for planner.COST": f"{costs(b, ours) | (good[0] if good else {})}"}
     yield from found

@@ -26,10 +26,10 @@ from benchmarks.cases import Case, Problem
 from benchmarks.dense import dense
 from benchmarks.entries import Step, ours, training
 from benchmarks.limits import MIB
+from benchmarks.measure import PRIMITIVES
 from bgkernels.backends import BACKENDS
 
 PACKAGE = f"{Path(bg.__file__).parent}/"
-PRIMITIVES = ("absorb_", "finalize", "fold", "vjp")
 CONSTRUCTORS = {"__init__": "self", "__new__": "cls", "<lambda>": "_cls"}
 """Functions that make objects, with their first argument; the last is that of named tuples."""
 SMALL = (Case("8 × 32 by 512", 8, 32, 32, 512), Case("64 × 64 by 4,096", 64, 64, 64, 4096))

@@ -24,7 +24,7 @@ from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES, Step
 from bgkernels.backends import BACKENDS
 from bgkernels.streaming import driver
-from bgkernels.streaming.planner import Plan, Workload
+from bgkernels.streaming.planner import Plan
 
 PEERS = Path(__file__).parent.parent / ".peers"
 """Packages of single entries, see :mod:`benchmarks.peers`."""
@@ -77,6 +77,9 @@ class Seen:
     backend: str = ""
 
 
+PRIMITIVES = ("absorb_", "finalize", "fold", "vjp")
+
+
 class Timed:
     """A backend that notes how long its primitives take, in a step's :class:`Seen`."""
 
@@ -85,7 +88,7 @@ class Timed:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.inner, name)
-        if name not in ("absorb_", "absorb_pairs_", "vjp"):
+        if name not in PRIMITIVES:
             return value
 
         def timed(*args: Any) -> Any:
@@ -101,14 +104,14 @@ class Timed:
 @contextmanager
 def observing() -> Iterator[Seen]:
     """Watch the planner and the backends from outside."""
-    seen, choose = Seen(), driver.plan
+    seen, choose = Seen(), driver.planned
 
-    def plan(work: Workload, budget: int | None) -> Plan:
-        seen.plans.append(choose(work, budget))
+    def planned(*args: Any, **options: Any) -> Plan:
+        seen.plans.append(choose(*args, **options))
         return seen.plans[-1]
 
     timed = {name: Timed(backend, seen) for name, backend in BACKENDS.items()}
-    with mock.patch.dict(BACKENDS, timed), mock.patch.object(driver, "plan", plan):
+    with mock.patch.dict(BACKENDS, timed), mock.patch.object(driver, "planned", planned):
         yield seen
 
 

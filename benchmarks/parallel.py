@@ -27,6 +27,7 @@ from benchmarks.limits import MIB, Products, best_tiling
 from benchmarks.measure import PAUSE, spread
 from benchmarks.run import RESULTS
 from benchmarks.suites import TARGET
+from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import empty
 
 
@@ -112,7 +113,8 @@ def _parts(work: Work) -> dict[str, Callable[[], object]]:
     teacher = bg.LinearTeacher(problem.t_input, problem.t_weight)
     loss_fn = bg.LinearHybridDistillationLoss(vocab_group=group, memory_budget=work.budget)
     dx = torch.zeros(work.case.rows, work.case.hidden_s)
-    state = empty(work.case.rows, 1, dtype=dx.dtype, device=dx.device)
+    spec = RowSpec(work.case.vocab, work.case.vocab, extras=bg.routing.entropy().extras)
+    state = empty(work.case.rows, spec, dtype=dx.dtype, device=dx.device)
     gathered = [([torch.empty_like(x)] * work.ranks, x) for x in (state.floats, state.ints)]
 
     def step() -> None:

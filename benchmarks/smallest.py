@@ -10,6 +10,7 @@ import argparse
 import resource
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 import bgkernels as bg
 from benchmarks.limits import MIB
 from bgkernels.streaming import driver
-from bgkernels.streaming.planner import Plan, Workload
+from bgkernels.streaming.planner import Plan
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Step:
 def watch() -> list[Plan]:
     """A list to which every plan is added from now on."""
     plans: list[Plan] = []
-    choose = driver.plan
+    choose = driver.planned
 
-    def watched(work: Workload, budget: int | None) -> Plan:
-        plans.append(choose(work, budget))
+    def watched(*args: Any, **options: Any) -> Plan:
+        plans.append(choose(*args, **options))
         return plans[-1]
 
-    driver.plan = watched
+    driver.planned = watched
     return plans
 
 

@@ -36,8 +36,8 @@ def test_memcpy_of_a_column(benchmark: Any) -> None:
 def test_planner(benchmark: Any) -> None:
     work = Workload(
         rows=ROWS, columns=151_936, compared=151_936, hidden_s=896, hidden_t=1536, logit_bytes=8,
-        tile_bytes=0, weight_bytes=4, row_bytes=4096, weight_sum_bytes=0, grad_products=2,
-        statistics=True, backward=True, reads=1, device="cpu",
+        tile_bytes=0, weight_bytes=4, row_bytes=4096, weight_sum_bytes=0, weight_grad_bytes=0,
+        grad_products=2,
     )  # fmt: skip
     benchmark(plan, work, 512 * MIB)
 

@@ -61,12 +61,12 @@ class RowState:
         has_double = self.floats.device.type != "mps"
         return RowState(self.floats.double() if has_double else self.floats, self.ints, self.spec)
 
-    def label_logit(self, side: str, temperature: float) -> Tensor:
+    def label_logit(self, side: str) -> Tensor:
         """The label's tempered logit, ``-inf`` where it is not a compared column."""
         if side == "t":
             return self["v_y"]
         compared = (self["label"] >= 0) & (self["label"] < self.spec.compared)
-        return torch.where(compared, self["z_y"] / temperature, NEG_INF)
+        return torch.where(compared, self["z_y"] / self.spec.temperature, NEG_INF)
 
 
 def empty(rows: int, spec: RowSpec, *, dtype: torch.dtype, device: torch.device) -> RowState:

@@ -241,7 +241,7 @@ def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
     if spec.compared:
         (lse_s, log_s, rest_s), (lse_t, log_t, rest_t) = softmax_of("s"), softmax_of("t")
         d_s, d_t = whole["d_s"], whole["d_t"]
-        u_y, v_y = (state.label_logit(side, spec.temperature) for side in "st")
+        u_y, v_y = (state.label_logit(side) for side in "st")
         values |= {
             "lse_s": lse_s,
             "lse_t": lse_t,
@@ -269,8 +269,6 @@ def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
         [x if name.startswith("rest") else x + lost for name, x in values.items()]
     )
     for i, extra in enumerate(spec.extras):
-        sums = (whole.extra(i), state.extra(i))
-        made = extra.finalize(*sums, whole, state, spec.temperature)
-        out[spec.fields[i]] = torch.stack(made)
+        out[spec.fields[i]] = torch.stack(extra.finalize(i, whole, state))
     state["label"].masked_fill_(skip, SKIP)
     out.masked_fill_(skip, 0.0)

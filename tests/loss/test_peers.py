@@ -1,13 +1,13 @@
 """What breaks elsewhere, by number: each test is a defect that users of similar losses reported.
 
-T25 (compiled graphs) is in ``test_compile.py``; T24 and T27 need a GPU (``test_triton_gpu.py``);
-T28 (sharded and tied heads) is in ``test_dtensor.py`` and ``test_distributed.py``.
+T20 and later are in ``test_peers_torch.py``; T25 (compiled graphs) is in ``test_compile.py``; T24
+and T27 need a GPU (``test_triton_gpu.py``); T28 (sharded and tied heads) is in ``test_dtensor.py``
+and ``test_distributed.py``.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -15,58 +15,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import bgkernels as bg
-from bgkernels.streaming import planner
 from tests import oracle
 from tests.conftest import Tiling
-from tests.yardstick import projection, rel_max
-
-N, D, D_T, V = 24, 16, 12, 500
-
-
-def pair(noise: float, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """A student and a teacher of one width, whose logits differ by ``noise`` of their size."""
-    x, w = torch.randn(N, D), torch.randn(V, D) * scale / math.sqrt(D)
-    h = x + noise * torch.randn(N, D)
-    t = {"x": x, "w": w, "h": h, "w_t": w.clone()}
-    return {name: v.bfloat16().to(dtype) for name, v in t.items()} | {"y": torch.randint(V, (N,))}
-
-
-def run(t: dict[str, Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and the gradients of input and weight."""
-    x, w = (t[n].detach().requires_grad_() for n in "xw")
-    teacher = bg.LinearTeacher(t["h"], t["w_t"])
-    loss = bg.linear_hybrid_distillation(x, w, teacher, t["y"], **options)
-    return (loss, *torch.autograd.grad(loss.sum(), (x, w)))
-
-
-def dense(t: dict[str, Tensor], **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by the oracle in float64."""
-    x, w = (t[n].detach().double().requires_grad_() for n in "xw")
-    loss = oracle.hybrid_loss(x @ w.t(), t["h"].double() @ t["w_t"].double().t(), t["y"], **options)
-    return (loss, *torch.autograd.grad(loss.sum(), (x, w)))
-
-
-def both(logits: Tensor, teacher: Tensor, y: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Loss and gradient from logits."""
-    z = logits.detach().clone().requires_grad_()
-    loss = bg.hybrid_distillation(z, bg.LogitsTeacher(teacher), y, **options)
-    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
+from tests.peers import (
+    EPS,
+    NEAR,
+    ULP,
+    D,
+    N,
+    V,
+    both,
+    dense,
+    of_narrow_tiles,
+    of_rounded_logits,
+    pair,
+    run,
+)
+from tests.problems import WIDEN, ways
+from tests.yardstick import rel_max
 
 
 @pytest.mark.parametrize("noise", [1.0, 0.03, 0.005])
 @pytest.mark.parametrize("scale", [1.0, 8.0, 64.0, 640.0])
 def test_t01_nearly_equal_models_and_large_logits(noise: float, scale: float) -> None:
-    t = pair(noise, scale)
-    ours, ref = (f(t, divergence="generalized_jsd", routing="soft") for f in (run, dense))
-    eager = run({n: x.double() if n != "y" else x for n, x in t.items()}, backend="eager",
-                divergence="generalized_jsd", routing="soft")  # fmt: skip
-    # fp32 logits of size s have an error of about s·1e-7, beside a difference of noise·s; where the
-    # models share no token the gradient vanishes, and the rounding of its terms remains.
-    floor = 1e-5 + 1e-6 * max(scale, 1.0) / min(noise, 1.0)
-    for a, b, factor in zip(ours[1:], ref[1:], (t["w"], t["x"]), strict=True):
-        rounding = (4e-6 + 4e-7 * scale) / N * factor.abs().max()
-        assert (a - b).abs().max() < floor * b.abs().max() + rounding
-    assert (eager[1] - ref[1]).abs().max() < 1e-8 * ref[1].abs().max() + 1e-14 * scale
+    """What rounding the logits to fp32 does to the gradient is all that goes wrong.
+
+    Where the models share no token the gradient vanishes, and the rounding of its terms remains:
+    their sum over a row is below 3 / N.
+    """
+    t, options = pair(noise, scale), {"divergence": "generalized_jsd", "routing": "soft"}
+    ours, ref, rounded = (f(t, **options) for f in (run, dense, of_rounded_logits))
+    for a, b, c, factor in zip(ours[1:], ref[1:], rounded, (t["w"], t["x"]), strict=True):
+        bound = 4 * (c - b).abs().max() + 4 * EPS * factor.abs().max() / N
+        assert (a - b).abs().max() <= bound
+    t = {n: x.double() if n != "y" else x for n, x in t.items()}
+    exact = run(t, backend="eager", **options)
+    assert (exact[1] - ref[1]).abs().max() < 1e-8 * ref[1].abs().max() + 1e-14 * scale
 
 
 @pytest.mark.parametrize("p", [0.99, 0.999, 0.99999])
@@ -77,18 +61,20 @@ def test_t02_gradient_of_a_well_known_label(p: float) -> None:
     z = logits.double()
     exact = F.softmax(z, -1)[0, 3] - 1
     rest = -F.softmax(z, -1)[0].sum().sub(F.softmax(z, -1)[0, 3])
-    assert abs(d[0, 3].item() / rest.item() - 1) < 1e-5
+    assert abs(d[0, 3].item() / rest.item() - 1) < NEAR
     assert abs(exact.item() / rest.item() - 1) < 1e-9
 
 
-def test_t03_dw_error_is_independent_of_chunks(tiling: Tiling) -> None:
+@pytest.mark.parametrize("multiplied", ways("bf16"), indirect=True)
+def test_t03_dw_error_is_independent_of_chunks(multiplied: str, tiling: Tiling) -> None:
+    """It is rounded once, and where products are narrow, so are the tiles that it is made of."""
     t = pair(1.0, dtype=torch.bfloat16)
     reference = dense(t)[2]
-    errors = []
+    bound = (ULP + N * EPS) * reference.abs().max()
+    bound += of_narrow_tiles(t)[1] if multiplied != WIDEN else 0.0
     for chunk in (24, 12, 3, 1):
         tiling(chunk=chunk, width=256, kept=2)
-        errors.append(rel_max(run(t)[2], reference))
-    assert max(errors) < 1.2 * errors[0] + 1e-6
+        assert (run(t)[2] - reference).abs().max() <= bound
 
 
 @pytest.mark.parametrize("mode", ["auto", "recompute"])
@@ -107,7 +93,7 @@ def test_t04_none_takes_each_tokens_upstream_gradient(mode: str) -> None:
     )
     rows.backward(upstream.double())
     assert x.grad is not None and exact.grad is not None
-    assert rel_max(x.grad, exact.grad) < 1e-5
+    assert rel_max(x.grad, exact.grad) < NEAR
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jeffreys", "generalized_jsd"])
@@ -135,7 +121,7 @@ def test_t07_gradients_over_bf16_logits_are_rounded_once() -> None:
     (over,) = torch.autograd.grad(loss, leaf)
     assert torch.equal(over, apart)
     exact = both(z.double(), v.double(), y)[1]
-    assert rel_max(apart, exact) <= 2.0**-8
+    assert rel_max(apart, exact) <= 2 * ULP
 
 
 def test_t08_disjoint_supports_and_a_range_of_a_thousand() -> None:
@@ -198,14 +184,18 @@ def test_t11_a_label_out_of_range_never_looks_plausible(bad: int) -> None:
     z, v, y = torch.randn(2, V), torch.randn(2, V), torch.tensor([0, bad])
     with pytest.raises(ValueError, match=f"got {bad}"):
         both(z, v, y)
-    # Where looking would wait for the device, the row must come out as NaN instead.
+
+
+def test_t11_a_label_that_could_not_be_refused_is_nan() -> None:
+    """Where looking would wait for the device, as in a compiled graph."""
+    z, v, y = torch.randn(3, V), torch.randn(3, V), torch.tensor([0, V, -1])
     torch._dynamo.reset()
 
     def rows(z: Tensor) -> Tensor:
         return bg.hybrid_distillation(z, bg.LogitsTeacher(v), y, reduction="none")
 
     loss = torch.compile(rows, backend="eager")(z)
-    assert loss[0].isfinite() and loss[1].isnan()
+    assert loss.isnan().tolist() == [False, True, True]
 
 
 def test_t12_micro_batches_equal_one_batch() -> None:
@@ -260,13 +250,13 @@ def test_t16_scale_and_softcap_are_not_dropped() -> None:
     z = 3.0 * torch.tanh(0.0625 * (x @ w.t()) / 3.0)
     loss = oracle.hybrid_loss(z, t["h"].double() @ t["w_t"].double().t(), t["y"])
     for a, b in zip(ours, (loss, *torch.autograd.grad(loss, (x, w))), strict=True):
-        assert rel_max(a, b) < 1e-5
+        assert rel_max(a, b) < NEAR
 
 
 def test_t17_a_teacher_of_another_width() -> None:
     t = pair(1.0) | {"h": torch.randn(N, 3 * D + 1), "w_t": torch.randn(V, 3 * D + 1)}
     for a, b in zip(run(t), dense(t), strict=True):
-        assert rel_max(a, b) < 1e-5
+        assert rel_max(a, b) < NEAR
 
 
 @pytest.mark.parametrize("value", [0.0, -30.0, 1e4])
@@ -284,105 +274,3 @@ def test_t18_padding_of_the_student_changes_nothing_where_vocab_size_says_so() -
     reference, expected = both(z, v, y)
     assert torch.equal(loss, reference) and torch.equal(d[:, :V], expected)
     assert not d[:, V:].any()
-
-
-def test_t20_expanded_upstream_gradients_and_t21_views() -> None:
-    t = pair(1.0)
-    big = torch.randn(2, D, N).transpose(1, 2).requires_grad_()  # (2, N, D), not contiguous
-    teacher = bg.LinearTeacher(t["h"].expand(2, N, D), t["w_t"])
-    y = t["y"].expand(2, N)
-    loss = bg.linear_hybrid_distillation(big, t["w"], teacher, y, reduction="none")
-    (ours,) = torch.autograd.grad(loss, big, torch.ones(()).expand(2, N))
-    flat = big.detach().reshape(-1, D).requires_grad_()
-    teacher = bg.LinearTeacher(t["h"].repeat(2, 1), t["w_t"])
-    loss = bg.linear_hybrid_distillation(flat, t["w"], teacher, y.reshape(-1), reduction="sum")
-    (ref,) = torch.autograd.grad(loss, flat)
-    torch.testing.assert_close(ours.reshape(-1, D), ref, rtol=1e-5, atol=1e-6)
-
-
-def test_t22_logits_that_others_use_are_left_alone() -> None:
-    leaf = torch.randn(8, V, requires_grad=True)
-    before = leaf.detach().clone()
-    activated = torch.tanh(leaf)
-    loss = bg.hybrid_distillation(activated, bg.LogitsTeacher(torch.randn(8, V)), "teacher_argmax")
-    (loss + activated.square().mean()).backward()
-    assert torch.equal(leaf.detach(), before)
-    again = torch.tanh(leaf)
-    teacher = bg.LogitsTeacher(torch.randn(8, V))
-    loss = bg.hybrid_distillation(again, teacher, "teacher_argmax", overwrite_logits=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()  # tanh saved what was overwritten
-
-
-def test_t23_more_elements_than_int32_can_count() -> None:
-    rows, vocab = 70_000, 31_000
-    z = torch.randn(1, vocab).expand(rows, vocab)
-    v = torch.randn(1, vocab).expand(rows, vocab)
-    y = torch.full((rows,), -100)
-    y[[0, 1, rows - 1]] = 7
-    assert z.numel() > 2**31
-    with torch.no_grad():
-        loss = bg.hybrid_distillation(z, bg.LogitsTeacher(v), y, reduction="none")
-    assert loss[0] == loss[1] == loss[-1] != 0 and not loss[2:-1].any()
-
-
-def test_t26_autocast_casts_like_a_linear_layer() -> None:
-    t = pair(1.0)
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, dx, dw = run(t)
-    exact = dense(t)
-    assert loss.dtype == dx.dtype == dw.dtype == torch.float32
-    assert rel_max(dx, exact[1]) < 2e-2 and abs(projection(dw, exact[2]) - 1) < 1e-2
-
-
-def test_t07b_a_teacher_need_not_be_normalised() -> None:
-    z, v, y = (torch.randn(6, V, dtype=torch.float64) for _ in range(3))
-    y = torch.randint(V, (6,))
-    shifted = v + torch.tensor([5.0, -300, 0, 40, 1e3, 2], dtype=torch.float64)[:, None]
-    for a, b in zip(both(z, shifted, y), both(z, v, y), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-    step = 1e-5 * torch.randn_like(z)
-    ahead, behind = (both(z + s * step, shifted, y)[0] for s in (1, -1))
-    slope = (both(z, shifted, y)[1] * step).sum()
-    torch.testing.assert_close((ahead - behind) / 2, slope, rtol=1e-6, atol=0)
-
-
-def test_t19b_an_adapter_on_the_head_learns_and_its_base_stays_frozen() -> None:
-    t = {n: x.double() if n != "y" else x for n, x in pair(1.0).items()}
-    down, up = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, D), (V, 2)))
-    teacher, head = bg.LinearTeacher(t["h"], t["w_t"]), t["w"] + up @ down
-    loss = bg.linear_hybrid_distillation(t["x"], head, teacher, t["y"])
-    ours = torch.autograd.grad(loss, (down, up))
-    logits = t["x"] @ (t["w"] + up @ down).t()
-    ref = torch.autograd.grad(oracle.hybrid_loss(logits, t["h"] @ t["w_t"].t(), t["y"]), (down, up))
-    assert all(rel_max(a, b) < 1e-10 for a, b in zip(ours, ref, strict=True))
-
-
-@pytest.mark.parametrize("mode", ["fused", "recompute"])
-def test_t22b_saved_tensor_hooks_are_honoured(mode: str) -> None:
-    t, packed = pair(1.0), []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: packed.append(x.shape) or x.clone(), lambda x: x.clone()
-    ):
-        hooked = run(t, mode=mode)
-    assert packed and all(torch.equal(a, b) for a, b in zip(hooked, run(t, mode=mode), strict=True))
-
-
-@pytest.mark.parametrize("options", [{}, {"mode": "recompute"}, {"routing": "risk_guided"}])
-def test_t24_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A meta tensor has no values: whatever would copy one to the host raises.
-    monkeypatch.setitem(planner.COST, "meta", planner.COST["cuda"])
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
-    t = {n: x.to("meta") for n, x in pair(1.0).items()}
-    for divergence in bg.divergences.registry:
-        ours = run(t, divergence=divergence, backend="eager", num_items=t["y"].sum(), **options)
-        assert [x.device.type for x in ours] == ["meta"] * 3
-
-
-@pytest.mark.gpu
-def test_t27_a_device_that_is_not_the_current_one() -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices")
-    t = {n: x.to("cuda:1") for n, x in pair(1.0).items()}
-    for a, b in zip(run(t), run({n: x.cpu() for n, x in t.items()}), strict=True):
-        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-5)

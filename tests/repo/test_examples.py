@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import bgkernels as bg
-from tests.repo.test_repo import imports
+from tests.tree import names
 
 pytest.importorskip("transformers", reason="needs the extra `training`: transformers")
 
@@ -154,7 +154,7 @@ def test_every_script_has_a_test() -> None:
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda p: p.stem)
 def test_scripts_are_short_and_use_the_public_api(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
-    ours = [x.removeprefix("bgkernels.") for x in imports(path) if x.startswith("bgkernels.")]
+    ours = [x.removeprefix("bgkernels.") for x in names(path) if x.startswith("bgkernels.")]
     assert not [x for x in ours if not any(x.startswith(known) for known in PUBLIC)]
 
 

@@ -2,106 +2,79 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
+import functools
 import importlib
 import inspect
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import bgkernels as bg
+from tests.tree import PACKAGE, ROOT, imported, module_name, names
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "bgkernels"
-CORE = sorted(p for p in PACKAGE.glob("*.py"))
-BACKENDS = sorted((PACKAGE / "backends").glob("*.py"))
-TRAINING = sorted((PACKAGE / "training").rglob("*.py"))
-LABELS = sorted((PACKAGE / "labels").glob("*.py"))
-INTEGRATIONS = sorted((PACKAGE / "integrations").glob("*.py"))
-
-LAYERS = (
-    {"spec", "registry", "oracle", "streams"},
-    {"state", "sampling"},
-    {"stats"},
-    {"risk", "divergences", "sources", "vjp"},
-    {"routing", "teachers"},
-    {"objective", "backends", "gemm", "checks", "teacher_checks", "distributed", "dtensor"},
-    {"heads", "planner", "options"},
-    {"comparison", "topk", "mixture"},
-    {"driver"},
-    {"passes"},
-    {"autograd", "ops", "flatten"},
-    {"problem"},
-    {"reduction", "truncation"},
-    {"functional"},
-    {"modules", "config", "numpy"},
-    {"__init__"},
-)
-"""Lower layers first: a module imports from lower layers, or beside itself."""
+PUBLIC = "the public files"
+AROUND = ("integrations", "labels", "training")
+CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in AROUND]
+LAYERS = ("rows", "backends", "streaming", "loss", PUBLIC)
+"""Each imports only those before it."""
+ABOVE = {
+    "integrations": {"integrations", "labels"},
+    "training": {"training", "integrations", "labels"},
+    "labels": {"labels", "training"},
+}
+"""What each part around the core imports, beside the public API."""
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it, by full name."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def layer(module: str) -> str:
+    """The folder of the package that a module is in; a file at its root is public."""
+    first = (*module.split("."), "")[1]
+    return first if (PACKAGE / first).is_dir() and first else PUBLIC
 
 
-def own(path: Path) -> set[str]:
-    """First component below ``bgkernels`` of what a file imports."""
-    found = (name.split(".") for name in imports(path) if name.startswith("bgkernels"))
-    return {parts[1] if len(parts) > 1 else "__init__" for parts in found}
+@pytest.mark.parametrize("path", CORE, ids=lambda p: module_name(p))
+def test_layers_import_those_before_them(path: Path) -> None:
+    here = LAYERS.index(layer(module_name(path)))
+    above = [m for m in imported(path) if layer(m) not in LAYERS[: here + 1]]
+    if path.parent.name == "backends":  # show_config reads the version when it is called
+        above = [m for m in above if m != "bgkernels"]
+    assert not above, f"{path.name} imports {above}"
 
 
-def level(module: str) -> int:
-    found = [i for i, layer in enumerate(LAYERS) if module in layer]
-    assert found, f"{module} has no place in the layers"
-    return found[0]
+@pytest.mark.parametrize("part", ABOVE)
+def test_the_parts_around_the_core_use_the_public_api(part: str) -> None:
+    for path in (PACKAGE / part).rglob("*.py"):
+        others = {layer(m) for m in imported(path)} - {PUBLIC} - ABOVE[part]
+        assert not others, f"{path} imports {others}"
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: p.stem)
-def test_layers_point_downwards(path: Path) -> None:
-    modules = {p.stem for p in CORE} | {"backends"}
-    upwards = [m for m in own(path) & modules if level(m) > level(path.stem)]
-    if path.stem == "config":  # reads the version when it is called
-        upwards = [m for m in upwards if m != "__init__"]
-    assert not upwards, f"{path.stem} imports {upwards}, which are above it"
+def test_the_root_of_the_package_is_what_users_import() -> None:
+    entries = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
+    assert len(entries) <= 17, sorted(entries)
 
 
-def test_backends_know_rows_only() -> None:
-    allowed = {"spec", "state", "stats", "vjp", "sampling", "checks", "backends", "_C"}
-    for path in BACKENDS:
-        assert own(path) <= allowed, f"{path.name} imports {own(path) - allowed}"
+def test_imports_of_the_core_are_shallow() -> None:
+    """The longest chain of modules, each of which runs when the next is imported."""
+    edges = {module_name(p): set(imported(p, later=False)) for p in CORE}
+
+    @functools.cache
+    def chain(module: str) -> tuple[str, ...]:
+        below = (chain(m) for m in edges.get(module, ()) if m not in ("bgkernels", module))
+        return (*max(below, key=len, default=()), module)
+
+    longest = max(map(chain, edges), key=len)
+    assert len(longest) <= 9, longest
 
 
-def test_the_oracle_shares_nothing() -> None:
-    assert not own(PACKAGE / "oracle.py")
-    names = {name.split(".")[0] for name in imports(PACKAGE / "oracle.py")}
-    assert names - set(sys.stdlib_module_names) == {"torch"}
-
-
-def test_training_and_integrations_use_the_public_api() -> None:
-    for path in INTEGRATIONS:
-        allowed = {"integrations", "__init__"} | ({"labels"} if path.stem == "labels" else set())
-        assert own(path) <= allowed, f"{path.name} imports {own(path)}"
-    for path in TRAINING:
-        allowed = {"training", "integrations", "__init__"}
-        allowed |= {"labels"} if path.stem == "cli" else set()
-        assert own(path) <= allowed, f"{path.name} imports {own(path)}"
-
-
-def test_labels_use_the_public_api_and_training() -> None:
-    public = {"labels", "training", "__init__", *bg.__all__}
-    for path in LABELS:
-        assert own(path) <= public, f"{path.name} imports {own(path)}"
+def test_no_test_is_the_library_of_another() -> None:
+    """What several need is in a module of ``tests`` whose name does not begin with ``test_``."""
+    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        shared = [n for n in names(path) if re.match(r"(tests|benchmarks)\..*\btest_", n)]
+        assert not shared, f"{path} imports {shared}"
 
 
 def test_csrc_sees_neither_torch_nor_python() -> None:
@@ -130,6 +103,9 @@ def test_files_are_short() -> None:
         p: len(p.read_text(encoding="utf-8").splitlines()) for p in tracked() if p.suffix in SOURCES
     }
     assert not {p: n for p, n in lines.items() if n > 400}
+    for folder in ("bgkernels", "csrc"):
+        inside = [n for p, n in lines.items() if ROOT / folder in p.parents]
+        assert statistics.median(inside) <= 150, folder
 
 
 def test_no_machine_paths() -> None:
@@ -141,15 +117,16 @@ def test_no_machine_paths() -> None:
 
 
 MODULES = [
-    "bgkernels" if p.stem == "__init__" else ".".join(p.relative_to(ROOT).with_suffix("").parts)
-    for p in [*CORE, *BACKENDS, *TRAINING, *LABELS]
-    if p.stem != "__main__"
+    module_name(p)
+    for p in sorted(PACKAGE.rglob("*.py"))
+    if p.stem != "__main__" and "integrations" not in p.parts
 ]
+"""The integrations have their examples run with those of their pages."""
 
 
 @pytest.mark.parametrize("name", [m for m in MODULES if "triton" not in m])
 def test_examples_run(name: str) -> None:
-    module = importlib.import_module(name.removesuffix(".__init__"))
+    module = importlib.import_module(name)
     assert doctest.testmod(module).failed == 0
 
 
@@ -171,4 +148,4 @@ def test_import_needs_torch_and_numpy_alone() -> None:
 def test_build_does_not_mention_torch() -> None:
     code = [line.split("#")[0] for line in (ROOT / "CMakeLists.txt").read_text().splitlines()]
     assert "torch" not in "\n".join(code)
-    assert "torch" not in {name.split(".")[0] for name in imports(ROOT / "setup.py")}
+    assert "torch" not in {name.split(".")[0] for name in names(ROOT / "setup.py")}
