@@ -66,7 +66,7 @@ class RowSpec:
     logit_sum: bool = False
     positions: int = 1
 
-    @property
+    @cached_property
     def shared_softmax(self) -> bool:
         """Whether cross-entropy and comparison use one softmax; ``m_c, d_c`` then stay empty."""
         return self.temperature == 1.0 and self.columns == self.compared
@@ -108,17 +108,17 @@ class RowSpec:
     def _hash(self) -> int:
         return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
-    @property
+    @cached_property
     def sum_count(self) -> int:
         """Rows of the state."""
         return self.sums[-1].stop if self.extras else len(FLOATS)
 
-    @property
+    @cached_property
     def field_count(self) -> int:
         """Rows of the statistics."""
         return self.fields[-1].stop if self.extras else len(FIELDS)
 
-    @property
+    @cached_property
     def factor_count(self) -> int:
         """Rows of the coefficients."""
         return self.factors[-1].stop if self.extras else len(COEFFICIENTS)
