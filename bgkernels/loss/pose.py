@@ -85,7 +85,7 @@ def pose(
     first, *others = student.values()
     assert first is not None
     leading = first.shape[:-1]
-    rows = leading.numel()
+    rows = math.prod(leading)
     kind = teacher if agreement.reads_teacher and isinstance(teacher, Teacher) else NoTeacher()
     label = target if agreement.label is None else agreement.label
     columns, device = agreement.spec.columns, first.device

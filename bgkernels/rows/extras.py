@@ -293,7 +293,8 @@ class Tempered(Extra):
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
         a, b = factors[1:, :, None].to(pair.u.dtype)
-        log_p = minus(pair.u * (temperature / self.temperature), factors[0])
+        ratio = temperature / self.temperature
+        log_p = minus(pair.u, factors[0] / ratio) * ratio  # exact where the two are near
         return times(log_p.exp(), a + times(b, log_p))
 
 
