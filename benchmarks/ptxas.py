@@ -78,7 +78,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ptxas", description=__doc__)
     parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
-    parser.add_argument("--sources", nargs="*", default=[], help="as composed.cu; default: all")
+    parser.add_argument("--sources", nargs="*", default=[], help="as vjp.cu; default: all")
     options = parser.parse_args()
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release ([\d.]+)", version)

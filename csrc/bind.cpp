@@ -24,7 +24,8 @@ BoundSpec make_spec(int64_t columns, int64_t compared, double temperature, bool 
   spec.student = {student.first, student.second}, spec.teacher = {teacher.first, teacher.second};
   Spec& x = spec.plain;
   x.columns = columns, x.compared = compared;
-  x.temperature = temperature, x.inverse_temperature = (float)(1.0 / temperature);
+  x.temperature = temperature, x.inverse = 1.0 / temperature;
+  x.inverse_temperature = (float)x.inverse;
   x.shared_softmax = shared_softmax, x.logit_sum = logit_sum;
   x.rule = (LabelRule)rule, x.key = key;
   for (const auto& [kind, a, b, moments] : extras) {

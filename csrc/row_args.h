@@ -27,7 +27,7 @@ struct Extra {
 struct Spec {
   int64_t columns;   // of the whole student vocabulary
   int64_t compared;  // leading columns of it on which the models are compared
-  double temperature;
+  double temperature, inverse;
   float inverse_temperature;
   bool shared_softmax;  // the cross-entropy's softmax is the compared one: m_c, d_c stay empty
   bool logit_sum;

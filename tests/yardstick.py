@@ -1,7 +1,9 @@
-"""The tolerance rule: two numbers against float64, each relative to a yardstick.
+"""The tolerance rule: three measures against float64, each relative to a yardstick.
 
 The yardstick is plain dense torch in the dtype under test, on the same inputs. (a) The largest
-error finds local faults; (b) the projection on the reference finds a wrong scale, which (a) cannot.
+error finds local faults; (b) the projection on the reference finds a wrong scale, which (a) cannot;
+(c) the error of each row beside that row's size finds faults in rows with small gradients, which
+the others would not see beside large ones.
 """
 
 from __future__ import annotations
@@ -31,6 +33,19 @@ def projection(ours: Tensor, ref: Tensor) -> float:
     return ((ours / scale * ref).sum() / ref.square().sum()).item()
 
 
+def row_errors(ours: Tensor, ref: Tensor, eps: float) -> Tensor:
+    """``|ours - ref| / |ref|`` of each row (the last dimension), over entries finite in both.
+
+    A row counts as at least `eps**2` of the largest, so that one of zeros may be nearly so.
+    """
+    ours, ref = (x.detach().double().reshape(-1, x.shape[-1]) for x in (ours, ref))
+    both = ours.isfinite() & ref.isfinite()
+    ours, ref = ours.where(both, 0.0), ref.where(both, 0.0)
+    largest = ref.abs().max() or 1.0  # squares of a tiny gradient would underflow
+    size = (ref / largest).norm(dim=1)
+    return ((ours - ref) / largest).norm(dim=1) / size.clamp_min(eps**2 * (size.max() or 1.0))
+
+
 def assert_close(
     ours: Tensor, ref: Tensor, yardstick: Tensor, eps: float, *, zero_scale: float = 1.0
 ) -> None:
@@ -56,6 +71,15 @@ def assert_close(
     p, p_yard = projection(ours, ref), projection(yardstick, ref)
     bound = 2 * abs(p_yard - 1) + _projection_slack(eps)
     assert abs(p - 1) <= bound, f"projection {p:.6f}, off 1 by more than {bound:.3e} ({p_yard:.6f})"
+
+    if ref.ndim > 1 and ref.shape[-1] > 1 and ref.numel() and not is_zero:
+        errors, yards = row_errors(ours, ref, eps), row_errors(yardstick, ref, eps)
+        # A row's own yardstick may be lucky: half of all rows are allowed for.
+        bounds = 2 * torch.maximum(yards, yards.median()) + slack
+        i = int((errors / bounds).argmax())
+        assert errors[i] <= bounds[i], (
+            f"error of row {i} {errors[i]:.3e} > {bounds[i]:.3e} (yardstick {yards[i]:.3e})"
+        )
 
 
 def assert_each_close(

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import RowState, empty
 from bgkernels.rows.stats import Statistics
@@ -71,7 +70,8 @@ class Backend(Protocol):
         """From a state that has seen every column to its statistics.
 
         Args:
-            state: of the rows.
+            state: of the rows. Its argmaxes become those of all columns, the label's too, and its
+                label ``SKIP`` in rows that take no part.
             labels: as in pass 1; where they are ``SKIP``, every field is 0.
             spec: of the rows.
             out: ``(fields, rows)`` fp64, inner stride 1; written.
@@ -107,13 +107,7 @@ def close(backend: Backend, state: RowState, labels: Tensor, out: Statistics) ->
     """Write the statistics of a state that has seen every column, its label and both argmaxes."""
     (spec, *_) = out.specs
     backend.finalize(state, labels, spec, out.values[: spec.field_count])
-    ints = out.ints[: len(INTS)]
-    ints.copy_(state.ints)
-    ints[0].masked_fill_(labels == SKIP, SKIP)
-    for side, argmax in zip("st", ints[1:], strict=True):
-        m, held_out = state[f"m_{side}"], state.label_logit(side, spec.temperature)
-        better = (held_out > m) | ((held_out == m) & (state["label"] < argmax))
-        argmax.copy_(torch.where(better, state["label"], argmax))
+    out.ints[: len(INTS)] = state.ints
 
 
 def statistics_of_tile(

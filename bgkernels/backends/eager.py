@@ -8,6 +8,7 @@ from torch import Tensor
 from bgkernels.backends.base import Normalisers, Tile
 from bgkernels.rows import stats, vjp
 from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
+from bgkernels.rows.extras import Pair
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, empty, merge
@@ -108,7 +109,7 @@ class EagerBackend:
             part[f"h_{side}"].copy_(times(e, x).sum(1))
             part[f"k_{side}"].copy_(times(e, gap).sum(1))
         for i, extra in enumerate(part.spec.extras):
-            sums = extra.absorb(u, v, du, dv, part.spec.temperature)
+            sums = extra.absorb(Pair(u, v, du, dv), part.spec.temperature)
             for target, value in zip(part.extra(i), sums, strict=False):
                 target.copy_(value)
 
@@ -119,10 +120,10 @@ class EagerBackend:
         if tile.teacher is None:
             return
         spec = state.spec
-        _, _, lp, lq = _log_probs(tile, *normalisers, spec)
+        pair = _log_probs(tile, *normalisers, spec)
         for i, extra in enumerate(spec.extras):
             if extra.second_read:
-                sums = torch.stack(extra.absorb_pair(lp, lq))
+                sums = torch.stack(extra.absorb_pair(pair))
                 state.extra(i).add_(sums.masked_fill(labels == SKIP, 0.0))
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
@@ -159,21 +160,20 @@ class EagerBackend:
     ) -> Tensor:
         """The part of the gradient over compared columns, before the soft-cap."""
         row = dict(zip(COEFFICIENTS, factors, strict=False))
-        u, v, lp, lq = _log_probs(tile, coefficients[0], coefficients[1], spec)
+        pair = _log_probs(tile, coefficients[0], coefficients[1], spec)
+        lp, lq = pair.s, pair.t
         p, q = lp.exp(), lq.exp()
         a = torch.where(at_label, row["A_y"], row["A"])
         d = a * p - times(torch.where(at_label, row["D_y"], row["D"]), q)
         d += times(p, times(row["B"], lp) - times(row["C"], lq))
         for extra, part in zip(spec.extras, spec.factors, strict=True):
-            d += extra.vjp(lp, lq, u, v, coefficients[part], spec.temperature)
+            d += extra.vjp(pair, coefficients[part], spec.temperature)
         return d
 
 
-def _log_probs(
-    tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``u``, ``v``, ``lp`` and ``lq`` over the compared columns."""
+def _log_probs(tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> Pair:
+    """Logits and log-probabilities of the compared columns."""
     assert tile.teacher is not None
     u = real_logits(tile.student[:, : tile.compared], spec.student) / spec.temperature
     v = real_logits(tile.teacher, spec.teacher) / spec.temperature
-    return u, v, minus(u, lse_s), minus(v, lse_t)
+    return Pair(u, v, minus(u, lse_s), minus(v, lse_t))

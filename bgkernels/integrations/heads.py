@@ -170,8 +170,9 @@ def until_head(
             tap.curve = fit(output.logits, head.out_features, model.config.get_text_config())
         except NotAHead as found:
             raise HeadError(
-                f"{type(model).__name__} {found}, so they cannot be computed from its hidden "
-                "states and head; choose another model"
+                f"{type(model).__name__} does more to its logits than scale and soft-cap them "
+                f"({found}), so they cannot be computed from its hidden states and head; choose "
+                "another model"
             ) from None
     return output, hidden
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from bgkernels.integrations import measures
 from bgkernels.integrations.causal_lm import attach
+from bgkernels.integrations.probe.watch import NotDistillingError
 from bgkernels.integrations.teachers import ModelTeacher
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
@@ -72,13 +73,13 @@ class HybridDistillationModule(LightningModule):
         """The loss of a batch; a curriculum is told the step."""
         if hasattr(self.attachment.policy, "step"):
             self.attachment.policy.step = self.global_step
-        loss: Tensor = self(**batch).loss
+        loss = self._loss(batch)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
         """Log the loss of held-out data."""
-        self.log("val_loss", self(**batch).loss, prog_bar=True, sync_dist=True)
+        self.log("val_loss", self._loss(batch), prog_bar=True, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         """Log the parts of the loss."""
@@ -91,6 +92,15 @@ class HybridDistillationModule(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """The optimiser of the parameters that are trained."""
         return self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+
+    def _loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        loss: Tensor | None = self(**batch).loss
+        if loss is None:
+            raise NotDistillingError(
+                f"the batch has no `labels` (it has {', '.join(batch)}), so there is no loss, and "
+                "the teacher is not used; let the collator add them"
+            )
+        return loss
 
     def _log_parts(self, training: bool, prefix: str) -> None:
         sums = self.attachment.measures[training].pop()

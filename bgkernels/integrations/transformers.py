@@ -16,7 +16,7 @@ from transformers import Trainer
 from bgkernels.integrations import measures
 from bgkernels.integrations.causal_lm import Attachment, attach
 from bgkernels.integrations.probe.tokens import IGNORE
-from bgkernels.integrations.probe.watch import NotDistilling, never_asked
+from bgkernels.integrations.probe.watch import NotDistillingError, never_asked
 from bgkernels.integrations.teachers import ModelTeacher
 from bgkernels.integrations.trainers.arguments import (
     check_arguments,
@@ -84,7 +84,7 @@ class HybridLoss(Trainer):
             self.attachment.policy.step = self.state.global_step
         loss: Tensor = super().training_step(*args, **kwargs)
         if not self.attachment.asked:
-            raise NotDistilling(never_asked())
+            raise NotDistillingError(never_asked())
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,8 @@ from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.problem import Problem, Tensors
 
+Factor = Tensor | float
+
 
 class RowStatistics(torch.autograd.Function):
     """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2."""
@@ -55,25 +57,31 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 class FusedLoss(torch.autograd.Function):
-    """Fused mode: the forward pass computes the gradient too, and backward scales it."""
+    """Fused mode: the forward pass computes the gradient too, and backward scales it.
+
+    A gradient in fp16 would lose what a loss scale is there to keep: where a tensor is fp16, the
+    normaliser waits for backward as well, and gradients wait in fp32.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, problem: Problem, objective: Objective, scale: Tensor | float, overwrite: bool,
-        box: list[Matrices], *student: Tensor | None,
+        ctx: Any, problem: Problem, objective: Objective, weight: Factor, divisor: Factor,
+        overwrite: bool, box: list[Matrices], *student: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """The reduced loss, ``()``.
 
         Args:
             problem: of the rows.
             objective: the loss of a row.
-            scale: factor of each row's loss, token weight over normaliser: a number, or
-                ``(rows,)``.
+            weight: factor of each row's loss, a number or ``(rows,)``.
+            divisor: the normaliser, a number or ``()``.
             overwrite: write the gradient of given logits over them.
             box: receives the statistics.
             student: the tensors of the problem that get a gradient.
         """
         losses: list[Tensor] = []
+        half = any(x is not None and x.dtype == torch.float16 for x in student)
+        scale, ctx.divisor = (weight, divisor) if half else (weight / divisor, None)
 
         def derivative(blocks: list[Statistics], values: Tensor, rows: slice) -> Tensor:
             part = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
@@ -81,24 +89,26 @@ class FusedLoss(torch.autograd.Function):
             losses.append(loss)
             return grads
 
+        needs = Needs(*ctx.needs_input_grad[6:])._replace(held=half)
         target, (first, *others) = None, student
         if not others and first is not None:
             if overwrite:
                 torch.autograd.graph.increment_version(first)
-            target = first if overwrite else torch.empty_like(first)
-        needs = Needs(*ctx.needs_input_grad[5:])
-        matrices, grads = run(replace(problem, student=student), needs, derivative, gradient=target)
+            target = first if overwrite else torch.empty_like(first, dtype=needs.dtype(first.dtype))
+        matrices, grads = run(problem, needs, derivative, gradient=target)
         box.append(matrices)
-        ctx.present = [x is not None for x in grads]
-        ctx.save_for_backward(*(x for x in grads if x is not None))
-        return (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
+        ctx.dtypes = [None if x is None else x.dtype for x in student]
+        ctx.save_for_backward(*grads)
+        total = (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
+        return total / divisor if half else total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensors:
         """The gradients of the forward pass times ``grad``; not in place, for a kept graph."""
-        saved = iter(ctx.saved_tensors)
+        factor = grad if ctx.divisor is None else grad / ctx.divisor
         # The comparison is free on a CPU; elsewhere it would wait for the device.
-        same = grad.device.type == "cpu" and grad.item() == 1
-        grads = [next(saved) if present else None for present in ctx.present]
-        return (*(None,) * 5, *(x if x is None or same else x * grad for x in grads))
+        same = factor.device.type == "cpu" and factor.item() == 1
+        grads = (x if x is None or same else x * factor for x in ctx.saved_tensors)
+        pairs = zip(grads, ctx.dtypes, strict=True)
+        return (*(None,) * 6, *(None if x is None else x.to(dtype) for x, dtype in pairs))

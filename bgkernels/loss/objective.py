@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.rows.arithmetic import NEG_INF
-from bgkernels.rows.extras import Extra, Tilt
+from bgkernels.rows.extras import Extra, Pair, Tilt
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import absorb_column, empty
 from bgkernels.rows.stats import AT_ONE, RowStats, Statistics, finalize
@@ -260,7 +260,7 @@ def _infinite(divergence: Divergence) -> bool:
     lp, lq = torch.full((1, 2), 0.5).double().log(), torch.tensor([[0.0, NEG_INF]]).double()
     for i, extra in enumerate(spec.extras):
         if extra.second_read:
-            state.extra(i).copy_(torch.stack(extra.absorb_pair(lp, lq)))
+            state.extra(i).copy_(torch.stack(extra.absorb_pair(Pair(lp, lq, lp, lq))))
     values = torch.zeros(spec.field_count, 1, dtype=torch.float64)
     finalize(state, label, values)
     statistics = Statistics((spec,), values, label.expand(len(INTS), 1))

@@ -47,9 +47,9 @@ def hybrid_loss(
     matrices = None
     if _fused(problem, objective, options):
         box: list[Matrices] = []
-        scale = weight / divisor
+        factors = weight, divisor
         try:
-            loss = FusedLoss.apply(problem, objective, scale, overwrite, box, *problem.student)
+            loss = FusedLoss.apply(problem, objective, *factors, overwrite, box, *problem.student)
             (matrices,) = box
         except BudgetError:  # recompute mode needs less
             if options.mode == "fused":

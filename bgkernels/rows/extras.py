@@ -1,9 +1,8 @@
 """Statistics beyond the usual ones, each a class: its sums, its values, and its part of pass 2.
 
-``u`` and ``v`` are the tempered logits of student and teacher, ``du = u - m_s`` and
-``dv = v - m_t`` the same about the row's maxima. Sums leave the label's column out, as those of
-:mod:`bgkernels.rows.state` do, but for the statistics of a second read, which are plain sums over
-all columns. The compiled text of each class is the struct of its name in ``csrc/math/extras.h``.
+``u`` and ``v`` are the tempered logits of student and teacher. Sums leave the label's column out,
+as those of :mod:`bgkernels.rows.state` do; the sums of a second read are over all columns. The
+compiled text of each class is the struct of its name in ``csrc/math/extras.h``.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,25 @@ from bgkernels.rows.arithmetic import NEG_INF, log_prob, minus, scaled, shift, t
 if TYPE_CHECKING:
     from bgkernels.rows.state import RowState
 
+Parts = Sequence[Tensor]
 Moves = tuple[Tensor, Tensor]
 """How far a part's maxima of student and teacher lie above the common ones: not above 0."""
+Folded = tuple[list[Tensor], Tensor | None]
+"""Factors, and what the gradient gains at the label."""
+
+
+class Pair(NamedTuple):
+    """A tile of both models, ``(rows, width)``.
+
+    Args:
+        u, v: tempered logits of student and teacher.
+        s, t: the same about a centre: the maxima in pass 1, else the log-sum-exps.
+    """
+
+    u: Tensor
+    v: Tensor
+    s: Tensor
+    t: Tensor
 
 
 class Extra(ABC):
@@ -71,44 +87,28 @@ class Extra(ABC):
         """The sums of a single column ``(rows,)``; -inf where there is none."""
         return [torch.zeros_like(u)] * len(self.sums)
 
-    def merge(
-        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
-    ) -> None:
+    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
         """The sums ``(sums, rows)`` of both parts about the common maxima, into ``out``."""
         torch.add(*parts, out=out)
 
-    def absorb(
-        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
-    ) -> list[Tensor]:
+    def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
         """The sums of a tile ``(rows, width)``; a statistic of a second read adds nothing."""
         return []
 
-    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+    def absorb_pair(self, pair: Pair) -> list[Tensor]:
         """The sums of a tile of log-probabilities, in the second read."""
         raise NotImplementedError
 
     @abstractmethod
-    def finalize(
-        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
-    ) -> list[Tensor]:
-        """The fields.
-
-        Args:
-            sums, rest: of all columns, and of all but the label's.
-            whole, held_out: the states that they belong to.
-            temperature: of ``u`` and ``v``.
-        """
+    def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
+        """The fields of the ``i``-th statistic, from states with and without the label's column."""
 
     @abstractmethod
-    def fold(
-        self, fields: Tensor, grads: Tensor, temperature: float
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """The factors, and what the gradient gains at the label; ``grads`` are by the fields."""
+    def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
+        """From the derivatives by the fields to the factors."""
 
     @abstractmethod
-    def vjp(
-        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
-    ) -> Tensor:
+    def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """What the gradient of a tile ``(rows, width)`` gains; ``factors (·, rows)`` in fp64."""
 
 
@@ -167,9 +167,7 @@ class Tilt(Extra):
         w, zero = self.exponent(u, v), torch.zeros_like(u)
         return [w, (w - shift(w)).exp(), zero, zero]
 
-    def merge(
-        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
-    ) -> None:
+    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
         """``k`` and ``q`` are moments of ``du - dv``, whose origin moves with the maxima."""
         m = torch.maximum(parts[0][0], parts[1][0])
         out.zero_()
@@ -180,33 +178,27 @@ class Tilt(Extra):
             out[2] += times(weight, k + times(d, move))
             out[3] += times(weight, q + times(k, 2 * move) + times(d, move * move))
 
-    def absorb(
-        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
-    ) -> list[Tensor]:
+    def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
         """About the tile's own largest exponent."""
-        w = self.exponent(u, v)
+        w = self.exponent(pair.u, pair.v)
         m = w.amax(1)
         e = (w - shift(m)[:, None]).exp()
         sums = [m, e.sum(1)]
         if self.moments:
-            gap = du - dv
+            gap = pair.s - pair.t
             sums += [times(e, gap).sum(1), times(e, gap * gap).sum(1)]
         return sums
 
-    def finalize(
-        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
-    ) -> list[Tensor]:
+    def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
         """Moments about 0."""
-        m, d, k, q = sums
+        m, d, k, q = whole.extra(i)
         lse = shift(m) + d.log()
         if not self.moments:
             return [lse]
         centre, mean = shift(whole["m_s"]) - shift(whole["m_t"]), k / d
         return [lse, mean + centre, q / d + centre * (2 * mean + centre)]
 
-    def fold(
-        self, fields: Tensor, grads: Tensor, temperature: float
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
         """``e^(w-lse)·(P0 + P1·x + P2·x²)``, ``x = u - v``."""
         if not self.moments:
             zero = torch.zeros_like(fields[0])
@@ -216,12 +208,10 @@ class Tilt(Extra):
         p0 = self.a * (by_lse - by_mean * mean - by_second * second) + by_mean
         return [lse, p0, self.a * by_mean + 2 * by_second, self.a * by_second], None
 
-    def vjp(
-        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
-    ) -> Tensor:
+    def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
-        p0, p1, p2 = factors[1:, :, None].to(u.dtype)
-        weight, gap = minus(self.exponent(u, v), factors[0]).exp(), u - v
+        p0, p1, p2 = factors[1:, :, None].to(pair.u.dtype)
+        weight, gap = minus(self.exponent(pair.u, pair.v), factors[0]).exp(), pair.u - pair.v
         return times(weight, p0 + (p1 + p2 * gap) * gap if self.moments else p0)
 
 
@@ -264,9 +254,7 @@ class Tempered(Extra):
         zero = torch.zeros_like(u)
         return [(u - shift(u)).exp(), zero, (v - shift(v)).exp(), zero]
 
-    def merge(
-        self, out: Tensor, parts: Sequence[Tensor], moves: Sequence[Moves], temperature: float
-    ) -> None:
+    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
         """As the state's own ``d`` and ``h``, moved by ``T/τ`` as much."""
         out.zero_()
         for part, (move_s, move_t) in zip(parts, moves, strict=True):
@@ -276,44 +264,36 @@ class Tempered(Extra):
                 out[first] += weight * d
                 out[first + 1] += times(weight, h + times(d, by))
 
-    def absorb(
-        self, u: Tensor, v: Tensor, du: Tensor, dv: Tensor, temperature: float
-    ) -> list[Tensor]:
+    def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
         """About the row's maxima."""
         sums = []
-        for x in (du, dv):
+        for x in (pair.s, pair.t):
             w = x * (temperature / self.temperature)
             e = w.exp()
             sums += [e.sum(1), times(e, w).sum(1)]
         return sums
 
-    def finalize(
-        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
-    ) -> list[Tensor]:
+    def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
         """The label's probability is ``1 - rest``, where it is likely."""
-        by, fields = temperature / self.temperature, []
+        by, fields = whole.spec.temperature / self.temperature, []
         for k, side in ((0, "s"), (2, "t")):
-            d, h = sums[k], sums[k + 1]
+            d, h = whole.extra(i)[k : k + 2]
             lse = by * shift(whole[f"m_{side}"]) + d.log()
-            others = times(rest[k], (by * shift(held_out[f"m_{side}"]) - lse).exp())
-            logp = log_prob(others, by * whole.label_logit(side, temperature), lse)
+            others = times(rest.extra(i)[k], (by * shift(rest[f"m_{side}"]) - lse).exp())
+            logp = log_prob(others, by * whole.label_logit(side), lse)
             fields += [lse, (d.log() - h / d).clamp_min(0), logp, 1 / d]
         return fields
 
-    def fold(
-        self, fields: Tensor, grads: Tensor, temperature: float
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
         """``e^lp·(A + B·lp)``, with the student's log-probability at τ; 1 more at the label."""
         by_lse, by_entropy, by_logp, *_ = grads / self.temperature
         a = by_lse - by_logp - times(by_entropy, fields[1])
         return [fields[0], a, -by_entropy], by_logp
 
-    def vjp(
-        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
-    ) -> Tensor:
+    def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
-        a, b = factors[1:, :, None].to(u.dtype)
-        log_p = minus(u * (temperature / self.temperature), factors[0])
+        a, b = factors[1:, :, None].to(pair.u.dtype)
+        log_p = minus(pair.u * (temperature / self.temperature), factors[0])
         return times(log_p.exp(), a + times(b, log_p))
 
 
@@ -339,33 +319,28 @@ class Mixture(Extra):
         """The share of the teacher."""
         return (float(self.omega), 0.0, 0.0)
 
-    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+    def absorb_pair(self, pair: Pair) -> list[Tensor]:
         """The third sum, ``Σ p_s·p_t/m``, is for pass 2 alone."""
-        ratio, log_ratio_s, log_ratio_t = mixture_terms(lp, lq, self.omega)
-        p, q = lp.exp(), lq.exp()
+        ratio, log_ratio_s, log_ratio_t = mixture_terms(pair.s, pair.t, self.omega)
+        p, q = pair.s.exp(), pair.t.exp()
         return [x.sum(1) for x in (times(q, log_ratio_t), times(p, log_ratio_s), times(p, ratio))]
 
-    def finalize(
-        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
-    ) -> list[Tensor]:
+    def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
         """Divergences are not negative."""
-        return [sums[0].clamp_min(0), sums[1].clamp_min(0), sums[2]]
+        kl_tm, kl_sm, overlap = whole.extra(i)
+        return [kl_tm.clamp_min(0), kl_sm.clamp_min(0), overlap]
 
-    def fold(
-        self, fields: Tensor, grads: Tensor, temperature: float
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
         """``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
         (_, kl_sm, overlap), (by_tm, by_sm, _) = fields, grads / temperature
         y0 = by_tm * (1 - self.omega) * overlap - by_sm * (self.omega * overlap + kl_sm)
         return [y0, self.omega * by_sm - (1 - self.omega) * by_tm, by_sm], None
 
-    def vjp(
-        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
-    ) -> Tensor:
+    def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
-        y0, y1, y2 = factors[..., None].to(lp.dtype)
-        ratio, log_ratio, _ = mixture_terms(lp, lq, self.omega)
-        return times(lp.exp(), y0 + y1 * ratio + y2 * log_ratio)
+        y0, y1, y2 = factors[..., None].to(pair.s.dtype)
+        ratio, log_ratio, _ = mixture_terms(pair.s, pair.t, self.omega)
+        return times(pair.s.exp(), y0 + y1 * ratio + y2 * log_ratio)
 
 
 @dataclass(frozen=True)
@@ -378,31 +353,25 @@ class TotalVariation(Extra):
     public = 1
     second_read = True
 
-    def absorb_pair(self, lp: Tensor, lq: Tensor) -> list[Tensor]:
+    def absorb_pair(self, pair: Pair) -> list[Tensor]:
         """The second sum, ``Σ p_s·sgn(p_s - p_t)``, is for pass 2 alone."""
-        p, gap = lp.exp(), lp.exp() - lq.exp()
+        p, gap = pair.s.exp(), pair.s.exp() - pair.t.exp()
         return [gap.abs().sum(1) / 2, (p * torch.sign(gap)).sum(1)]
 
-    def finalize(
-        self, sums: Tensor, rest: Tensor, whole: RowState, held_out: RowState, temperature: float
-    ) -> list[Tensor]:
+    def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
         """The sums themselves."""
-        return [sums[0], sums[1]]
+        return list(whole.extra(i))
 
-    def fold(
-        self, fields: Tensor, grads: Tensor, temperature: float
-    ) -> tuple[list[Tensor], Tensor | None]:
+    def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
         """``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
         half = grads[0] / (2 * temperature)
         return [-half * fields[1], half], None
 
-    def vjp(
-        self, lp: Tensor, lq: Tensor, u: Tensor, v: Tensor, factors: Tensor, temperature: float
-    ) -> Tensor:
+    def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
-        v0, v1 = factors[..., None].to(lp.dtype)
-        p = lp.exp()
-        return times(p, v0 + v1 * torch.sign(p - lq.exp()))
+        v0, v1 = factors[..., None].to(pair.s.dtype)
+        p = pair.s.exp()
+        return times(p, v0 + v1 * torch.sign(p - pair.t.exp()))
 
 
 KINDS: dict[int, type[Extra]] = {

@@ -28,8 +28,8 @@ from bgkernels.rows.arithmetic import NEG_INF, NONE, shift, times
 from bgkernels.rows.extras import Moves
 from bgkernels.rows.spec import FLOATS, INTS, RowSpec
 
-MAXIMA = ("m_s", "m_t", "m_c", "score", "z_y", "v_y")
-"""Rows that are -inf in an empty state."""
+MAXIMA, LABEL_LOGITS = slice(0, 9, 4), slice(11, 14)
+"""Rows that are -inf in an empty state: ``m_s, m_t, m_c``, and ``score, z_y, v_y``."""
 LABEL = ("score", "z_y", "v_y", "label")
 INDEX = {**{name: i for i, name in enumerate(FLOATS)}, **{n: i for i, n in enumerate(INTS)}}
 
@@ -61,22 +61,22 @@ class RowState:
         has_double = self.floats.device.type != "mps"
         return RowState(self.floats.double() if has_double else self.floats, self.ints, self.spec)
 
-    def label_logit(self, side: str, temperature: float) -> Tensor:
+    def label_logit(self, side: str) -> Tensor:
         """The label's tempered logit, ``-inf`` where it is not a compared column."""
         if side == "t":
             return self["v_y"]
         compared = (self["label"] >= 0) & (self["label"] < self.spec.compared)
-        return torch.where(compared, self["z_y"] / temperature, NEG_INF)
+        return torch.where(compared, self["z_y"] / self.spec.temperature, NEG_INF)
 
 
 def empty(rows: int, spec: RowSpec, *, dtype: torch.dtype, device: torch.device) -> RowState:
     """The neutral element, for ``rows`` rows."""
     floats = torch.zeros(spec.sum_count, rows, dtype=dtype, device=device)
-    infinite = [INDEX[name] for name in MAXIMA]
+    for part in (MAXIMA, LABEL_LOGITS):  # an index list would be copied to the device
+        floats[part].fill_(NEG_INF)
     for extra, part in zip(spec.extras, spec.sums, strict=True):
-        infinite += [part.start + k for k, name in enumerate(extra.sums) if name == "m"]
-    for i in infinite:  # an index list would be copied to the device, and waited for
-        floats[i].fill_(NEG_INF)
+        if "m" in extra.sums:
+            floats[part.start + extra.sums.index("m")].fill_(NEG_INF)
     ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
     return RowState(floats, ints, spec)
 

@@ -212,20 +212,23 @@ class Statistics:
         }
         label = torch.where(valid, label, ignore_index)
         tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
-        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[arg-type]
+        return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]
 
 
 def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
     """Turn a state that has seen every column into statistics.
 
     Args:
-        state: the merged state; its label is still held out.
+        state: the merged state; its label is still held out. Its argmaxes become those of all
+            columns, and its label ``SKIP`` in rows that take no part.
         labels: ``(rows,)`` codes that were given to pass 1; ``SKIP`` marks rows that take no part.
         out: ``(fields, rows)``, written.
     """
     state, spec = state.precise(), state.spec
     whole = absorb_column(state, state["label"], state["z_y"], state["v_y"])
     skip, zero = labels == SKIP, torch.zeros_like(state["m_s"])
+    for side in "st":
+        state[f"argmax_{side}"].copy_(whole[f"argmax_{side}"])
 
     def softmax_of(side: str) -> tuple[Tensor, Tensor, Tensor]:
         """lse, log d, and the probability outside the label."""
@@ -238,7 +241,7 @@ def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
     if spec.compared:
         (lse_s, log_s, rest_s), (lse_t, log_t, rest_t) = softmax_of("s"), softmax_of("t")
         d_s, d_t = whole["d_s"], whole["d_t"]
-        u_y, v_y = (state.label_logit(side, spec.temperature) for side in "st")
+        u_y, v_y = (state.label_logit(side) for side in "st")
         values |= {
             "lse_s": lse_s,
             "lse_t": lse_t,
@@ -266,7 +269,6 @@ def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
         [x if name.startswith("rest") else x + lost for name, x in values.items()]
     )
     for i, extra in enumerate(spec.extras):
-        sums = (whole.extra(i), state.extra(i))
-        made = extra.finalize(*sums, whole, state, spec.temperature)
-        out[spec.fields[i]] = torch.stack(made)
+        out[spec.fields[i]] = torch.stack(extra.finalize(i, whole, state))
+    state["label"].masked_fill_(skip, SKIP)
     out.masked_fill_(skip, 0.0)

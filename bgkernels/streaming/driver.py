@@ -207,7 +207,7 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         weight_bytes += 4 * (narrow and backward and needs.weight)
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
         if shard.group is None:  # one plan must fit every rank's gradient
-            grad_bytes = demand.hidden * weight.dtype.itemsize * needs.weight
+            grad_bytes = demand.hidden * needs.dtype(weight.dtype).itemsize * needs.weight
     theirs = teacher.parts[0].demand(problem)
     for part in teacher.parts[1:]:
         theirs += part.demand(problem)

@@ -14,16 +14,27 @@ from bgkernels.streaming.shard import Shard
 
 
 class Needs(NamedTuple):
-    """Which gradients are asked for."""
+    """Which gradients are asked for.
+
+    Args:
+        input, weight, bias: of the student's tensors.
+        held: whether gradients wait for a factor: fp16 then has too few exponents, and they are
+            kept in fp32.
+    """
 
     input: bool = False
     weight: bool = False
     bias: bool = False
+    held: bool = False
 
     @property
     def any(self) -> bool:
         """Whether a gradient is asked for at all."""
         return self.input or self.weight or self.bias
+
+    def dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the gradient of a tensor of this dtype."""
+        return torch.float32 if self.held and dtype == torch.float16 else dtype
 
 
 class Logits(Protocol):
@@ -111,7 +122,9 @@ class LinearHead:
         self.rows, self.vocab = len(hidden), len(weight)
         self.dtype = gemm.logits_dtype(product, hidden.device)
         wide = torch.float64 if product == torch.float64 else torch.float32
-        self.grad_input = torch.empty_like(hidden) if needs.input else None
+        self.grad_input = None
+        if needs.input:
+            self.grad_input = torch.empty_like(hidden, dtype=needs.dtype(hidden.dtype))
         self.grad_bias = (
             torch.zeros_like(bias, dtype=wide) if needs.bias and bias is not None else None
         )
@@ -130,7 +143,8 @@ class LinearHead:
         return self.needs.any
 
     def _new_weight(self) -> Tensor:
-        return torch.empty_like(self.weight, memory_format=torch.contiguous_format)
+        dtype = self.needs.dtype(self.weight.dtype)
+        return torch.empty_like(self.weight, dtype=dtype, memory_format=torch.contiguous_format)
 
     def begin(self, columns: slice) -> None:
         """Begin a group of columns, to whose part of dW every chunk of rows adds."""
@@ -209,7 +223,7 @@ class LinearHead:
             return
         if self.groups == 1:
             self._scratch.clear()
-            self.grad_weight = self.sum_weight.to(self.weight.dtype)
+            self.grad_weight = self.sum_weight.to(self.needs.dtype(self.weight.dtype))
         else:
             if self.grad_weight is None:
                 self.grad_weight = self._new_weight()
@@ -217,7 +231,7 @@ class LinearHead:
         self.sum_weight = None
 
     def gradients(self, columns: int) -> tuple[Tensor | None, ...]:
-        """Gradients of ``(hidden, weight, bias)`` in their dtypes, None where not needed.
+        """Gradients of ``(hidden, weight, bias)``, None where not needed.
 
         Rows of the weight from ``columns`` on, which no tile covers, get zero.
         """
@@ -227,7 +241,7 @@ class LinearHead:
             weight[columns:] = 0
         bias = None
         if self.grad_bias is not None and self.bias is not None:
-            bias = self.grad_bias.to(self.bias.dtype)
+            bias = self.grad_bias.to(self.needs.dtype(self.bias.dtype))
         return self.grad_input, weight, bias
 
 

@@ -5,6 +5,16 @@
 
 namespace bgk::cuda {
 
+// Merges the states of a block's warps, and the one after them, into the first; warp 0 does it.
+BGK_DEVICE void merge_warps(RowState<ScalarMath>* states, const Spec& spec) {
+  for (int half = kWarps / 2;; half /= 2) {  // one call, so that the code is there once
+    const int apart = half ? half : kWarps;
+    if (lane() < half || lane() == 0) merge(states[lane()], states[lane() + apart], spec);
+    sync_warp();
+    if (half == 0) return;
+  }
+}
+
 // The state that one of several splits writes.
 BGK_DEVICE State part_of(const State& first, int64_t split, const Spec& spec) {
   const Matrix<float>& floats = first.floats;
@@ -55,13 +65,6 @@ BGK_DEVICE void absorb_share(const AbsorbArgs& args, const Spec& spec, int64_t r
   x.finish(states[warp()]);
 }
 
-// Blocks a multiprocessor that registers are to suffice for. In fp32 each thread has twice the
-// bytes in flight, so that fewer will do; Blackwell's paired instructions want more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kMostBlocks = 2;
-#else
-constexpr int kMostBlocks = 3;
-#endif
 template <class Format, Extras kExtras, bool kChoose>
 constexpr int kResidency = Format::kWords == 4 && kExtras != kAny && !kChoose ? kMostBlocks : 2;
 

@@ -2,10 +2,21 @@
 #pragma once
 
 #include "cuda/rows.cuh"
-#include "cuda/states.cuh"
 #include "math/row_state.h"
 
 namespace bgk::cuda {
+
+// bgkernels/sampling.py: a standard Gumbel number, the same in every backend.
+BGK_DEVICE float gumbel(uint32_t column, uint32_t row, uint32_t key) {
+#pragma unroll
+  for (int round = 0; round < 10; ++round, key += 0x9E3779B9u) {
+    const uint32_t high = high_product(column, 0xD256D193u);
+    const uint32_t low = column * 0xD256D193u;
+    column = high ^ key ^ row, row = low;
+  }
+  return -logf(-logf(((float)(column >> 9) + 0.5f) * 0x1p-23f));
+}
+constexpr float kMostNoise = 16.7f;  // no Gumbel number is larger, roundings included
 
 // The extras of the first read: none; Σ e^(b·v) alone, in a register; any, in shared memory.
 enum Extras { kNoExtra, kPower, kAny };

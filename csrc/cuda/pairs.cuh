@@ -43,7 +43,8 @@ BGK_DEVICE void pair_share(const Statistic& statistic, const RowPair<Format>& ro
 // Grid (rows, splits, extras): each statistic reads the row on its own, as an objective seldom has
 // two. One split adds to the state; several write their sums, one after another.
 template <class Format>
-__global__ void __launch_bounds__(kThreads, 3) pairs_kernel(const __grid_constant__ PairArgs args) {
+__global__ void __launch_bounds__(kThreads, kMostBlocks)
+    pairs_kernel(const __grid_constant__ PairArgs args) {
   __shared__ float parts[kWarps][4];
   const int64_t row = block().x, split = block().y;
   if (args.labels[row] == kSkip) return;

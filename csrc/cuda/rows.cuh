@@ -10,6 +10,14 @@ namespace bgk::cuda {
 
 constexpr int kColumns = 8, kStep = kWarpSize * kColumns;
 
+// Blocks a multiprocessor that registers are to suffice for. In fp32 each thread has twice the
+// bytes in flight, so that fewer will do; Blackwell's paired instructions want more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kMostBlocks = 2;
+#else
+constexpr int kMostBlocks = 3;
+#endif
+
 // act(k) of a lane's columns.
 template <class Act>
 BGK_DEVICE void unrolled(Act act) {

@@ -48,7 +48,7 @@ struct Statistic {
   typedef typename M::S S;
   typedef ExtraSums<M> Sums;
   static constexpr bool kMaximum = false, kSecondRead = false;
-  double temperature;
+  const Spec& spec;
 
   // b where the only sum is Σ e^(b·v), else 0: kernels keep that one in a register.
   BGK_HD double power() const { return 0.0; }
@@ -88,8 +88,8 @@ struct Tilt : Statistic<M> {
   double a, b;
   bool moments;
 
-  BGK_HD Tilt(const Extra& x, double temperature)
-      : Statistic<M>{temperature}, a(x.a), b(x.b), moments(x.moments) {}
+  BGK_HD Tilt(const Extra& x, const Spec& spec)
+      : Statistic<M>{spec}, a(x.a), b(x.b), moments(x.moments) {}
   BGK_HD int fields() const { return moments ? 3 : 1; }
   BGK_HD bool reaches_student() const { return a != 0.0 || moments; }
   BGK_HD double power() const { return a == 0.0 && b > 0.0 && !moments ? b : 0.0; }
@@ -159,7 +159,7 @@ struct Tilt : Statistic<M> {
   }
   // e^(w-lse)·(P0 + P1·x + P2·x²), x = u - v.
   BGK_HD void fold(In y, In g, Out out, double&) const {
-    const double inv = 1.0 / this->temperature;
+    const double inv = this->spec.inverse;
     out[0] = y[0], out[1] = a * g[0] * inv, out[2] = out[3] = 0.0;
     if (!moments) return;
     out[1] = (a * (g[0] - g[1] * y[1] - g[2] * y[2]) + g[1]) * inv;
@@ -186,9 +186,9 @@ struct Tempered : Statistic<M> {
   static constexpr int kKind = 1, kSums = 4, kFactors = 3;
   double tau;
 
-  BGK_HD Tempered(const Extra& x, double temperature) : Statistic<M>{temperature}, tau(x.a) {}
+  BGK_HD Tempered(const Extra& x, const Spec& spec) : Statistic<M>{spec}, tau(x.a) {}
   BGK_HD int fields() const { return 8; }
-  BGK_HD S ratio() const { return (S)this->temperature / (S)tau; }
+  BGK_HD S ratio() const { return (S)this->spec.temperature / (S)tau; }
 
   BGK_HD void raise(Sums& x, S by_s, S by_t) const {
     recentre(x.x[0], x.x[1], ratio() * by_s), recentre(x.x[2], x.x[3], ratio() * by_t);
@@ -224,11 +224,12 @@ struct Tempered : Statistic<M> {
   }
   // e^lp·(A + B·lp) with lp = r·u - lse, and 1 at the label.
   BGK_HD void fold(In y, In g, Out out, double& hot) const {
-    out[0] = y[0], out[1] = (g[0] - g[2] - times<double>(g[1], y[1])) / tau, out[2] = -g[1] / tau;
-    hot += g[2] / tau;
+    const double inv = 1.0 / tau;
+    out[0] = y[0], out[1] = (g[0] - g[2] - times<double>(g[1], y[1])) * inv, out[2] = -g[1] * inv;
+    hot += g[2] * inv;
   }
   BGK_HD VjpTerm prepare(In factors, double lse_s, double) const {
-    const double offset = this->temperature / tau * lse_s - factors[0];
+    const double offset = this->spec.temperature / tau * lse_s - factors[0];
     return {(float)offset, {(float)factors[1], (float)factors[2], 0.0f}};
   }
   BGK_HD F term(const VjpTerm& y, F lp, F) const {
@@ -248,7 +249,7 @@ struct Mixture : Statistic<M> {
   static constexpr bool kSecondRead = true;
   double omega;
 
-  BGK_HD Mixture(const Extra& x, double temperature) : Statistic<M>{temperature}, omega(x.a) {}
+  BGK_HD Mixture(const Extra& x, const Spec& spec) : Statistic<M>{spec}, omega(x.a) {}
   BGK_HD int fields() const { return 3; }
 
   struct Ratios {
@@ -281,7 +282,7 @@ struct Mixture : Statistic<M> {
   }
   // e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m)).
   BGK_HD void fold(In y, In g, Out out, double&) const {
-    const double g_tm = g[0] / this->temperature, g_sm = g[1] / this->temperature;
+    const double g_tm = g[0] * this->spec.inverse, g_sm = g[1] * this->spec.inverse;
     out[0] = g_tm * (1.0 - omega) * y[2] - g_sm * (omega * y[2] + y[1]);
     out[1] = omega * g_sm - (1.0 - omega) * g_tm, out[2] = g_sm;
   }
@@ -301,7 +302,7 @@ struct TotalVariation : Statistic<M> {
   static constexpr int kKind = 3, kSums = 2, kFactors = 2;
   static constexpr bool kSecondRead = true;
 
-  BGK_HD TotalVariation(const Extra&, double temperature) : Statistic<M>{temperature} {}
+  BGK_HD TotalVariation(const Extra&, const Spec& spec) : Statistic<M>{spec} {}
   BGK_HD int fields() const { return 2; }
 
   BGK_HD void add(F* sums, F lp, F lq) const {
@@ -314,7 +315,7 @@ struct TotalVariation : Statistic<M> {
   }
   // e^lp·(V0 + V1·sgn(p_s - p_t)).
   BGK_HD void fold(In y, In g, Out out, double&) const {
-    const double half = 0.5 * g[0] / this->temperature;
+    const double half = 0.5 * g[0] * this->spec.inverse;
     out[0] = -half * y[1], out[1] = half;
   }
   BGK_HD VjpTerm prepare(In factors, double, double) const {
@@ -332,10 +333,10 @@ constexpr int kKinds = 4;
 template <class M, class Act>
 BGK_HD auto with_statistic(const Spec& spec, int i, Act act) {
   const Extra& x = spec.extras[i];
-  if (x.kind == Tempered<M>::kKind) return act(Tempered<M>(x, spec.temperature));
-  if (x.kind == Mixture<M>::kKind) return act(Mixture<M>(x, spec.temperature));
-  if (x.kind == TotalVariation<M>::kKind) return act(TotalVariation<M>(x, spec.temperature));
-  return act(Tilt<M>(x, spec.temperature));
+  if (x.kind == Tempered<M>::kKind) return act(Tempered<M>(x, spec));
+  if (x.kind == Mixture<M>::kKind) return act(Mixture<M>(x, spec));
+  if (x.kind == TotalVariation<M>::kKind) return act(TotalVariation<M>(x, spec));
+  return act(Tilt<M>(x, spec));
 }
 
 // Where an extra's numbers begin, behind those of every row.

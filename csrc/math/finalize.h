@@ -63,8 +63,11 @@ BGK_HD void finalize_row(const FinalizeArgs& args, int64_t row) {
   const Label<double>& y = without.label;
   if (!skip && y.column >= 0) absorb_column(all, y.column, y.z, y.v, spec);
   const bool compared = y.column >= 0 && y.column < spec.compared;
-  const double u_y = compared ? y.z / spec.temperature : kNegInf;
+  const double u_y = compared ? y.z * spec.inverse : kNegInf;
   const double v_y = compared ? y.v : kNegInf;
+  int64_t* ints = args.state.ints.data + row;
+  if (skip) ints[0] = kSkip;
+  ints[args.state.ints.stride] = all.argmax_s, ints[2 * args.state.ints.stride] = all.argmax_t;
   for (int k = 0; k < kFields; ++k) out[k] = 0.0;
   if (spec.compared) finalize_pair(all, without, u_y, v_y, out);
   if (spec.shared_softmax) {

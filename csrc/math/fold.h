@@ -8,7 +8,7 @@
 namespace bgk::BGK_TARGET {
 
 BGK_HD VjpRow fold_base(In y, In g, const Spec& spec) {
-  const double inv = 1.0 / spec.temperature;
+  const double inv = spec.inverse;
   VjpRow x;
   x.lse_s = y[kLseS], x.lse_t = y[kLseT], x.lse_c = y[kLseHard];
   const double bend = times<double>(g[kEntropyS], y[kEntropyS]) + times<double>(g[kKlSt], y[kKlSt]);

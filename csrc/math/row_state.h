@@ -142,7 +142,7 @@ BGK_HD bool beats(S m, int64_t column, S best, int64_t argmax) {
 
 template <class S>
 BGK_HD S inverse_temperature(const Spec& spec) {
-  return sizeof(S) == sizeof(double) ? (S)(1.0 / spec.temperature) : (S)spec.inverse_temperature;
+  return sizeof(S) == sizeof(double) ? (S)spec.inverse : (S)spec.inverse_temperature;
 }
 
 // Absorbs one column: real student logit z, tempered teacher logit v.

@@ -57,15 +57,10 @@ struct VjpColumns {
 BGK_HD VjpColumns columns_of(const VjpRow& x) {
   const Centre s(x.lse_s), t(x.lse_t), hard(x.lse_c);
   const double a = x.a - times(x.b, s.rest) + times(x.c, t.rest);
-  return {s.value,
-          t.value,
-          hard.value,
-          (float)(s.factor * a),
-          (float)(s.factor * x.b),
-          (float)(s.factor * x.c),
-          (float)times(x.d, t.factor),
-          (float)times(x.h, hard.factor),
-          (float)x.m};
+  const double b = s.factor * x.b, c = s.factor * x.c;
+  const double d = times(x.d, t.factor), h = times(x.h, hard.factor);
+  return {s.value,  t.value,  hard.value, (float)(s.factor * a), (float)b, (float)c,
+          (float)d, (float)h, (float)x.m};
 }
 
 // What a row's gradient has in common from column to column.

@@ -408,8 +408,7 @@ def test_targets_by_name(target: str) -> None:
 def test_an_unknown_forced_target_is_a_reason() -> None:
     code = """if True:
         import torch
-        from bgkernels.backends.base import Tile
-from bgkernels.backends.native import NativeBackend
+        from bgkernels.backends.native import NativeBackend
         print(NativeBackend().supports(torch.device("cpu"), (torch.float32,)))"""
     env = os.environ | {"BGKERNELS_CPU_TARGET": "abacus"}
     shown = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)

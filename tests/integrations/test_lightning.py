@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import bgkernels as bg
 from bgkernels.integrations.lightning import HybridDistillationModule
+from bgkernels.integrations.probe.watch import NotDistillingError
 from tests.models import batch, dense, tiny
 
 LOSS = {"routing": bg.routing.entropy(kind="shannon"), "temperature": 2.0}
@@ -44,6 +45,15 @@ def test_a_step_is_the_dense_one(tmp_path: Path) -> None:
         expected = p.detach() - 0.1 * p.grad
         torch.testing.assert_close(student.get_parameter(name).double(), expected, msg=name,
                                    rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_a_batch_without_labels_is_loud(tmp_path: Path) -> None:
+    module = HybridDistillationModule(tiny(), tiny(seed=1))
+    data = {k: v for k, v in batch().items() if k != "labels"}
+    with pytest.raises(
+        NotDistillingError, match=r"no `labels` \(it has input_ids, attention_mask\)"
+    ):
+        module.training_step(data, 0)
 
 
 def test_fifty_steps_learn(tmp_path: Path) -> None:

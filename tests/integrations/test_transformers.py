@@ -15,7 +15,7 @@ pytest.importorskip("accelerate", reason="needs the extra `integrations`: accele
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
-from bgkernels.integrations.probe.watch import NotDistilling
+from bgkernels.integrations.probe.watch import NotDistillingError
 from bgkernels.integrations.transformers import HybridDistillationTrainer, LossRows
 from tests.models import batch, dense, tiny
 
@@ -236,14 +236,14 @@ def test_a_loss_that_is_never_asked_for_is_loud(tmp_path: Path, how: str) -> Non
     trainer = Trainer(student, args, train_dataset=examples(), **given)
     if how == "liger":  # which puts a forward of its own on the model, as this does
         student.forward = MethodType(type(student).forward, student)
-    with pytest.raises(NotDistilling, match=r"never computed.*HybridDistillationTrainer"):
+    with pytest.raises(NotDistillingError, match=r"never computed.*HybridDistillationTrainer"):
         trainer.train()
 
 
 def test_a_loss_of_ones_own_is_allowed_where_it_is_meant() -> None:
     student = tiny()
     attachment = attach(student, tiny(seed=1))
-    with pytest.raises(NotDistilling):
+    with pytest.raises(NotDistillingError):
         student(batch()["input_ids"]).logits.mean().backward()
     attachment.remove()
     student(batch()["input_ids"]).logits.mean().backward()

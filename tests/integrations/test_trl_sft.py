@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
-from bgkernels.integrations.probe.watch import NotDistilling
+from bgkernels.integrations.probe.watch import NotDistillingError
 from bgkernels.integrations.trl import HybridSFTTrainer
 from tests.models import REPORTED, VOCAB, dense, make, sentence, tiny, tokenizer
 
@@ -203,7 +203,7 @@ def test_a1_a2_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, 
     if order == "after":
         attach(student, teacher)
     weights = student.lm_head.weight.detach().clone()
-    with pytest.raises(NotDistilling, match="HybridSFTTrainer"):
+    with pytest.raises(NotDistillingError, match="HybridSFTTrainer"):
         made.train()
     assert torch.equal(student.lm_head.weight, weights)
 
@@ -216,7 +216,7 @@ def test_a1_under_peft_too(tmp_path: Path) -> None:
         student, arguments(tmp_path), train_dataset=records("text"), processing_class=tokenizer(),
         peft_config=peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"),
     )  # fmt: skip
-    with pytest.raises(NotDistilling, match="never computed"):
+    with pytest.raises(NotDistillingError, match="never computed"):
         made.train()
 
 

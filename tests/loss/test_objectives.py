@@ -110,6 +110,7 @@ FAULTS: dict[str, Callable[[Tensor, Tile], object]] = {
     "1 % less": lambda out, tile: out.mul_(0.99),
     "one tile missing": lambda out, tile: out.mul_(tile.first_column != 192),
     "the last row missing": lambda out, tile: out[-1:].zero_(),
+    "10 % more in one row": lambda out, tile: out[4:5].mul_(1.1),
 }
 
 
@@ -129,6 +130,6 @@ def test_wrong_gradients_fail(
         if fault == "none":
             conform(problem, loss, DTYPES[dtype], [run])
             continue
-        with pytest.raises(AssertionError, match=r"largest error|projection"):
+        with pytest.raises(AssertionError, match=r"largest error|projection|error of row"):
             conform(problem, loss, DTYPES[dtype], [run])
             pytest.fail(f"{fault} passed")  # not an AssertionError

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import bgkernels as bg
-from tests.models import VOCAB, tiny
+from tests.models import VOCAB, batch, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "examples/README.md"]
@@ -68,6 +68,45 @@ def attached(spoil: Callable[[Any], Any]) -> Any:
     return attach(student, spoil(student) or tiny(seed=1))
 
 
+def another_loss(model: Any) -> None:
+    """A student that adds a loss of its logits."""
+    own = model.loss_function
+    model.config.z_loss_coef = 0.1
+    model.loss_function = lambda logits, labels, **more: (
+        own(logits, labels, **more) + 0.1 * logits.square().mean()
+    )
+
+
+def undefined(input_ids: Any = None, labels: Any = None) -> Any:
+    raise KeyError("pixel_values")
+
+
+def gpt2(**changes: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=1, n_head=2, **changes))
+
+
+def taught(teacher: Any, **inputs: Any) -> Any:
+    """What a teacher makes of a batch."""
+    from bgkernels.integrations.teachers import ModelTeacher
+
+    return ModelTeacher(teacher)({**batch(), **inputs}, None)
+
+
+def never_asked() -> None:
+    """A loop that takes the logits of a model with a loss."""
+    student = tiny()
+    attached_to(student)
+    student(batch()["input_ids"]).logits.mean().backward()
+
+
+def attached_to(student: Any) -> Any:
+    from bgkernels.integrations.causal_lm import attach
+
+    return attach(student, tiny(seed=1))
+
+
 def labels_of(folder: Path, **checks: Any) -> Any:
     """A dataset of cached labels, read by another student."""
     from bgkernels.labels import CaptureConfig, LabelDataset, generate
@@ -117,8 +156,14 @@ PRODUCERS: dict[str, Callable[[Path], Any]] = {
     "head": lambda _: attached(lambda m: setattr(m, "lm_head", torch.nn.Sequential(m.lm_head))),
     "meta": lambda _: attached(lambda m: m.lm_head.to("meta") and None),
     "logits": lambda _: attached(
-        lambda m: m.lm_head.register_forward_hook(lambda *a: a[2] * 2) and None
+        lambda m: m.lm_head.register_forward_hook(lambda *a: a[2].square()) and None
     ),
+    "own loss": lambda _: attached(another_loss),
+    "does not run": lambda _: attached(lambda m: setattr(m, "forward", undefined)),
+    "never asked": lambda _: never_asked(),
+    "image": lambda _: taught(tiny(seed=1), pixel_values=torch.rand(3, 3, 4, 4)),
+    "positions": lambda _: taught(gpt2(n_positions=8)),
+    "tokens": lambda _: taught(tiny(seed=1, vocab_size=40)),
     "itself": lambda _: attached(lambda m: m),
     "tokenizer": lambda folder: labels_of(folder, tokenizer=Vocabulary()),
     "vocabulary": lambda folder: labels_of(folder, vocab=VOCAB - 1),

@@ -63,7 +63,10 @@ def finalize_kernel(
     parameters,
     HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, EXTRAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The statistics ``out_ptr (fields, rows)`` of ``floats_ptr (·, rows), ints_ptr (3, rows)``."""
+    """The statistics ``out_ptr (fields, rows)`` of ``floats_ptr (·, rows), ints_ptr (3, rows)``.
+
+    The integers become those of all columns, the label's too.
+    """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     keep = tl.load(labels_ptr + row, mask=mask, other=SKIP) != SKIP
@@ -75,6 +78,10 @@ def finalize_kernel(
     one = one_column((z, v, label), in_pair, parameters, inv_t, SHARED, EXTRAS)
     whole = merge_sums(others, one, (), parameters, inv_t, EXTRAS)
 
+    at = ints_ptr + row
+    tl.store(at, tl.where(keep, label, SKIP).to(tl.int64), mask=mask)
+    tl.store(at + rows, whole[2][0].to(tl.int64), mask=mask)
+    tl.store(at + 2 * tl.cast(rows, tl.int64), whole[2][1].to(tl.int64), mask=mask)
     zero = tl.zeros_like(z)
     pair, rest_s, rest_t = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero), zero, zero
     if HAS_TEACHER:

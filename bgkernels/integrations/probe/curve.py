@@ -60,20 +60,19 @@ def fit(real: Tensor, vocab: int, config: Any) -> Curve:
     """
     if real.ndim != 3 or real.shape[-1] != vocab:
         raise NotAHead(
-            f"returns logits of shape {tuple(real.shape)} where its head has {vocab} columns, so "
-            "it cuts or rearranges them"
+            f"it returns logits of shape {tuple(real.shape)}, and its head has {vocab} columns"
         )
     raw = grid(real).to(torch.promote_types(real.dtype, torch.float32))
     real = real.to(raw.dtype)
     masked = (real <= MASKED).all(1).all(0)
     if masked.any():
         raise NotAHead(
-            f"masks {int(masked.sum())} of the {vocab} columns of its logits (the first: "
-            f"{int(masked.nonzero()[0])}), and distributions would be compared on them"
+            f"it masks {int(masked.sum())} of the {vocab} columns, the first of which is "
+            f"{int(masked.nonzero()[0])}"
         )
     zero, small, large = (real[raw == VALUES[i]] for i in (0, 1, 7))
     if zero.numel() == 0 or zero.any():
-        raise NotAHead("adds something to its logits after its head")
+        raise NotAHead("it adds something after its head")
     scale = _explained(float(small[0]) / VALUES[1], config)
     cap = None
     if float(large[0]) != float("inf") and not math.isclose(
@@ -84,7 +83,7 @@ def fit(real: Tensor, vocab: int, config: Any) -> Curve:
     expected = curve(raw)
     tolerance = 2e-2 if real.dtype != raw.dtype else 1e-5
     if not scale or not torch.allclose(real, expected, rtol=tolerance, atol=1e-6):
-        raise NotAHead("does more to its logits than scale and soft-cap them")
+        raise NotAHead("it is another function of them")
     return curve
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bgkernels.integrations import heads
 from bgkernels.integrations.probe import tap as taps
-from bgkernels.integrations.probe.watch import NotDistilling, Watch, computes_its_own
+from bgkernels.integrations.probe.watch import NotDistillingError, Watch, computes_its_own
 
 
 def own_forward(model: Any) -> Callable[..., Any]:
@@ -55,7 +55,7 @@ def install(model: Any, attachment: Any, original: Callable[..., Any]) -> Callab
         if not (attachment.active and labelled):
             return original(self, *args, **kwargs)
         if kwargs.get("fused_lm_head"):
-            raise NotDistilling(computes_its_own())
+            raise NotDistillingError(computes_its_own())
         return attachment.forward(self, dict(zip(names, args, strict=False)) | kwargs)
 
     forward.attachment = attachment  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-class NotDistilling(RuntimeError):
+class NotDistillingError(RuntimeError):
     """A model with an attached loss is trained by another one; says how to ask for it."""
 
 
@@ -50,10 +50,10 @@ class Watch:
         """Stop a backward that the attached loss has no part in.
 
         Raises:
-            NotDistilling: it was never computed.
+            NotDistillingError: it was never computed.
         """
         if not self.idle:
-            raise NotDistilling(never_asked())
+            raise NotDistillingError(never_asked())
 
 
 def computes_its_own() -> str:
@@ -65,7 +65,7 @@ def computes_its_own() -> str:
 
 
 def never_asked() -> str:
-    """The message of :class:`NotDistilling`."""
+    """The message of :class:`NotDistillingError`."""
     return (
         "the loss that attach() gave to this model was never computed, and gradients of another "
         f"loss arrive: the teacher is not used. {REMEDY}"
