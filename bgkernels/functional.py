@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from bgkernels.loss.objective import Divergence, Objective, blend
 from bgkernels.loss.options import Options, Routing
 from bgkernels.loss.pose import pose
 from bgkernels.loss.reduction import Loss, hybrid_loss, row_statistics, shaped
+from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
 from bgkernels.teachers import Teacher
@@ -171,11 +171,10 @@ def objective_of(options: Options) -> Objective:
     """
     names = options.divergence, options.routing
     numbers = float(options.temperature), options.label_smoothing, options.z_loss
-    cached = all(isinstance(name, str) for name in names)
-    return (_objective if cached else _objective.__wrapped__)(*names, *numbers)
+    named = all(isinstance(name, str) for name in names)
+    return (_named_objective if named else _objective)(*names, *numbers)
 
 
-@functools.lru_cache(maxsize=64)
 def _objective(
     divergence: str | Divergence, routing: Routing, temperature: float, smoothing: float, z: float
 ) -> Objective:
@@ -185,6 +184,9 @@ def _objective(
         kind = type(divergence).__name__
         raise TypeError(f"`divergence` must be a name or a Divergence; got {kind}")
     return Objective(divergence, policies.get(routing), temperature, smoothing, z)
+
+
+_named_objective = remembered(_objective)
 
 
 def linear_row_stats(

@@ -57,6 +57,7 @@ def decode(
         label_rule=rule,
         seed=seed,
         student=Cap(s_scale, s_cap),
+        teacher=Cap(t_scale, t_cap),
         extras=extras,
         logit_sum=bool(logit_sum),
         positions=positions,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 from torch.distributed import ProcessGroup
 
 from bgkernels.loss.objective import Divergence, Policy, Weights
+from bgkernels.rows.caching import lazy, remembered
 from bgkernels.rows.spec import Cap
 from bgkernels.streaming import checks
 from bgkernels.streaming.teachers.dense import cap_of
@@ -67,13 +66,13 @@ class Options:
             return _named(**options)
         return cls(**options)
 
-    @cached_property
+    @lazy
     def cap(self) -> Cap:
         """The map from the student's raw to its real logits."""
         return cap_of(self.logit_scale, self.logit_softcap)
 
 
-@functools.lru_cache(maxsize=128, typed=True)
+@remembered
 def _named(**options: Any) -> Options:
     """Options that are plain numbers and words, checked once."""
     return Options(**options)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import cached_property
 
+from bgkernels.rows.caching import lazy
 from bgkernels.rows.extras import Extra
 
 FLOATS = ("m_s", "d_s", "h_s", "k_s", "m_t", "d_t", "h_t", "k_t",
@@ -71,27 +71,27 @@ class RowSpec:
         """Whether cross-entropy and comparison use one softmax; ``m_c, d_c`` then stay empty."""
         return self.temperature == 1.0 and self.columns == self.compared
 
-    @cached_property
+    @lazy
     def second_read(self) -> bool:
         """Whether pass 1 reads twice: pairwise statistics need both normalisers first."""
         return any(extra.second_read for extra in self.extras)
 
-    @cached_property
+    @lazy
     def sums(self) -> tuple[slice, ...]:
         """Rows of the state, for each extra."""
         return _slices(len(FLOATS), (len(extra.sums) for extra in self.extras))
 
-    @cached_property
+    @lazy
     def fields(self) -> tuple[slice, ...]:
         """Rows of the statistics, for each extra."""
         return _slices(len(FIELDS), (len(extra.fields) for extra in self.extras))
 
-    @cached_property
+    @lazy
     def factors(self) -> tuple[slice, ...]:
         """Rows of the coefficients, for each extra."""
         return _slices(len(COEFFICIENTS), (len(extra.factors) for extra in self.extras))
 
-    @cached_property
+    @lazy
     def differentiable(self) -> tuple[int, ...]:
         """Rows of the statistics that carry a gradient to the student."""
         extras = (
@@ -104,7 +104,7 @@ class RowSpec:
     def __hash__(self) -> int:
         return self._hash
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash(tuple(getattr(self, f.name) for f in fields(self)))
 

@@ -96,6 +96,7 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     first = problem.student[0]
     assert first is not None
     target = torch.empty_like(first) if len(problem.student) == 1 else None
+    grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:
         return run(

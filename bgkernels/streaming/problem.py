@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend
+from bgkernels.rows.caching import lazy
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.stats import RowStats, Statistics
 from bgkernels.streaming import gemm
@@ -90,7 +90,7 @@ class Problem:
             return [Statistics(self.layout[0][0], values, ints)]
         return [Statistics(specs, values[a], ints[b]) for specs, a, b in self.layout]
 
-    @cached_property
+    @lazy
     def layout(self) -> list[tuple[tuple[RowSpec, ...], slice, slice]]:
         """For each part of the teacher, its pairs, and its rows of both matrices."""
         parts, fields, ints = [], 0, 0

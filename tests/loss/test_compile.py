@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from bgkernels.loss.problem import Reads, pose
 from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.loss import compiled as ops
 from bgkernels.loss.options import Options
-from bgkernels.rows.spec import Mixture, Tilt, TotalVariation
+from bgkernels.loss.pose import pose
+from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt, TotalVariation
+from bgkernels.streaming.problem import Problem
+from bgkernels.streaming.teachers.base import Teacher
 
 V = 50
 Case = Callable[[list[Tensor]], Tensor]
@@ -42,6 +44,10 @@ CASES: dict[str, Case] = {
     "risk": linear(routing="risk_guided"),
     "objects": linear(routing=bg.routing.threshold(0.3), divergence=bg.divergences.renyi(0.3)),
     "callable": linear(routing=lambda s: (1.0, s.entropy_t / 4)),
+    "warm": linear(temperature=2.5, divergence="reverse_kl"),
+    "warm, the student's entropy": linear(
+        temperature=2.5, routing=lambda s: (s.logp_s.exp(), s.entropy_s)
+    ),
     "argmax": linear("teacher_argmax", z_loss=1e-3, label_smoothing=0.1),
     "sample": linear("teacher_sample", seed=7),
     "module": lambda t: module(t[0], t[1], bg.LinearTeacher(t[3], t[4]), t[5], t[2]),
@@ -80,20 +86,44 @@ def test_fused_mode_is_refused_under_compile() -> None:
         torch.compile(linear(mode="fused"), fullgraph=True, backend="aot_eager")(tensors())
 
 
-def problem(extras: tuple[object, ...]) -> tuple[list[Tensor], list[Tensor], Tensor, tuple]:
-    x, w, b, h, w_t, y = tensors()
-
+def problem(extras: tuple[Extra, ...], teacher: Teacher | None, target: Tensor | str) -> Problem:
+    x, w, b = tensors()[:3]
     student = {"input": x, "linear_weight": w, "linear_bias": b}
-    posed = pose(student, bg.LinearTeacher(h, w_t), y, Options(temperature=1.5), Reads(extras))
-    return ops.present(posed.student), ops.present(posed.teacher), posed.labels, posed.call
+    options = Options(
+        temperature=1.5, logit_scale=0.5, logit_softcap=6.0, memory_budget=1 << 20, seed=1 << 40
+    )
+    return pose(student, teacher, target, options, extras=extras, reads_teacher=teacher is not None)
 
 
-@pytest.mark.parametrize(
-    "extras", [(), (Tilt(0.0, 0.1), Tilt(0.5, -0.5, True), Mixture(0.3), TotalVariation())]
-)
-def test_ops_keep_their_contract(extras: tuple[object, ...]) -> None:
-    student, teacher, labels, call = problem(extras)
-    config = ops.encode(call)
-    assert ops.decode(*config) == call
-    args = (labels, student, teacher, *config)
-    torch.library.opcheck(ops.row_statistics, args)
+LINEAR = bg.LinearTeacher(torch.randn(6, 4), torch.randn(V, 4), torch.randn(V), 0.5, 4.0)
+PROBLEMS = {
+    "linear": ((), LINEAR, torch.tensor([1, 2, -100, 4, 5, 6])),
+    "extras": (
+        (Mixture(0.3), Tilt(0.0, 0.1), Tempered(), TotalVariation(), Tilt(0.5, -0.5, True)),
+        bg.LogitsTeacher(torch.randn(6, V - 7)),
+        "teacher_sample",
+    ),
+    "no teacher": ((), None, torch.tensor([1, 2, -100, 4, 5, 6])),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_crosses_the_boundary(name: str) -> None:
+    posed = problem(*PROBLEMS[name])
+    student, teacher = ops.present(posed.student), ops.present(posed.teacher.tensors)
+    decoded = ops.decode(ops.encode(posed), posed.labels, student, teacher)
+    for part in ("spec", "backend", "budget", "ignore_index", "autocast", "shard", "leading"):
+        assert getattr(decoded, part) == getattr(posed, part), part
+    assert decoded.teacher.specs(decoded.spec) == posed.teacher.specs(posed.spec)
+    pairs = zip(
+        (*decoded.student, *decoded.teacher.tensors), (*posed.student, *posed.teacher.tensors),
+        strict=True,
+    )  # fmt: skip
+    assert all(a is b for a, b in pairs) and type(decoded.teacher) is type(posed.teacher)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_ops_keep_their_contract(name: str) -> None:
+    posed = problem(*PROBLEMS[name])
+    student, teacher = ops.present(posed.student), ops.present(posed.teacher.tensors)
+    torch.library.opcheck(ops.row_statistics, (posed.labels, student, teacher, *ops.encode(posed)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from bgkernels.backends.base import Tile, close
+from bgkernels.rows.caching import remembered
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import Statistics
@@ -21,7 +21,7 @@ from bgkernels.streaming.tiles import Loan, Tiles
 RAW = Cap()
 
 
-@functools.lru_cache(maxsize=256)
+@remembered
 def cap_of(scale: float, softcap: float | None) -> Cap:
     """The map from raw to real logits of a model."""
     return Cap(float(scale), float(softcap or 0))
