@@ -14,7 +14,8 @@ SMALL: dict[str, Any] = {
     "head_dim": 8, "d_kv": 8, "max_position_embeddings": 64, "n_positions": 64, "n_ctx": 64,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48, "moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4,
-    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_topk": 2, "q_lora_rank": 8, "kv_lora_rank": 8,
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_topk": 2, "q_lora_rank": 8,
+    "kv_lora_rank": 8,
     "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "n_group": 1, "topk_group": 1,
     "n_groups": 1, "first_k_dense_replace": 1, "embedding_size": 32, "input_embedding_size": 32,
     "output_embedding_size": 40, "state_size": 4, "ssm_state_size": 4, "mamba_d_state": 4,
@@ -25,7 +26,8 @@ SMALL: dict[str, Any] = {
     "linear_value_head_dim": 8, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4,
     "patch_size": 4, "image_size": 8, "num_channels": 3, "projection_dim": 32, "hidden_act": "gelu",
     "mm_hidden_size": 32, "out_hidden_size": 32, "embed_dim": 32, "output_dim": 32,
-    "encoder_hidden_size": 32, "cross_hidden_size": 32, "qformer_hidden_size": 32, "num_mel_bins": 8,
+    "encoder_hidden_size": 32, "cross_hidden_size": 32, "qformer_hidden_size": 32,
+    "num_mel_bins": 8,
     "num_query_tokens": 2, "max_source_positions": 32, "initializer_range": 0.1, "init_std": 0.1,
     "attention_dropout": 0.0, "dropout": 0.0, "hidden_dropout": 0.0, "block_size": 2,
     "axial_pos_embds_dim": (8, 24), "axial_pos_shape": (4, 16), "attention_window": 4,
@@ -73,6 +75,9 @@ def small(family: Any, own: dict[str, Any]) -> Any:
     given |= {k: small(type(v), own.get(k, {})) for k, v in inner.items()}
     if "qk_rope_head_dim" in names:  # attention through latents: keys of every head apart
         given |= {k: v for k, v in {"head_dim": 4, "num_key_value_heads": 4}.items() if k in names}
+    rope = getattr(plain, "rope_parameters", None)
+    if isinstance(rope, dict) and "mrope_section" in rope:
+        given["rope_parameters"] = rope | {"mrope_section": [2, 1, 1]}
     given |= {k: v for k, v in own.items() if k not in inner}
     try:
         return family(**given)
