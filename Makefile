@@ -18,7 +18,8 @@ $(1) -m pytest -q tests/backends/test_triton*.py  # apart: they put Triton into 
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test coverage wheel docs bench microbench lint format clean
+.PHONY: help install demo check test coverage architectures wheel docs bench microbench
+.PHONY: lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -39,6 +40,9 @@ coverage: $(STAMP)  ## run the test suite and name the lines of the package that
 	$(call suite,$(BIN)/coverage run)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+architectures: $(STAMP)  ## try every language model of transformers, built small; write docs/architectures.md
+	$(BIN)/python -m tests.architectures
 
 wheel:  ## build dist/, and test the wheel with each of TORCH (gigabytes)
 	.ci/wheel $(TORCH)
