@@ -152,16 +152,18 @@ class Attachment:
             rows = None
         elif rows is None:
             rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
-        head = heads.read(model)
-        device = head.weight.device
-        loss, stats = self._loss_of(head)(
-            select(hidden, rows).to(device),
-            head.weight,
-            self.teacher(inputs, rows) if self._reads_teacher else None,
-            select(target, rows).to(device) if self.target == "labels" else self.target,
-            head.bias,
-            num_items=_at_least_one(num_items),
-        )
+        teacher = self.teacher(inputs, rows) if self._reads_teacher else None
+
+        def loss_of(states: Tensor, head: heads.Head) -> tuple[Tensor, bg.RowStats]:
+            device = head.weight.device
+            label = select(target, rows).to(device) if self.target == "labels" else self.target
+            made: tuple[Tensor, bg.RowStats] = self._loss_of(head)(
+                states.to(device), head.weight, teacher, label, head.bias,
+                num_items=_at_least_one(num_items),
+            )  # fmt: skip
+            return made
+
+        loss, stats = heads.with_head(model, loss_of, select(hidden, rows))
         self.measures[model.training].add(stats)
         if extras:
             loss = loss + sum(f * output[n].to(loss) for n, f in own.extras.items() if n in output)
