@@ -45,7 +45,7 @@ class Extra(ABC):
     """A statistic that an objective asks for by name.
 
     Attributes:
-        kind: number in ``ExtraKind`` of ``csrc/row_args.h``.
+        kind: ``kKind`` of its struct in ``csrc/math/extras.h``.
         sums: names of its rows in the state; zero in an empty state but for ``m``, which is -inf.
         fields: names of its rows in the statistics.
         public: how many of them users see, the first ones.
