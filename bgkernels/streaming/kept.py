@@ -47,7 +47,7 @@ class Codes:
         device, self.caps = problem.labels.device, caps_of(problem)
         size = plan.chunk * coding.words(plan.width, plan.width)
         own = torch.empty(plan.coded - plan.lent, size, dtype=torch.float32, device=device)
-        self.slots = list(own)
+        self.slots: list[Tensor] = list(own)
         if loan is not None:
             self.slots += loan.slots(size, torch.float32)
         self.first = len(plan.tiles()) - plan.kept

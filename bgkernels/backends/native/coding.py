@@ -22,9 +22,9 @@ def encode(
     x: Tensor, v: Tensor | None, caps: tuple[Cap, Cap], words: Tensor, labels: Tensor
 ) -> bool:
     """Code fp32 tiles ``x (rows, width)``, ``v (rows, compared)`` into fp32 ``words``."""
-    maps = tuple((float(cap.scale), float(cap.cap)) for cap in caps)
+    s, t = ((float(cap.scale), float(cap.cap)) for cap in caps)
     return _C.encode(
-        rows_of(x), rows_of(v), maps, len(x), numbers_of(words), labels.data_ptr(),
+        rows_of(x), rows_of(v), (s, t), len(x), numbers_of(words), labels.data_ptr(),
         torch.get_num_threads(),
     )  # fmt: skip
 
