@@ -86,8 +86,7 @@ def run(
 def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) -> Tensors:
     """Pass 2 alone, the logits multiplied again.
 
-    Where the budget holds no walk that gathers all gradients, that of the weight has a walk of its
-    own.
+    Where the budget holds no walk that gathers all gradients, that of the input has one of its own.
 
     Args:
         problem: of the statistics.
@@ -105,13 +104,22 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
             problem, needs, lambda _, __, rows: grads[:, rows], known=known, gradient=target
         )[1]
 
+    walks = [walk(part) for part in backward_walks(problem, needs)]
+    if len(walks) == 1:
+        return walks[0]
+    (dx, *_), (_, *others) = walks
+    return (dx, *others)
+
+
+def backward_walks(problem: Problem, needs: Needs) -> list[Needs]:
+    """What each walk gathers that goes backwards alone: all, or dX and then the others."""
     try:
-        return walk(needs)
+        planned(problem, needs, statistics=False, backward=True)
     except BudgetError:
         if not (needs.input and needs.weight):
             raise
-        (dx, *_), (_, *others) = walk(Needs(input=True)), walk(needs._replace(input=False))
-        return (dx, *others)
+        return [Needs(input=True), needs._replace(input=False)]
+    return [needs]
 
 
 def finish_statistics(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:

@@ -29,8 +29,6 @@ DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 
 PANEL = 128
 """Columns of a packed operand that are at least packed at once (csrc/cpu/product.cpp)."""
-CODING = 40
-"""Of a pair of logits, in multiply-adds: 0.4 ns where 100 of them take a nanosecond."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -50,6 +48,7 @@ class Cost:
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
         coding: multiply-adds in the time of coding a pair of logits, and of decoding it.
+        fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
     """
 
     overhead: float
@@ -57,15 +56,17 @@ class Cost:
     launch: float
     width: int
     coding: float = 0
+    fresh: float = 0
 
 
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
 # 3 TB/s, 10 µs to start the kernels of a tile, and products in blocks of 128 rows, of which half a
 # one is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
 # that starting it costs little; wider tiles would leave less choice of how many are kept.
+# Those of a CPU that coding and fresh pages take were measured on a Zen 4, at 100 per nanosecond.
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=CODING),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=40, fresh=45),
     "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
 }
 
@@ -352,10 +353,12 @@ def _cost(work: Workload, p: Plan) -> float:
     logits = (student + teacher) * (1 + again * (passes - 1))
     products = logits + work.grad_products * student * work.backward
     rows = (work.rows + p.chunk_count * cost.overhead) * (1 + cost.overhead / p.width)
-    codes = p.coded / tiles * work.rows * work.compared * cost.coding
+    slots = (p.coded or p.kept) - p.lent
+    kept = slots * p.slot_bytes * cost.fresh
+    kept += p.coded / tiles * work.rows * work.compared * cost.coding
     traffic = logits * work.weight_bytes
     if p.chunk_count > 1 and work.backward and work.grad_products:
         traffic += 8 * student
     traffic += (p.groups - 1) * 8 * p.chunk * (work.hidden_s + work.hidden_t)
     walks = p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)
-    return products * rows + codes + walks
+    return products * rows + kept + walks
