@@ -99,9 +99,8 @@ def _walk(problem: Problem, p: Plan, needs: Needs, *, statistics: bool, backward
     heads = sum(len(tensors) > 1 for tensors in (problem.student, *(t.tensors for t in teachers)))
     tiles = len(p.tiles())
     reads = (1 + problem.spec.second_read) * statistics + backward
-    again = (reads - 1) * (1 - p.kept / tiles)
     gradients = (needs.input + needs.weight) * (len(problem.student) > 1)
-    made = heads * (1 + again) + gradients * backward
+    made = heads * (1 + p.repeated(reads)) + gradients * backward
     size = p.chunk_count, p.chunk, tiles, p.width, p.kept, p.coded, p.bytes
     return Walk(*size, products=round(made, 3))
 

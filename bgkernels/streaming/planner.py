@@ -195,6 +195,16 @@ class Plan:
         size = max(1, math.ceil(count / self.groups))
         return [range(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
 
+    def repeated(self, reads: int) -> float:
+        """How often the logits are multiplied again in so many reads of all tiles.
+
+        The second read begins where the first ended. Of later ones, each begins at the other end,
+        and the place of the tile in work holds nothing that is needed, where it must serve others.
+        """
+        missing = len(self.tiles()) - self.kept
+        lost = max(0, reads - 2) * (missing > 0 and not self.coded)
+        return (missing * (reads - 1) + lost) / len(self.tiles())
+
     @property
     def chunk_count(self) -> int:
         """Number of row ranges."""
@@ -348,9 +358,8 @@ def _cost(work: Workload, p: Plan) -> float:
     cost = cost_of(work.device)
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
     tiles = len(p.tiles())
-    again = 1 - p.kept / tiles
     passes = work.reads * work.statistics + work.backward
-    logits = (student + teacher) * (1 + again * (passes - 1))
+    logits = (student + teacher) * (1 + p.repeated(passes))
     products = logits + work.grad_products * student * work.backward
     rows = (work.rows + p.chunk_count * cost.overhead) * (1 + cost.overhead / p.width)
     slots = (p.coded or p.kept) - p.lent

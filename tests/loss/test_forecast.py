@@ -92,7 +92,7 @@ def test_the_walks_and_products_of_a_step(
             "evaluation" if not asked else "fused" if len(used) == 1 else "recompute"
         )
         assert budget is None or told.bytes <= budget
-        # The last tile may be narrower than the others, and one of all is worth a fifth of a product.
+        # The last tile may be narrower than the others.
         assert abs(told.products - step.multiplied) <= 0.3, (budget, told)
         assert budget is not None or told.products == pytest.approx(step.multiplied, abs=1e-3)
 
