@@ -45,27 +45,34 @@ def whole(model: Any) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in parameters.items()}
 
 
-def plain(case: str, model: Any, call: Callable[..., Any]) -> dict[str, Tensor]:
+def trainable(model: Any) -> Any:
+    """A model under ZeRO-3, with SGD."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    return engine(model, optimizer=torch.optim.SGD(weights, RATE))
+
+
+def plain(case: str, trained: Any, call: Callable[..., Any]) -> dict[str, Tensor]:
     """Parameters after the steps of a plain loop over ``call(engine, **batch)``."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], RATE)
-    trained = engine(model, optimizer=optimizer)
     for data in steps(case):
         items = (data["labels"][:, 1:] != -100).sum() / dist.get_world_size()
         mine = {name: x[dist.get_rank() :: 2] for name, x in data.items()}
         trained.backward(call(trained, **mine, num_items=items))
         trained.step()
-    return whole(model)
+    return whole(trained.module)
 
 
-def attached(case: str, other: Any, **options: Any) -> dict[str, Tensor]:
-    """The steps of a student with an attached loss."""
-    model = student(case)
-    attach(model, other, **OPTIONS, **options)
+def attached(case: str, other: Any, late: bool = False, **options: Any) -> dict[str, Tensor]:
+    """The steps of a student with an attached loss, be it attached to the engine."""
+    model = trainable(student(case)) if late else student(case)
+    attachment = attach(model, other, **OPTIONS, **options)
+    assert attachment.student.examined is not late
 
     def call(trained: Any, num_items: Tensor, **data: Tensor) -> Any:
         return trained(**data, num_items_in_batch=num_items).loss
 
-    return plain(case, model, call)
+    found = plain(case, model if late else trainable(model), call)
+    assert attachment.student.examined
+    return found
 
 
 class Own(nn.Module):
@@ -92,9 +99,18 @@ class Own(nn.Module):
 
 def own() -> dict[str, Tensor]:
     """The steps of a module that has registered the head."""
-    model = student("own")
-    found = plain("own", Own(model, teacher()), lambda trained, **data: trained(**data))
+    module = trainable(Own(student("own"), teacher()))
+    found = plain("own", module, lambda trained, **data: trained(**data))
     return {name.removeprefix("model."): p for name, p in found.items()}
+
+
+def another_loss() -> None:
+    """A step of a student that comes in parts, with a loss of its own."""
+    model = student("untied")
+    own, model.loss_function = model.loss_function, lambda *a, **k: 2 * own(*a, **k)
+    parts = trainable(model)
+    attach(parts, teacher())
+    parts(**batch())
 
 
 def refused() -> str:
@@ -109,6 +125,7 @@ def refused() -> str:
             hidden, here, bg.LinearTeacher(hidden, weight.detach()), label
         ),
         lambda: attach(student("untied"), alone).teacher(batch(), None),
+        another_loss,
     ]
     said = []
     for call in calls:
@@ -152,15 +169,15 @@ if __name__ == "__main__":
     found: dict[str, Any] = {
         "untied": attached("untied", teacher()),
         "tied": attached("tied", engine(teacher()), mode="recompute"),
-        "biased": attached("biased", engine(teacher())),
+        "biased": attached("biased", engine(teacher()), late=True),
         "frozen": attached("frozen", teacher()),
         "own": own(),
-        "refused": refused(),
     }
     trained = trainer("trainer", folder, None)  # loads the teacher in parts
     found["trainer"] = whole(trained.model)
     found["logged"] = logged(trained, folder)
     found["trainer tied"] = whole(trainer("trainer tied", folder, teacher()).model)
+    found["refused"] = refused()  # last: a failed forward leaves an engine in the middle of it
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
     dist.destroy_process_group()

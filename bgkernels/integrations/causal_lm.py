@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.integrations import heads
+from bgkernels.integrations import heads, zero3
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.measures import Measures
 from bgkernels.integrations.probe.install import install, own_forward, watches
@@ -197,7 +197,9 @@ class Attachment:
                 "tokens; choose two of one kind"
             )
         table, known = embeddings(model), self.teacher.reader.tokens
-        self.teacher.reader.waits = table is not None and known is not None and known < len(table)
+        self.teacher.reader.waits = (
+            table is not None and known is not None and known < zero3.shape(table)[0]
+        )
 
     @property
     def _reads_teacher(self) -> bool:

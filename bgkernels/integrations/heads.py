@@ -91,7 +91,8 @@ def linear(model: Any) -> nn.Linear:
         )
     if head.weight.is_meta:
         raise HeadError(
-            "the weight of `lm_head` is on the meta device; load it, or keep the head on a device"
+            "the weight of `lm_head` is not in memory here, but on the meta device; load it, or "
+            "keep the head on a device"
         )
     return head
 
@@ -132,7 +133,7 @@ def with_head(
         HeadError: see :func:`read`.
     """
     layer = linear(causal_lm(model))
-    if zero3.partitioned(layer.weight) and zero3.gathers(layer):
+    if zero3.gathers(layer):
         return zero3.within(layer, lambda x: function(x, read(model)), hidden)
     return function(hidden, read(model))
 

@@ -38,7 +38,8 @@ class ModelTeacher:
     """A causal language model as teacher: evaluated without gradient, its logits never whole.
 
     Args:
-        model: a ``transformers`` model, wrapped by FSDP or DeepSpeed or not, or a path to load one from.
+        model: a ``transformers`` model, wrapped by FSDP or DeepSpeed or not, or a path to load one
+            from.
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.verify`; or it cannot be loaded.

@@ -105,9 +105,9 @@ class HybridDistillationTrainer(HybridLoss):
     """A ``Trainer`` whose loss is the hybrid distillation loss.
 
     Everything else is the ``Trainer``'s: arguments, gradient accumulation, mixed precision,
-    gradient checkpointing, DDP, FSDP and DeepSpeed, PEFT models, evaluation, checkpoints. The dataset needs
-    ``labels``, as for any causal language model; positions with -100 cost no head product. The
-    teacher is neither trained nor saved.
+    gradient checkpointing, DDP, FSDP and DeepSpeed, PEFT models, evaluation, checkpoints. The
+    dataset needs ``labels``, as for any causal language model; positions with -100 cost no head
+    product. The teacher is neither trained nor saved.
 
     Args:
         model: the student.

@@ -19,10 +19,18 @@ def partitioned(x: Tensor) -> bool:
     return hasattr(x, "ds_id")
 
 
+def shape(x: Tensor) -> torch.Size:
+    """The shape of a parameter, of all its parts together."""
+    whole: torch.Size = getattr(x, "ds_shape", x.shape)
+    return whole
+
+
 def gathers(layer: nn.Module) -> bool:
     """Whether an engine of DeepSpeed gathers the parameters of a layer when it is called."""
     hooks = layer._forward_pre_hooks.values()
-    return any(getattr(hook, "__module__", "").startswith("deepspeed.") for hook in hooks)
+    return any(map(partitioned, layer.parameters(recurse=False))) and any(
+        str(getattr(hook, "__module__", "")).startswith("deepspeed.") for hook in hooks
+    )
 
 
 def away(layer: nn.Module) -> bool:

@@ -28,16 +28,17 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
 
 
 def here(name: str, value: Tensor) -> None:
-    """Not the empty rest of a parameter that is kept in parts; a copy of it forgets its ``ds_id``."""
+    """Not what is left of a parameter that is kept in parts; detached, it has no ``ds_id``."""
     parts = hasattr(value, "ds_id") or (
         value.ndim == 1 and name.endswith(("linear_weight", ".weight"))
     )
     if parts and not value.numel():
         raise ValueError(
-            f"`{name}` is empty here: its elements are on other processes (DeepSpeed ZeRO-3, FSDP). "
-            "Let bgkernels.integrations.causal_lm.attach(model, teacher) gather it, or do so in the "
-            "module that calls the loss: deepspeed.zero.register_external_parameter(module, weight)"
-            ", for a teacher deepspeed.zero.GatheredParameters(weight)"
+            f"`{name}` is empty here: its elements are on other processes (DeepSpeed ZeRO-3, "
+            "FSDP). Let bgkernels.integrations.causal_lm.attach(model, teacher) gather it, or do "
+            "so in the module that calls the loss: "
+            "deepspeed.zero.register_external_parameter(module, weight), for a teacher "
+            "deepspeed.zero.GatheredParameters(weight)"
         )
 
 

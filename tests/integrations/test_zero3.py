@@ -104,6 +104,7 @@ def test_parts_are_refused_by_name(found: dict[str, Any]) -> None:
     for name in ("`linear_weight`", "`teacher.weight`"):
         assert f"{name} is empty here: its elements are on other processes" in found["refused"]
     assert "LlamaForCausalLM are partitioned by DeepSpeed ZeRO-3, and no engine" in found["refused"]
+    assert "LlamaForCausalLM computes another loss than the cross-entropy" in found["refused"]
 
 
 def test_the_parts_of_the_loss_are_logged(found: dict[str, Any]) -> None:
