@@ -82,7 +82,7 @@ def linear(model: Any) -> nn.Linear:
         chosen = [] if head.disable_adapters else head.active_adapters
         trained = chosen and all(name in head.modules_to_save for name in chosen)
         head = head.modules_to_save[chosen[0]] if trained else head.original_module
-    if type(head) is not nn.Linear:
+    if nn.Linear not in (type(head), _unsharded(head)):
         what = "no output head" if head is None else f"a head of type {type(head).__name__}"
         raise HeadError(
             f"{type(model).__name__} has {what}; the loss reads the weight of a plain "
@@ -95,6 +95,11 @@ def linear(model: Any) -> nn.Linear:
             "keep the head on a device"
         )
     return head
+
+
+def _unsharded(layer: Any) -> type | None:
+    """The class of a layer that FSDP2 shards by itself, as accelerate does with the head."""
+    return type(layer).__bases__[-1] if isinstance(layer, FSDPModule) else None
 
 
 def read(model: Any) -> Head:

@@ -170,7 +170,7 @@ def test_accelerate_launch(config: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     before, after = map(float, re.findall(r"held-out loss ([\d.]+) -> ([\d.]+)", done.stdout)[0])
     assert after < 0.9 * before
-    assert done.stdout.count(f"trained by 2 processes of {LAUNCHED[config]}") == 2
+    assert done.stdout.count(f"{LAUNCHED[config]}: 2 processes, parts=True") == 2
     assert (tmp_path / "distilled" / "model.safetensors").exists()
 
 
