@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from bgkernels.backends.base import Tile
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.state import RowState
 
 try:
     from bgkernels.backends.native import _C
@@ -22,33 +21,41 @@ except ImportError as error:
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RULES = {"index": 0, "argmax": 1, "sample": 2}
-Normalisers = tuple[Tensor, Tensor]
 
 
-class Kernels(Protocol):
-    """The primitives on one device. Each returns a status (``csrc/row_args.h``), 0 for success.
+class Kernels:
+    """The compiled primitives run on the CPU here, on as many threads as torch uses."""
 
-    Logits have an inner stride of 1, normalisers and coefficients are in fp64, labels contiguous.
-    """
+    def run(
+        self,
+        primitive: str,
+        *args: Any,
+        columns_of: Tensor | None = None,
+        written: tuple[Tensor, ...] = (),
+    ) -> None:
+        """Call a function of the compiled module.
 
-    def absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> int:
-        """Pass 1, first read."""
+        Logits have an inner stride of 1, normalisers and coefficients are in fp64, and labels are
+        contiguous.
 
-    def absorb_pairs(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, normalisers: Normalisers
-    ) -> int:
-        """Pass 1, second read."""
+        Args:
+            primitive: name of the function.
+            args: of the function, but for the last, which says where and how it runs.
+            columns_of: the matrix whose columns several blocks of a GPU may share out.
+            written: matrices ``(·, rows)`` of which each of these blocks needs one to itself.
 
-    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> int:
-        """State to statistics."""
+        Raises:
+            RuntimeError: the function refused its arguments.
+        """
+        check_status(getattr(_C, primitive)(*args, torch.get_num_threads()))
 
-    def fold(self, statistics: Tensor, grads: Tensor, spec: RowSpec, out: Tensor) -> int:
-        """Derivatives to coefficients, which ``out`` receives."""
 
-    def vjp(
-        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
-    ) -> int:
-        """Pass 2."""
+def check_status(status: int) -> None:
+    """Raise where a status (``csrc/row_args.h``) is not 0."""
+    if status:
+        raise RuntimeError(
+            f"the compiled module refused its arguments, status {status}: please report it"
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -258,13 +258,13 @@ def _processors(device: torch.device) -> int:
 
 
 CONSTANTS = {
-    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME",
     "merge": "SHARED RULE EXTRAS COLUMNS",
-    "reread": "SHARED S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME",
     "add": "EXTRAS COLUMNS",
     "finalize": "HAS_TEACHER SHARED EXTRAS",
     "fold": "SHARED EXTRAS",
-    "vjp": "HAS_TEACHER SHARED S_MAP T_MAP EXTRAS",
+    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS",
 }
 """What is compiled into each kernel."""
 
@@ -278,8 +278,7 @@ def constants(
         "SHARED": spec.shared_softmax,
         "RULE": RULES[spec.label_rule],
         "LOGIT_SUM": spec.logit_sum,
-        "S_MAP": _map(spec.student),
-        "T_MAP": _map(spec.teacher),
+        "MAPS": (_map(spec.student), _map(spec.teacher)),
         "EXTRAS": _extras(kernel, spec),
         "COLUMNS": spec.sum_count,
         "RESUME": resume,

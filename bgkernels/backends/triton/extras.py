@@ -7,10 +7,6 @@ second read adds, the statistics, the coefficients of pass 2, what fp32 loses of
 gradient. Functions take fp32 and fp64 alike. Last come the eight functions that kernels call.
 """
 
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# Triton compiles these functions: their types are its own, and it knows no starred tuples.
-
 import triton
 import triton.language as tl
 
@@ -62,8 +58,9 @@ def tilted(parameters, u, v, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
+def tilt_absorb(parameters, pair, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
     """``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
+    u, v, du, dv = pair
     w = tilted(parameters, u, v, VARIANT)
     if VARIANT % 4 >= TEACHER:  # or STUDENT
         # Rounding is monotone: this is the maximum of w.
@@ -261,103 +258,105 @@ def variation_vjp(factors, lp, lq):
 
 
 @triton.jit
-def ratio_of(parameters, inv_t):
+def ratio_of(i: tl.constexpr, numbers):
     """What turns logits at the temperature of the rows into logits at another."""
-    return 1 / (inv_t * parameters[0])
+    return 1 / (numbers[0] * numbers[1][i][0])
 
 
 # What kernels call. A statistic of one read has no sums in the other.
 
 
 @triton.jit
-def empty_extra(zero, KIND: tl.constexpr):
+def empty_extra(i: tl.constexpr, zero, EXTRAS: tl.constexpr):
     """The neutral element, in the shape and dtype of ``zero``."""
-    if KIND == TILT:
+    if EXTRAS[i][0] == TILT:
         return zero + NEG_INF, zero, zero, zero
-    elif KIND == TEMPERED:
+    elif EXTRAS[i][0] == TEMPERED:
         return zero, zero, zero, zero
     else:
         return ()
 
 
 @triton.jit
-def absorb_extra(parameters, inv_t, u, v, du, dv, maxima, KIND: tl.constexpr,
-                 VARIANT: tl.constexpr, REDUCE: tl.constexpr):  # fmt: skip
+def absorb_extra(
+    i: tl.constexpr, numbers, pair, maxima, EXTRAS: tl.constexpr, REDUCE: tl.constexpr
+):
     """The sums of a block of columns, or of a single one.
 
-    ``du, dv`` are the tempered logits ``u, v`` below their ``maxima`` in the block.
+    ``pair`` is ``(u, v, du, dv)``: tempered logits, and how far below their ``maxima`` in the block
+    they are.
     """
-    if KIND == TILT:
-        return tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT, REDUCE)
-    elif KIND == TEMPERED:
-        return tempered_absorb(ratio_of(parameters, inv_t), du, dv, REDUCE)
+    if EXTRAS[i][0] == TILT:
+        return tilt_absorb(numbers[1][i], pair, maxima, EXTRAS[i][1], REDUCE)
+    elif EXTRAS[i][0] == TEMPERED:
+        return tempered_absorb(ratio_of(i, numbers), pair[2], pair[3], REDUCE)
     else:
         return ()
 
 
 @triton.jit
-def merge_extra(parameters, inv_t, a, b, drop_a, drop_b, KIND: tl.constexpr,
-                VARIANT: tl.constexpr):  # fmt: skip
+def merge_extra(i: tl.constexpr, numbers, a, b, drop_a, drop_b, EXTRAS: tl.constexpr):
     """The sums of a union; the drops are how far the two maxima lie below the common ones."""
-    if KIND == TILT:
-        return tilt_merge(a, b, drop_a, drop_b, VARIANT)
-    elif KIND == TEMPERED:
-        return tempered_merge(ratio_of(parameters, inv_t), a, b, drop_a, drop_b)
+    if EXTRAS[i][0] == TILT:
+        return tilt_merge(a, b, drop_a, drop_b, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        return tempered_merge(ratio_of(i, numbers), a, b, drop_a, drop_b)
     else:
         return a
 
 
 @triton.jit
-def read_extra(parameters, lp, lq, KIND: tl.constexpr):
+def read_extra(i: tl.constexpr, numbers, lp, lq, EXTRAS: tl.constexpr):
     """What a block of columns adds in the second read, given both log-probabilities."""
-    if KIND == MIXTURE:
-        return mixture_read(lp, lq, parameters[0])
-    elif KIND == TOTAL_VARIATION:
+    if EXTRAS[i][0] == MIXTURE:
+        return mixture_read(lp, lq, numbers[1][i][0])
+    elif EXTRAS[i][0] == TOTAL_VARIATION:
         return variation_read(lp, lq)
     else:
         return ()
 
 
 @triton.jit
-def finalize_extra(parameters, inv_t, sums, others, maxima, maxima_of_others, label,
-                   KIND: tl.constexpr, VARIANT: tl.constexpr):  # fmt: skip
+def finalize_extra(
+    i: tl.constexpr, numbers, sums, others, maxima, maxima_of_others, label, EXTRAS: tl.constexpr
+):
     """The statistics; ``others`` are without the label's column, ``label`` its logits."""
-    if KIND == TILT:
-        return tilt_finalize(sums, maxima, VARIANT)
-    elif KIND == TEMPERED:
-        ratio = ratio_of(parameters, inv_t)
+    if EXTRAS[i][0] == TILT:
+        return tilt_finalize(sums, maxima, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        ratio = ratio_of(i, numbers)
         return tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label)
-    elif KIND == MIXTURE:
+    elif EXTRAS[i][0] == MIXTURE:
         return at_least_0(sums[0]), at_least_0(sums[1]), sums[2]
     else:
         return sums
 
 
 @triton.jit
-def fold_extra(parameters, inv_t, fields, grads, hot, KIND: tl.constexpr,
-               VARIANT: tl.constexpr):  # fmt: skip
+def fold_extra(i: tl.constexpr, numbers, fields, grads, hot, EXTRAS: tl.constexpr):
     """The coefficients, and what the gradient gains at the label's column."""
-    if KIND == TILT:
-        return tilt_fold(parameters, inv_t, fields, grads, VARIANT), hot
-    elif KIND == TEMPERED:
+    inv_t, parameters = numbers[0], numbers[1][i]
+    if EXTRAS[i][0] == TILT:
+        return tilt_fold(parameters, inv_t, fields, grads, EXTRAS[i][1]), hot
+    elif EXTRAS[i][0] == TEMPERED:
         return tempered_fold(parameters, fields, grads, hot)
-    elif KIND == MIXTURE:
+    elif EXTRAS[i][0] == MIXTURE:
         return mixture_fold(parameters[0], inv_t, fields, grads), hot
     else:
         return variation_fold(inv_t, fields, grads), hot
 
 
 @triton.jit
-def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.constexpr):
+def narrow_extra(i: tl.constexpr, numbers, factors, lse_s, lse_t, mend, EXTRAS: tl.constexpr):
     """The coefficients in fp32; all is fp64 here but ``mend``.
 
     Log-sum-exps become differences from ``lse_s, lse_t`` as the kernel has them, rounded, and keep
     their digits; by ``mend``, ``e^lp`` is too small there.
     """
-    if KIND == TILT:
-        return tilt_narrow(parameters, factors, lse_s, lse_t)
-    elif KIND == TEMPERED:
-        lse = ratio_of(parameters, inv_t) * lse_s - factors[0]
+    if EXTRAS[i][0] == TILT:
+        return tilt_narrow(numbers[1][i], factors, lse_s, lse_t)
+    elif EXTRAS[i][0] == TEMPERED:
+        lse = ratio_of(i, numbers) * lse_s - factors[0]
         return lse.to(tl.float32), factors[1].to(tl.float32), factors[2].to(tl.float32)
     else:
         mended = ()
@@ -367,14 +366,14 @@ def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.conste
 
 
 @triton.jit
-def vjp_extra(g, parameters, inv_t, factors, u, v, lp, lq, KIND: tl.constexpr,
-              VARIANT: tl.constexpr):  # fmt: skip
-    """``g`` and the gradient in ``u`` of a block of compared columns."""
-    if KIND == TILT:
-        return tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT)
-    elif KIND == TEMPERED:
-        return g + tempered_vjp(ratio_of(parameters, inv_t), factors, lp)
-    elif KIND == MIXTURE:
-        return g + mixture_vjp(parameters[0], factors, lp, lq)
+def vjp_extra(i: tl.constexpr, numbers, g, factors, pair, EXTRAS: tl.constexpr):
+    """``g`` and the gradient in ``u`` of a block of compared columns, ``pair = (u, v, lp, lq)``."""
+    u, v, lp, lq = pair
+    if EXTRAS[i][0] == TILT:
+        return tilt_vjp(g, numbers[1][i], factors, u, v, lp, lq, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        return g + tempered_vjp(ratio_of(i, numbers), factors, lp)
+    elif EXTRAS[i][0] == MIXTURE:
+        return g + mixture_vjp(numbers[1][i][0], factors, lp, lq)
     else:
         return g + variation_vjp(factors, lp, lq)

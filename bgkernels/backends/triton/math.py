@@ -1,10 +1,8 @@
 """Elementary functions of the kernels, on scalars and blocks, in fp32 or fp64."""
 
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# Triton compiles these functions: their types are its own, and it knows no starred tuples.
-
+import inspect
 import math
+from collections.abc import Callable
 
 import triton
 import triton.language as tl
@@ -17,6 +15,20 @@ RAW, SCALED, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # maps 
 MULTIPLIER, WEYL = tl.constexpr(0xD256D193), tl.constexpr(0x9E3779B9)
 ROUNDS = tl.constexpr(sampling.ROUNDS)
 LOG2E = tl.constexpr(math.log2(math.e))
+LOGITS = ("out_ptr", "out_stride", "s_ptr", "s_stride", "t_ptr", "t_stride", "width", "compared")
+"""Arguments whose divisibility by 16 is compiled into a kernel of columns: loads depend on it."""
+
+
+def kernel(specialised: tuple[str, ...] = ()) -> Callable:
+    """Decorate a kernel that is compiled once, whatever arguments other than these are."""
+
+    def decorate(function):
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.annotation is not tl.constexpr]
+        others = [name for name in names if name not in specialised]
+        return triton.jit(function, do_not_specialize=others)
+
+    return decorate
 
 
 @triton.jit
@@ -44,13 +56,13 @@ def number(pair, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def numbers(triples, DTYPE: tl.constexpr):
-    """The parameters of all extras."""
+def numbers_of(inv_t, parameters, DTYPE: tl.constexpr):
+    """``1/T``, and the three parameters of each extra statistic."""
     values = ()
-    for i in tl.static_range(len(triples)):
-        a, b, c = triples[i]
+    for i in tl.static_range(len(parameters)):
+        a, b, c = parameters[i]
         values = values + ((number(a, DTYPE), number(b, DTYPE), number(c, DTYPE)),)
-    return values
+    return number(inv_t, DTYPE), values
 
 
 @triton.jit
