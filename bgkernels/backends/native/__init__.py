@@ -1,4 +1,4 @@
-"""The compiled backend: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
+"""The native backend is compiled: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
 
 On the CPU, the instruction set is chosen at import by what the processor has;
 ``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are shared out among
@@ -73,11 +73,11 @@ class NativeBackend(Backend):
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         args = compiled(spec), *logits, numbers_of(floats)
         if normalisers is None:
-            args = *args, numbers_of(ints), labels.data_ptr()
-            kernels.run("absorb", *args, columns_of=tile.student, written=(floats, ints))
+            places = numbers_of(ints), labels.data_ptr()
+            kernels.run("absorb", *args, *places, columns_of=tile.student, written=(floats, ints))
         elif tile.teacher is not None:
-            args = *args, *(x.data_ptr() for x in (labels, *normalisers))
-            kernels.run("absorb_pairs", *args, columns_of=tile.teacher, written=(floats,))
+            vectors = (x.data_ptr() for x in (labels, *normalisers))
+            kernels.run("absorb_pairs", *args, *vectors, columns_of=tile.teacher, written=(floats,))
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
         kernels, labels = self.kernels(out.device), labels.contiguous()

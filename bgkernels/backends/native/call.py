@@ -1,4 +1,4 @@
-"""How tensors and specifications cross into the compiled module: as addresses and strides."""
+"""Tensors and specifications cross into the compiled module as addresses and strides."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_status(status: int) -> None:
 
 @functools.lru_cache(maxsize=256)
 def compiled(spec: RowSpec) -> _C.Spec:
-    """What the kernels are told of a specification, once for all its tiles."""
+    """Translate a specification for the kernels, once for all its tiles."""
     if len(spec.extras) > _C.MAX_EXTRAS:
         raise NotImplementedError(
             f"the native backend takes at most {_C.MAX_EXTRAS} extra statistics in one objective, "
@@ -85,29 +85,29 @@ def compiled(spec: RowSpec) -> _C.Spec:
 
 
 def rows_of(x: Tensor | None) -> _C.Rows:
-    """Address, row stride, columns and dtype of a matrix of logits; zeros for none."""
+    """Return address, row stride, columns and dtype of a matrix of logits; zeros for None."""
     if x is None:
         return 0, 0, 0, 0
     return x.data_ptr(), x.stride(0), x.size(1), DTYPES[x.dtype]
 
 
 def corner_of(tile: Tile) -> _C.Corner:
-    """Number of rows, first row and first column of a tile."""
+    """Return number of rows, first row and first column of a tile."""
     return tile.student.size(0), tile.first_row, tile.first_column
 
 
 def numbers_of(x: Tensor) -> _C.Numbers:
-    """Address and stride of a matrix of one number a row in each of its rows."""
+    """Return address and stride of a matrix ``(·, rows)``."""
     return x.data_ptr(), x.stride(0)
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether rows have an inner stride of 1."""
+    """Tell whether rows have an inner stride of 1."""
     return x.stride(1) == 1 or x.size(1) <= 1
 
 
 def dense(tile: Tile) -> Tile:
-    """The same tile with an inner stride of 1."""
+    """Return the same tile with an inner stride of 1."""
     student, teacher = tile.student, tile.teacher
     if is_dense(student) and (teacher is None or is_dense(teacher)):
         return tile

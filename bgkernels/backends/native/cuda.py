@@ -1,4 +1,4 @@
-"""The compiled kernels of NVIDIA GPUs: torch's current stream, and no waiting for the device."""
+"""The compiled kernels of NVIDIA GPUs run on torch's current stream, and wait for nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Cuda(Kernels):
 
 
 def unusable(device: torch.device) -> str | None:
-    """None, or the reason why the kernels cannot run on a CUDA device."""
+    """Return None, or the reason why the kernels cannot run on a CUDA device."""
     module = _module()
     if module is None:
         return "the compiled module was built without CUDA: install again where `nvcc` is found"
@@ -89,7 +89,7 @@ def _module() -> Any:
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
+    """Return the number of multiprocessors of a device."""
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
