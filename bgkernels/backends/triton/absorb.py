@@ -1,4 +1,4 @@
-"""Pass 1, first read: rows of logits into row states.
+"""The first read of pass 1 turns rows of logits into row states.
 
 Grids are (rows, splits): the first dimension of a grid may pass 65,535. Offsets of rows are 64-bit,
 columns inside a tile 32-bit. Only what changes the code is ``constexpr``. Sizes, temperature,
@@ -41,7 +41,7 @@ from bgkernels.backends.triton.state import (
 
 @triton.jit
 def column_range(split, blocks, width, BLOCK: tl.constexpr):
-    """The columns of one program, from a multiple of BLOCK: Triton widens loads if it sees that."""
+    """Return a program's columns, from a multiple of BLOCK: Triton widens loads if it sees that."""
     span = blocks * BLOCK
     return split * span, tl.minimum(split * span + span, width)
 
@@ -69,25 +69,25 @@ def hold(rows, local, t_stop, caps, inv_t, first_column, score, TEACHER: tl.cons
 
 @triton.jit
 def load_logits(row, columns, stop, cap, MAP: tl.constexpr):
-    """Real logits of a block; anything from ``stop`` on, since a fill value would cost moves."""
+    """Load real logits of a block; from ``stop`` on, anything: a fill value would cost moves."""
     return real_logits(tl.load(row + columns, mask=columns < stop), cap, MAP)
 
 
 @triton.jit
 def is_clean(begin, stop, local, BLOCK: tl.constexpr):
-    """Whether a block is whole and without the label, as most are."""
+    """Tell whether a block is whole and without the label, as most are."""
     return (begin + BLOCK <= stop) & ((local < begin) | (local >= begin + BLOCK))
 
 
 @triton.jit
 def first_at(x, m, columns):
-    """The lowest of ``columns`` where ``x`` is ``m``."""
+    """Return the lowest of ``columns`` where ``x`` is ``m``."""
     return tl.min(tl.where(x == m, columns, NOWHERE), 0)
 
 
 @triton.jit
 def reduce_pair(u, v, columns, before):
-    """``s, t, argmax`` of a block of columns, and ``u-m_s, v-m_t``; -inf takes no part.
+    """Return ``s, t, argmax`` of a block of columns, and ``u-m_s, v-m_t``; -inf takes no part.
 
     ``before`` are the maxima so far: the index of a smaller one will never be asked for.
     """
@@ -106,14 +106,14 @@ def reduce_pair(u, v, columns, before):
 
 @triton.jit
 def reduce_ce(z):
-    """``m_c, d_c`` of a block of columns."""
+    """Return ``m_c, d_c`` of a block of columns."""
     m = tl.max(z, 0)
     return m, tl.sum(exp(z - shift(m)), 0)
 
 
 @triton.jit
 def best_column(noisy, columns, first_column, held):
-    """Score and column in the tile of the block's best label, NONE if ``held`` is better."""
+    """Return score and column of the block's best label; the column is NONE if ``held`` wins."""
     best = tl.max(noisy, 0)
     column = tl.full((), NONE, tl.int32)
     if best >= held[0]:
@@ -127,7 +127,7 @@ def best_column(noisy, columns, first_column, held):
 def reduce_block(
     z, v, z_sum, columns, first_column, so_far, numbers, SHARED: tl.constexpr, EXTRAS: tl.constexpr
 ):
-    """The state of a block of compared columns; those that are -inf in both models take no part."""
+    """Return the state of a block of compared columns; -inf in both models takes no part."""
     u, v = tempered(z, numbers[0], SHARED), tempered(v, numbers[0], SHARED)
     s, t, at, du, dv = reduce_pair(u, v, columns, (so_far[0][0], so_far[1][0]))
     pair, sums = (u, v, du, dv), ()
@@ -151,7 +151,7 @@ def absorb_kernel(
     MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr, RESUME: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1: absorb a range of columns of one row, into its state or beside it.
+    """Absorb a range of columns of one row, into its state or beside it.
 
     ``s_ptr (rows, width)``, ``t_ptr (rows, compared)``, ``labels_ptr (rows,)``; with RESUME the
     state ``(·, rows)`` is read and written, else ``(splits, ·, rows)`` is written.

@@ -1,7 +1,6 @@
-"""Pass 1, second read: sums of statistics that need both normalisers first.
+"""The second read of pass 1 adds to sums that need both normalisers first.
 
-``EXTRAS`` are ``(kind, variant, first, count)`` as in the state; statistics of the first read have
-no sums here.
+Statistics of the first read have no sums here. Grids and arguments are as in :mod:`.absorb`.
 """
 
 import triton
@@ -15,7 +14,7 @@ from bgkernels.backends.triton.state import load_extras, store_extras
 
 @triton.jit
 def added(a, b):
-    """The sums of two parts."""
+    """Add two tuples, number by number."""
     out = ()
     for i in tl.static_range(len(b)):
         out = out + (a[i] + b[i],)
@@ -24,7 +23,7 @@ def added(a, b):
 
 @triton.jit
 def no_sums(EXTRAS: tl.constexpr):
-    """Those of no column of one row."""
+    """Return the sums of no column of one row."""
     sums = ()
     for i in tl.static_range(len(EXTRAS)):
         sums = sums + (zeros(EXTRAS[i][3]),)
@@ -33,7 +32,7 @@ def no_sums(EXTRAS: tl.constexpr):
 
 @triton.jit
 def zeros(count: tl.constexpr):
-    """A tuple of them."""
+    """Return a tuple of that many zeros."""
     out = ()
     for _ in tl.static_range(count):
         out = out + (tl.full((), 0.0, tl.float32),)
@@ -47,7 +46,7 @@ def reread_kernel(
     SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr,
     RESUME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pairwise sums over a range of columns of one row.
+    """Sum over a range of columns of one row.
 
     ``lse_s_ptr, lse_t_ptr (rows,)`` are fp64. With RESUME the sums are added to those of the state
     ``(·, rows)``, else written to ``(splits, ·, rows)``.

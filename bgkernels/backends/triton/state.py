@@ -1,4 +1,4 @@
-"""The row state of :mod:`bgkernels.rows.state` in Triton, function for function.
+"""This module restates :mod:`bgkernels.rows.state` in Triton, function for function.
 
 The functions work on scalars and on blocks of rows, in fp32 and fp64: one :func:`merge` joins the
 blocks of a row, the programs that share a row, and the tiles of a vocabulary. Inside a kernel, a
@@ -6,8 +6,8 @@ state is the tuple ``(s, t, argmax, ce, held, extras)`` with ``s = (m, d, h, k)`
 ``t``, ``argmax = (argmax_s, argmax_t)``, ``ce = (m_c, d_c, z_sum)``,
 ``held = (score, z_y, v_y, label)``, and a tuple of sums for each extra.
 
-``EXTRAS`` are the extras of the specification, ``(kind, variant, first, count)`` each, of which the
-last two say where sums stand in the state: none for statistics of a read that is not the kernel's.
+``EXTRAS`` and ``numbers`` are those of :mod:`.extras`. A statistic has no rows in a kernel of the
+other read.
 """
 
 import triton
@@ -24,7 +24,7 @@ FLOATS = tl.constexpr(len(spec.FLOATS))
 
 @triton.jit
 def load_columns(ptr, stride, FIRST: tl.constexpr, COUNT: tl.constexpr, mask, DTYPE: tl.constexpr):
-    """A tuple of columns of a matrix ``(·, rows)``, for one row or a block of rows."""
+    """Load a tuple of rows of a matrix ``(·, rows)``, for one row of logits or a block of them."""
     values = ()
     for i in tl.static_range(FIRST, FIRST + COUNT):
         value = tl.load(ptr + i * tl.cast(stride, tl.int64), mask=mask)
@@ -51,7 +51,7 @@ def store_extras(ptr, stride, mask, extras, EXTRAS: tl.constexpr):
 
 @triton.jit
 def load_state(floats, ints, stride, mask, EXTRAS: tl.constexpr, DTYPE: tl.constexpr):
-    """From ``(14 + ·, rows)`` and ``(3, rows)``; the pointers are those of the row."""
+    """Load a state from ``(14 + ·, rows)`` and ``(3, rows)``, by pointers to the row."""
     x = load_columns(floats, stride, 0, FLOATS, mask, DTYPE)
     label, at_s, at_t = load_columns(ints, stride, 0, 3, mask, tl.int32)
     sums = load_extras(floats, stride, mask, EXTRAS, DTYPE)
@@ -60,7 +60,7 @@ def load_state(floats, ints, stride, mask, EXTRAS: tl.constexpr, DTYPE: tl.const
 
 @triton.jit
 def store_state(floats, ints, stride, mask, value, EXTRAS: tl.constexpr):
-    """The inverse of :func:`load_state`."""
+    """Store what :func:`load_state` loads."""
     s, t, at, ce, held, sums = value
     columns = s + t + ce + (held[0], held[1], held[2])
     for i in tl.static_range(FLOATS):
@@ -73,7 +73,7 @@ def store_state(floats, ints, stride, mask, value, EXTRAS: tl.constexpr):
 
 @triton.jit
 def empty(zero, EXTRAS: tl.constexpr):
-    """The neutral element, in the shape and dtype of ``zero``."""
+    """Return the state of no column, in the shape and dtype of ``zero``."""
     inf, none = zero + NEG_INF, tl.zeros_like(zero).to(tl.int32) + NONE
     side, sums = (inf, zero, zero, zero), ()
     for i in tl.static_range(len(EXTRAS)):
@@ -83,7 +83,7 @@ def empty(zero, EXTRAS: tl.constexpr):
 
 @triton.jit
 def recentred(side, drop, gap):
-    """``d, h, k`` about a maximum that lies ``-drop`` higher; ``gap`` is what ``u - v`` gains."""
+    """Return ``d, h, k`` about a maximum that is ``-drop`` higher; ``u - v`` gains ``gap``."""
     _, d, h, k = side
     weight = exp(drop)
     return weight * d, times(weight, h + times(d, drop)), times(weight, k + times(d, gap))
@@ -91,21 +91,21 @@ def recentred(side, drop, gap):
 
 @triton.jit
 def merge_side(a, b, drop_a, drop_b, gap_a, gap_b):
-    """``m, d, h, k`` of one model; the arguments are those of :func:`recentred`."""
+    """Return ``m, d, h, k`` of one model; drops and gaps are those of :func:`recentred`."""
     x, y = recentred(a, drop_a, gap_a), recentred(b, drop_b, gap_b)
     return tl.maximum(a[0], b[0]), x[0] + y[0], x[1] + y[1], x[2] + y[2]
 
 
 @triton.jit
 def merge_argmax(m_a, at_a, m_b, at_b):
-    """The column of the larger maximum, the lower column of equal ones."""
+    """Return the column of the larger maximum; of equal ones, the lower column."""
     tie = (m_a == m_b) & (at_a != NONE) & (at_b != NONE)
     return tl.where(tie, tl.minimum(at_a, at_b), tl.where(m_a > m_b, at_a, at_b))
 
 
 @triton.jit
 def merge_ce(a, b):
-    """``m_c, d_c, z_sum``."""
+    """Return ``m_c, d_c, z_sum`` of a union."""
     m = tl.maximum(a[0], b[0])
     d = exp(below(a[0], m)) * a[1] + exp(below(b[0], m)) * b[1]
     return m, d, a[2] + b[2]
@@ -113,7 +113,7 @@ def merge_ce(a, b):
 
 @triton.jit
 def merge_sums(a, b, held, numbers, EXTRAS: tl.constexpr):
-    """Everything but the label, which is given."""
+    """Return the state of a union, whose label is ``held``."""
     s_a, t_a, at_a, ce_a, _, extras_a = a
     s_b, t_b, at_b, ce_b, _, extras_b = b
     m_s, m_t = tl.maximum(s_a[0], s_b[0]), tl.maximum(t_a[0], t_b[0])
@@ -139,7 +139,7 @@ def merge_sums(a, b, held, numbers, EXTRAS: tl.constexpr):
 
 @triton.jit
 def merge_label(a, b):
-    """``held`` of the union, and ``(z, v, label)`` of the loser; ties go to the lower column."""
+    """Return ``held`` of a union, and ``(z, v, label)`` of the loser; ties go to the lower one."""
     score_a, z_a, v_a, at_a = a
     score_b, z_b, v_b, at_b = b
     lower = (at_a != NONE) & ((at_a < at_b) | (at_b == NONE))
@@ -159,7 +159,7 @@ def merge_label(a, b):
 
 @triton.jit
 def one_column(column, compared, numbers, SHARED: tl.constexpr, EXTRAS: tl.constexpr):
-    """The state of a single column ``(z, v, index)``; empty where the index is NONE."""
+    """Return the state of a single column ``(z, v, index)``; empty where the index is NONE."""
     z, v, at = column
     compared &= at >= 0
     u = tl.where(compared, tempered(z, numbers[0], SHARED), NEG_INF)
@@ -181,7 +181,7 @@ def one_column(column, compared, numbers, SHARED: tl.constexpr, EXTRAS: tl.const
 
 @triton.jit
 def merge(a, b, numbers, RULE: tl.constexpr, SHARED: tl.constexpr, EXTRAS: tl.constexpr):
-    """The state of the union of two disjoint sets of columns; the label that loses is absorbed."""
+    """Return the state of a union of disjoint sets of columns; the losing label is absorbed."""
     held, loser = merge_label(a[4], b[4])
     out = merge_sums(a, b, held, numbers, EXTRAS)
     if RULE != INDEX:

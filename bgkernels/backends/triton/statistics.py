@@ -1,7 +1,7 @@
-"""Between the passes, in fp64: states to statistics, and derivatives to coefficients.
+"""Between the passes, states become statistics, and derivatives coefficients, in fp64.
 
-A program works on a block of rows. ``EXTRAS`` are ``(kind, variant, first, count)``: the last two
-say where the sums, or the fields, of an extra stand in what is read; what is written is in order.
+A program works on a block of rows. ``EXTRAS`` say where the sums, or the fields, of each extra are
+in what is read; what is written is in order.
 """
 
 import triton
@@ -33,7 +33,7 @@ FIELDS = tl.constexpr(len(spec.FIELDS))
 
 @triton.jit
 def softmax_of(m, d, m_others, d_others):
-    """``lse``, ``log d``, and the probability outside the label."""
+    """Return ``lse``, ``log d``, and the probability outside the label."""
     log_d = tl.log(d)
     lse = shift(m) + log_d
     return lse, log_d, times(d_others, exp(shift(m_others) - lse))
@@ -41,7 +41,7 @@ def softmax_of(m, d, m_others, d_others):
 
 @triton.jit
 def compared_fields(s, t, s_others, t_others, u, v):
-    """Fields of both softmaxes, and what they give to other columns than the label's.
+    """Return the fields of both softmaxes, and what these give to columns other than the label's.
 
     ``u, v`` are the label's logits, -inf where not compared.
     """
@@ -60,9 +60,9 @@ def finalize_kernel(
     parameters, HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, EXTRAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The statistics ``out_ptr (fields, rows)`` of ``floats_ptr (·, rows), ints_ptr (3, rows)``.
+    """Write the statistics ``(fields, rows)`` of states ``(·, rows)`` and ``(3, rows)``.
 
-    The integers become those of all columns, the label's too.
+    The integers of the state become those of all columns, the label's too.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
@@ -109,7 +109,7 @@ def fold_kernel(
     statistics_ptr, statistics_stride, grads_ptr, grads_stride, out_ptr, rows, columns, inv_t,
     parameters, SHARED: tl.constexpr, EXTRAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The coefficients ``out_ptr (·, rows)`` of two matrices ``(fields, rows)``."""
+    """Write the coefficients ``(·, rows)`` of two matrices ``(fields, rows)``."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     s_ptr, g_ptr = statistics_ptr + row, grads_ptr + row

@@ -1,4 +1,7 @@
-"""Pass 2: the gradient in the student's logits, of a range of columns of one row a program."""
+"""Pass 2 writes the gradient in the student's logits, a range of columns of one row a program.
+
+Grids and arguments are as in :mod:`.absorb`.
+"""
 
 import triton
 import triton.language as tl
@@ -24,16 +27,15 @@ COEFFICIENTS = tl.constexpr(len(spec.COEFFICIENTS))
 
 @triton.jit
 def narrowed(factor, mend):
-    """An fp64 coefficient in fp32, times what its exponential lacks."""
+    """Round an fp64 coefficient to fp32, and multiply it with what its exponential lacks."""
     return factor.to(tl.float32) * mend
 
 
 @triton.jit
 def load_coefficients(ptr, stride, parameters, inv_t, EXTRAS: tl.constexpr):
-    """The coefficients of one row in fp32, from fp64.
+    """Load the coefficients of one row, and round them to fp32.
 
     A log-sum-exp of hundreds loses digits there; what it loses is moved into the factors.
-    ``EXTRAS`` are ``(kind, variant, first, count)``, as in the state.
     """
     exact_s, exact_t, exact_c, a, b, c, d, h, m, a_y, d_y, h_y, hot = load_columns(
         ptr, stride, 0, COEFFICIENTS, None, tl.float64
@@ -58,7 +60,7 @@ def load_coefficients(ptr, stride, parameters, inv_t, EXTRAS: tl.constexpr):
 
 @triton.jit
 def vjp_line(lp, lq, a, b, c, d):
-    """``e^lp·(A + B·lp - C·lq) - D·e^lq``: the gradient over compared columns."""
+    """Return ``e^lp·(A + B·lp - C·lq) - D·e^lq``, the gradient over compared columns."""
     p = exp(lp)
     # Where p is not 0, lp is finite, so that lq alone needs the rule 0·(±inf) = 0.
     slope = tl.where(p == 0, 0.0, b * lp - times(c, lq))
@@ -94,7 +96,7 @@ def vjp_kernel(
     HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2.
+    """Write the gradient of a range of columns of one row.
 
     ``out_ptr (rows, width)`` may be ``s_ptr``: an element is read and written by the same program,
     in that order. ``coefficients_ptr (·, rows)`` is fp64, ``labels_ptr (rows,)`` int64.
