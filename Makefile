@@ -9,13 +9,17 @@ CPP := $(shell find csrc -name '*.[chi]*')
 TORCH ?= 2.8.0 2.13.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
+CORE := $(addprefix tests/,rows loss streaming backends/test_native.py repo/test_repo.py \
+  repo/test_journey.py repo/test_public_api.py repo/test_yardstick.py)
+
 define suite
 $(1) -m pytest -q tests --ignore-glob 'tests/backends/test_triton*'
 $(1) -m pytest -q tests/backends/test_triton*.py  # apart: they put Triton into its interpreter
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage wheel docs bench microbench lint format clean
+.PHONY: help install demo check test coverage architectures wheel docs bench microbench
+.PHONY: lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,6 +29,9 @@ install: $(STAMP)  ## make .venv and install the package there, editable, with a
 demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table and draw a picture
 	$(BIN)/python -m bgkernels.training demo
 
+check: lint  ## check style and types, and run the fast tests of the core: before each commit
+	$(BIN)/python -m pytest -q -m 'not slow' $(CORE)
+
 test: $(STAMP)  ## run the test suite
 	$(call suite,$(BIN)/python)
 
@@ -33,6 +40,9 @@ coverage: $(STAMP)  ## run the test suite and name the lines of the package that
 	$(call suite,$(BIN)/coverage run)
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+architectures: $(STAMP)  ## try every language model of transformers, built small; write docs/architectures.md
+	$(BIN)/python -m tests.architectures
 
 wheel:  ## build dist/, and test the wheel with each of TORCH (gigabytes)
 	.ci/wheel $(TORCH)

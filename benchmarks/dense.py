@@ -57,8 +57,10 @@ def dense(problem: Problem | Widened) -> Tensor:
         return mean(HALF * hard_label + HALF * divergence, problem.target)
     heat = problem.case.temperature
     lp_s = F.log_softmax(z / heat, -1)
-    lp_t = F.log_softmax(teacher_logits(problem).float() / heat, -1)
-    soft = power_entropy((GAMMA * lp_t).exp(), z.shape[1])
+    t = teacher_logits(problem).float()
+    lp_t = F.log_softmax(t / heat, -1)
+    untempered = lp_t if heat == 1 else F.log_softmax(t, -1)
+    soft = power_entropy((GAMMA * untempered).exp(), z.shape[1])
     divergence = heat**2 * (lp_t.exp() * (lp_t - lp_s)).sum(-1)
     return mean((1 - soft) * hard_label + soft * divergence, problem.target)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bgkernels.loss.objective import Divergence
+from bgkernels.loss.objective import Divergence as Divergence
 from bgkernels.registry import Registry
 from bgkernels.rows.extras import Extra, Mixture, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats

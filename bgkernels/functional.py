@@ -10,10 +10,9 @@ from torch.distributed import ProcessGroup
 from bgkernels import divergences
 from bgkernels import routing as policies
 from bgkernels.loss.forecast import StepPlan, forecast
-from bgkernels.loss.objective import Divergence, Objective, blend
+from bgkernels.loss.objective import Divergence, Objective
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.pose import pose
-from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_statistics, shaped
+from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats
 from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
@@ -288,12 +287,4 @@ def linear_row_stats(
     """
     options = Options.of(locals())
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
-    problem = pose(
-        student, teacher, target, options,
-        extras=tuple(extras), reads_teacher=teacher is not None, logit_sum=True,
-    )  # fmt: skip
-    values, ints = row_statistics(problem)
-    blocks = problem.statistics(values, ints)
-    pairs = problem.seen(blocks, problem.connected(blocks, values))
-    weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
-    return shaped(problem, blend(pairs, weights))
+    return row_stats(student, teacher, target, options, tuple(extras))

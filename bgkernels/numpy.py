@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bgkernels.functional import hybrid_distillation
+from bgkernels.loss import reduction as loss
+from bgkernels.loss.options import Options
 from bgkernels.teachers import LogitsTeacher
 
 Array = NDArray[Any]
@@ -60,8 +61,7 @@ def row_stats(
             else it is copied.
         teacher_logits: ``(..., V_t)``, the same leading shape.
         labels: ``(...)`` integers, ``"teacher_argmax"`` or ``"teacher_sample"``.
-        temperature, ignore_index, vocab_size, seed: as in
-            :func:`bgkernels.linear_hybrid_distillation`.
+        temperature, ignore_index, vocab_size, seed: as in :func:`bgkernels.linear_row_stats`.
 
     Raises:
         TypeError, ValueError: an argument that does not fit, by name.
@@ -71,20 +71,17 @@ def row_stats(
         >>> row_stats(student, teacher).argmax_t
         array([0, 1])
     """
+    options = Options(
+        temperature=temperature, ignore_index=ignore_index, vocab_size=vocab_size, seed=seed
+    )
     with torch.no_grad():
-        result = hybrid_distillation(
-            _tensor("student_logits", student_logits),
+        stats = loss.row_stats(
+            {"student_logits": _tensor("student_logits", student_logits)},
             LogitsTeacher(_tensor("teacher_logits", teacher_logits)),
             labels if isinstance(labels, str) else _tensor("labels", labels),
-            routing="soft",
-            temperature=temperature,
-            ignore_index=ignore_index,
-            vocab_size=vocab_size,
-            seed=seed,
-            return_stats=True,
+            options,
         )
-    assert isinstance(result, tuple)
-    arrays = {f.name: getattr(result[1], f.name).numpy() for f in fields(NumpyRowStats)}
+    arrays = {f.name: getattr(stats, f.name).numpy() for f in fields(NumpyRowStats)}
     return NumpyRowStats(**arrays)
 
 

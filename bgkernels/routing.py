@@ -21,7 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bgkernels.loss.objective import Policy, Weight, Weights
+from bgkernels.loss.objective import Policy as Policy
+from bgkernels.loss.objective import Weight as Weight
+from bgkernels.loss.objective import Weights as Weights
 from bgkernels.registry import Registry
 from bgkernels.rows.extras import Tilt
 from bgkernels.rows.stats import RowStats

@@ -17,15 +17,22 @@ import bgkernels
 
 PACKAGE = Path(bgkernels.__file__).parent
 PRESENT = Path(__file__).parent / "api" / "present.txt"
-EXPORTING = ("", "labels")
+EXPORTING = ("", "labels", "teachers")
 """Packages whose ``__all__`` is public, wherever its names are defined."""
-WHOLE = ("divergences", "functional", "modules", "numpy", "registry", "routing", "teachers")
+WHOLE = ("divergences", "functional", "modules", "numpy", "registry", "routing")
 """Modules all of whose names are public but for those that begin with an underscore."""
 CHOSEN = {
     "distributed": ("global_num_items",),
     "training.models": ("CausalLM", "load_pretrained"),  # teachers of `labels.generate`
 }
 """Of other modules, the names that the pages use."""
+PASSED_ON = {
+    "divergences": ("Divergence",),
+    "routing": ("Policy", "Weight", "Weights"),
+}
+"""Names that a public module has from another."""
+MACHINERY = ("rows.extras", "streaming")
+"""Where classes are defined that users only make: their methods are the library's to call and change."""
 PROTOCOLS = ("__call__", "__contains__", "__getitem__", "__iter__", "__len__")
 
 
@@ -140,7 +147,9 @@ def entry(name: str, node: ast.stmt, scope: dict[str, ast.stmt]) -> Iterator[str
 def exports(package: str) -> Iterator[tuple[str, str, str]]:
     """``(name, module, name there)`` of what a package exports from modules of ours."""
     tree = parse(package)
-    listed = set(ast.literal_eval(definitions(tree)["__all__"].value))
+    listed = set(PASSED_ON.get(package, ()))
+    if not listed:
+        listed = set(ast.literal_eval(definitions(tree)["__all__"].value))
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").partition(".")[2]
@@ -153,7 +162,7 @@ def python_api() -> Iterator[str]:
     wanted: dict[str, set[str] | None] = {m: None for m in WHOLE}
     wanted |= {f"integrations.{stem}": None for stem in integrations}
     wanted |= {module: set(names) for module, names in CHOSEN.items()}
-    for package in EXPORTING:
+    for package in (*EXPORTING, *PASSED_ON):
         for name, module, there in exports(package):
             origin = full(module, there)
             if full(package, name) != origin:  # which is a module
@@ -164,7 +173,9 @@ def python_api() -> Iterator[str]:
         scope = definitions(parse(module))
         for name, node in scope.items():
             if public(name) and (names is None or name in names):
-                yield from entry(full(module, name), node, scope)
+                lines = entry(full(module, name), node, scope)
+                yield next(lines)
+                yield from () if module.startswith(MACHINERY) else lines
 
 
 def command_line() -> Iterator[str]:

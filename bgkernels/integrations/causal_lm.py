@@ -15,7 +15,7 @@ from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.measures import Measures
 from bgkernels.integrations.probe.install import install, own_forward, watches
 from bgkernels.integrations.probe.student import Student, completed
-from bgkernels.integrations.probe.tokens import IGNORE
+from bgkernels.integrations.probe.tokens import IGNORE, embeddings
 from bgkernels.integrations.teachers import ModelTeacher, select, source
 
 UNUSED = ("return_dict", "use_cache", "logits_to_keep", "skip_logits")
@@ -86,6 +86,7 @@ class Attachment:
         if fixed & options.keys():
             raise TypeError(f"{', '.join(sorted(fixed & options.keys()))}: set by the model")
         self.options = options
+        self._measured: tuple[float, float | None] = (1.0, None)
         self.loss = bg.LinearHybridDistillationLoss(return_stats=True, **options)
         self.target, self.active, self.asked = target, True, False
         parts = (
@@ -171,10 +172,12 @@ class Attachment:
 
     def _loss_of(self, head: heads.Head) -> bg.LinearHybridDistillationLoss:
         """The loss module with the head's scale and soft-cap."""
-        measured = {"logit_scale": head.logit_scale, "logit_softcap": head.logit_softcap}
-        if self.loss.config | measured != self.loss.config:
+        measured = (head.logit_scale, head.logit_softcap)
+        if measured != self._measured:
+            self._measured = measured
+            scale, cap = measured
             self.loss = bg.LinearHybridDistillationLoss(
-                return_stats=True, **measured, **self.options
+                return_stats=True, logit_scale=scale, logit_softcap=cap, **self.options
             )
         return self.loss
 
@@ -191,8 +194,8 @@ class Attachment:
                 f"{type(teacher).__name__} {names[kinds[1]]}, so their positions are of different "
                 "tokens; choose two of one kind"
             )
-        tokens = getattr(model.get_input_embeddings(), "num_embeddings", 0)
-        self.teacher.reader.waits = (self.teacher.reader.tokens or tokens) < tokens
+        table, known = embeddings(model), self.teacher.reader.tokens
+        self.teacher.reader.waits = table is not None and known is not None and known < len(table)
 
     @property
     def _reads_teacher(self) -> bool:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from bgkernels.integrations.probe import tap as taps
 from bgkernels.integrations.probe.curve import Curve, NotAHead, fit
-from bgkernels.integrations.probe.tokens import probe_tokens, settings
+from bgkernels.integrations.probe.tokens import embeddings, probe_tokens, settings
 
 
 class HeadError(ValueError):
@@ -238,7 +238,8 @@ def tried(model: Any) -> Iterator[dict[str, Tensor]]:
         HeadError: the model cannot run on these tokens.
     """
     training = {module: module.training for module in model.modules()}
-    device = model.get_input_embeddings().weight.device
+    table = embeddings(model)
+    device = (next(model.parameters()) if table is None else table).device
     model.eval()
     try:
         with (

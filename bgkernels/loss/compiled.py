@@ -68,7 +68,7 @@ def decode(
         student=_with_bias(student),
         teacher=_teacher(teacher, Cap(t_scale, t_cap)),
         labels=labels,
-        leading=(len(labels),),
+        leading=tuple(labels.shape),  # `len` would fix a dynamic size
         shard=Shard((0, held)),
         budget=budget or None,
         ignore_index=ignore_index,

@@ -137,7 +137,7 @@ class Objective:
         scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The loss of each row times ``scale``, and the derivative of its sum by ``values``."""
-        grads, complete = torch.zeros_like(values), problem.items == len(problem.labels)
+        grads, complete = torch.zeros_like(values), problem.items == problem.labels.size(0)
         with torch.enable_grad():
             leaves = [row for block in blocks for row in block.leaves()]
             pairs = self.seen(problem, blocks, leaves)
@@ -210,15 +210,16 @@ def reachable(x: Tensor) -> set[int]:
 
     Autograd could say which of many leaves are used, but takes longer than the rest of the loss.
     """
-    nodes, seen, leaves = [x.grad_fn], set(), set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
+    nodes = [] if x.grad_fn is None else [x.grad_fn]
+    seen, leaves = set(nodes), {id(x)}
+    for node in nodes:  # grows on the way
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.add(id(variable))
             continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        nodes += [parent for parent, _ in node.next_functions]
+        parents = [parent for parent, _ in node.next_functions if parent and parent not in seen]
+        seen.update(parents)
+        nodes += parents
     return leaves
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def pose(
     first, *others = student.values()
     assert first is not None
     leading = first.shape[:-1]
-    rows = leading.numel()
+    rows = math.prod(leading)
     kind = teacher if agreement.reads_teacher and isinstance(teacher, Teacher) else NoTeacher()
     label = target if agreement.label is None else agreement.label
     columns, device = agreement.spec.columns, first.device
@@ -106,36 +106,32 @@ def pose(
 
 
 def _signature(
-    student: dict[str, Tensor | None], teacher: object, target: object, *rest: object
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
+    options: Options,
+    *rest: object,
 ) -> object | None:
     """All that the checks look at, where that is shapes and numbers; else None."""
-    options = rest[0]
-    assert isinstance(options, Options)
-    if (
-        not (teacher is None or isinstance(teacher, DenseTeacher))
-        or options.vocab_group is not None
-    ):
+    if torch.compiler.is_compiling() or options.vocab_group is not None:
         return None
-    if torch.compiler.is_compiling():
+    cap: Cap | None = None
+    tensors: tuple[Any, ...] = (*student.values(), target)
+    if isinstance(teacher, DenseTeacher):
+        cap, tensors = teacher.cap, (*tensors, *teacher.tensors)
+    elif teacher is not None:
         return None
-    cap, theirs = (
-        (teacher.cap, teacher.tensors) if isinstance(teacher, DenseTeacher) else (None, ())
-    )
-    tensors = [x for x in (*student.values(), *theirs) if x is not None]
-    if not isinstance(target, Tensor) or any(type(x) not in PLAIN for x in (target, *tensors)):
+    if not isinstance(target, Tensor) or not all(x is None or type(x) in PLAIN for x in tensors):
         return None
     device = target.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     shapes = tuple(
-        (x.shape, x.dtype, x.device, x.requires_grad, x.layout) for x in (target, *tensors)
+        None if x is None else (x.shape, x.dtype, x.device, x.requires_grad, x.layout)
+        for x in tensors
     )
-    absent = tuple(x is None for x in (*student.values(), *theirs))
-    names = (*student, type(teacher), absent, torch.is_grad_enabled())
-    try:
-        hash(options)
-    except TypeError:  # a policy may be an object that cannot be hashed
-        return None
-    return (names, cap, autocast, shapes, *rest)
+    numbers = options.temperature, options.cap, options.ignore_index, options.vocab_size
+    names = (*student, type(teacher), options.backend, torch.is_grad_enabled())
+    return (shapes, numbers, names, cap, autocast, *rest)
 
 
 def _agree(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,8 @@ from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
 from bgkernels.loss.pose import pose, wants_gradient
 from bgkernels.rows.arithmetic import SKIP
-from bgkernels.rows.stats import RowStats
+from bgkernels.rows.extras import Extra
+from bgkernels.rows.stats import AT_ONE, RowStats
 from bgkernels.streaming import checks
 from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
@@ -86,6 +89,28 @@ def row_statistics(problem: Problem) -> Matrices:
         return compiled.row_statistics_of(problem)
     matrices: Matrices = RowStatistics.apply(problem, *problem.student)
     return matrices
+
+
+def row_stats(
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
+    options: Options,
+    extras: tuple[Extra, ...] = (),
+) -> RowStats:
+    """Statistics of tensors as the caller gave them, all at the temperature of the options."""
+    weighed = options.temperature != 1 and getattr(teacher, "weighs_statistics", False)
+    problem = pose(
+        student, teacher, target, options,
+        extras=tuple(dict.fromkeys((*extras, AT_ONE))) if weighed else extras,
+        reads_teacher=teacher is not None, logit_sum=True,
+    )  # fmt: skip
+    values, ints = row_statistics(problem)
+    blocks = problem.statistics(values, ints)
+    pairs = problem.seen(blocks, problem.connected(blocks, values))
+    views = [s.at_one(options.temperature, ()) if weighed else s for s, _ in pairs]
+    stats = shaped(problem, blend(pairs, problem.teacher.part_weights(views, slice(None))))
+    return replace(stats, extras={extra: stats.extras[extra] for extra in extras})
 
 
 def shaped(problem: Problem, stats: RowStats) -> RowStats:

@@ -45,7 +45,7 @@ class Extra(ABC):
     """A statistic that an objective asks for by name.
 
     Attributes:
-        kind: number in ``ExtraKind`` of ``csrc/row_args.h``.
+        kind: ``kKind`` of its struct in ``csrc/math/extras.h``.
         sums: names of its rows in the state; zero in an empty state but for ``m``, which is -inf.
         fields: names of its rows in the statistics.
         public: how many of them users see, the first ones.
@@ -293,7 +293,8 @@ class Tempered(Extra):
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
         """See :meth:`fold`."""
         a, b = factors[1:, :, None].to(pair.u.dtype)
-        log_p = minus(pair.u * (temperature / self.temperature), factors[0])
+        ratio = temperature / self.temperature
+        log_p = minus(pair.u, factors[0] / ratio) * ratio  # exact where the two are near
         return times(log_p.exp(), a + times(b, log_p))
 
 

@@ -66,7 +66,7 @@ class RowSpec:
     logit_sum: bool = False
     positions: int = 1
 
-    @property
+    @lazy
     def shared_softmax(self) -> bool:
         """Whether cross-entropy and comparison use one softmax; ``m_c, d_c`` then stay empty."""
         return self.temperature == 1.0 and self.columns == self.compared
@@ -92,6 +92,14 @@ class RowSpec:
         return _slices(len(COEFFICIENTS), (len(extra.factors) for extra in self.extras))
 
     @lazy
+    def shown(self) -> tuple[tuple[Extra, slice], ...]:
+        """Each extra, and its rows of the statistics that users see."""
+        return tuple(
+            (extra, slice(part.start, part.start + extra.public))
+            for extra, part in zip(self.extras, self.fields, strict=True)
+        )
+
+    @lazy
     def differentiable(self) -> tuple[int, ...]:
         """Rows of the statistics that carry a gradient to the student."""
         extras = (
@@ -108,17 +116,17 @@ class RowSpec:
     def _hash(self) -> int:
         return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
-    @property
+    @lazy
     def sum_count(self) -> int:
         """Rows of the state."""
         return self.sums[-1].stop if self.extras else len(FLOATS)
 
-    @property
+    @lazy
     def field_count(self) -> int:
         """Rows of the statistics."""
         return self.fields[-1].stop if self.extras else len(FIELDS)
 
-    @property
+    @lazy
     def factor_count(self) -> int:
         """Rows of the coefficients."""
         return self.factors[-1].stop if self.extras else len(COEFFICIENTS)

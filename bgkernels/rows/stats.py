@@ -206,10 +206,7 @@ class Statistics:
         spec, (label, argmax_s, argmax_t, *_) = self.specs[0], self.ints.unbind(0)
         x = self.values.unbind(0) if rows is None else rows
         valid = label != SKIP
-        extras = {
-            extra: tuple(x[part.start : part.start + extra.public])
-            for extra, part in zip(spec.extras, spec.fields, strict=True)
-        }
+        extras = {extra: tuple(x[part]) for extra, part in spec.shown}
         label = torch.where(valid, label, ignore_index)
         tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
         return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]

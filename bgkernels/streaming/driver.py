@@ -186,10 +186,12 @@ def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool)
     teacher, shard = problem.teacher, problem.shard
     tensors = (*problem.student, *teacher.tensors)
     shapes = tuple(None if x is None else (x.shape, x.dtype) for x in tensors)
+    halves = problem.autocast is not None or any(x and x[1].itemsize == 2 for x in shapes)
+    way = gemm.way() if halves else None
     kinds = tuple((type(part), part.memory) for part in teacher.parts)
     key = (
         problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
-        shard.rank, problem.labels.device, gemm.way(), needs, statistics, backward, kinds, shapes,
+        shard.rank, problem.labels.device, way, needs, statistics, backward, kinds, shapes,
     )  # fmt: skip
     if key not in PLANS:
         if len(PLANS) >= MOST_PLANS:

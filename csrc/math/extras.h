@@ -330,6 +330,7 @@ struct TotalVariation : Statistic<M> {
 constexpr int kKinds = 4;
 
 // act(statistic) of an extra.
+BGK_ANY_SIDE
 template <class M, class Act>
 BGK_HD auto with_statistic(const Spec& spec, int i, Act act) {
   const Extra& x = spec.extras[i];
@@ -345,6 +346,7 @@ struct Offsets {
 };
 
 // act(statistic, i, offsets) of all extras; where the numbers end.
+BGK_ANY_SIDE
 template <class M, class Act>
 BGK_HD Offsets each_extra(const Spec& spec, Act act) {
   Offsets at;

@@ -17,9 +17,11 @@
 #ifdef __CUDACC__
 #define BGK_HD __host__ __device__ __forceinline__
 #define BGK_UNROLL _Pragma("unroll")
+#define BGK_ANY_SIDE _Pragma("nv_exec_check_disable")  // of what it is given to call
 #else
 #define BGK_HD inline __attribute__((always_inline))
 #define BGK_UNROLL
+#define BGK_ANY_SIDE
 #endif
 
 namespace bgk::BGK_TARGET {

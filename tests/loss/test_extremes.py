@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -46,8 +47,8 @@ def test_extremes(name: str, backend: str, dtype: str, tiling: Tiling) -> None:
     z, t = extreme(name)
     target = torch.tensor([0, 2, 2, 3, 4, 5, *range(20, 38)])
     problem = Problem({"logits": z}, {"logits": t}, target).to(DTYPES[dtype])
-    # Pass 2 reads a log-sum-exp of hundreds as one number of the logits' dtype.
-    exact, eps = problem.to(torch.float64), 8 * torch.finfo(DTYPES[dtype]).eps
+    # An exponent a·u + b·v of hundreds is rounded before its log-sum-exp is taken off.
+    exact, eps = problem.to(torch.float64), 4 * torch.finfo(DTYPES[dtype]).eps
     with Failures() as failures:
         for divergence in bg.divergences.registry:
             loss = Loss(divergence, "additive", options={"reduction": "none"})
@@ -93,22 +94,22 @@ def test_limits_of_alpha_beta_are_not_finite_where_one_model_masks(
 @pytest.mark.parametrize("side", ["student", "teacher"])
 @pytest.mark.parametrize("at_label", [False, True])
 def test_a_bad_logit_gives_a_nan_loss(bad: float, side: str, at_label: bool, backend: str) -> None:
+    """In its row, whatever reads it: each divergence and each policy, though not every pair."""
     z, t = (normal(5, 12, seed=seed).float() for seed in (1, 2))
     target = torch.tensor([0, 3, 7, -100, 2])
     (z if side == "student" else t)[[1, 3], 3 if at_label else 6] = bad
     z[3] = bad  # an ignored row
-    for divergence in bg.divergences.registry:
-        for routing in bg.routing.registry:
-            policy = bg.routing.registry.get(routing)
-            if side == "teacher" and not policy.uses_teacher:
-                continue
-            options = {"divergence": divergence, "routing": policy, "backend": backend}
-            loss = bg.hybrid_distillation(
-                z, bg.LogitsTeacher(t), target, reduction="none", **options
-            )
-            sees_the_next = routing == "risk_guided" and side == "student"
-            expected = [sees_the_next, True, False, False, False]
-            assert loss.isnan().tolist() == expected, (divergence, routing, loss)
-            leaf = z.clone().requires_grad_()
-            mean = bg.hybrid_distillation(leaf, bg.LogitsTeacher(t), target, **options)
-            assert mean.isnan() and not torch.autograd.grad(mean, leaf)[0][3].any()
+    turn = 2 * (side == "student") + at_label
+    entries = list(product(bg.divergences.registry, bg.routing.registry))
+    for divergence, routing in entries[turn::5]:
+        policy = bg.routing.registry.get(routing)
+        if side == "teacher" and not policy.uses_teacher:
+            policy = bg.routing.registry.get("soft")
+        options = {"divergence": divergence, "routing": policy, "backend": backend}
+        loss = bg.hybrid_distillation(z, bg.LogitsTeacher(t), target, reduction="none", **options)
+        sees_the_next = routing == "risk_guided" and side == "student"
+        expected = [sees_the_next, True, False, False, False]
+        assert loss.isnan().tolist() == expected, (divergence, routing, loss)
+        leaf = z.clone().requires_grad_()
+        mean = bg.hybrid_distillation(leaf, bg.LogitsTeacher(t), target, **options)
+        assert mean.isnan() and not torch.autograd.grad(mean, leaf)[0][3].any()

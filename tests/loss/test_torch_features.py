@@ -97,6 +97,43 @@ def test_a_scaled_loss_gives_scaled_gradients(mode: str) -> None:
         torch.testing.assert_close(x.grad, g)
 
 
+TEACHERS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "linear": lambda h, v: bg.LinearTeacher(h, v),
+    "logits": lambda h, v: bg.LogitsTeacher(h @ v.t()),
+    "kept": lambda h, v: bg.TopKTeacher(*reversed((h @ v.t()).log_softmax(1).topk(7))),
+    "sum": lambda h, v: bg.MixtureTeacher(
+        [bg.LogitsTeacher(h @ v.t()), bg.LinearTeacher(-h, v)], torch.rand(len(h), 2)
+    ),
+    "distribution": lambda h, v: bg.MixtureTeacher(
+        [bg.LogitsTeacher(h @ v.t()), bg.LinearTeacher(-h, v)], (0.3, 0.7), kind="distribution"
+    ),
+}
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "fused": lambda *args: bg.linear_hybrid_distillation(*args, mode="fused"),
+    "recompute": lambda *args: bg.linear_hybrid_distillation(*args, mode="recompute"),
+    "none": lambda *args: bg.linear_hybrid_distillation(*args, reduction="none").sum(),
+    "statistics": lambda *args: bg.linear_row_stats(*args).kl_st.sum(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_teachers_and_labels_of_inference_mode(kind: str, form: str) -> None:
+    """They are read in backward too, where autograd would refuse them."""
+    x, w, h, v, y = tensors()
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+    results = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        torch.manual_seed(5)
+        with mode:
+            teacher, labels = TEACHERS[kind](h.clone(), v.clone()), y.clone()
+        value = FORMS[form](x, w, teacher, labels)
+        results.append([value.detach(), *torch.autograd.grad(value, leaves)])
+    assert labels.is_inference() and all(g.any() for g in results[0])
+    for usual, inferred in zip(*results, strict=True):
+        assert torch.equal(usual, inferred)
+
+
 class Evaluation(nn.Module):
     """Loss and statistics of held-out rows."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bgkernels.integrations.probe.tokens import arguments
+from bgkernels.integrations.probe.tokens import arguments, embeddings
 
 OF_THE_CALL = {
     "labels", "shift_labels", "num_items_in_batch", "loss_rows", "extra_losses", "return_dict",
@@ -34,7 +34,8 @@ class Reader:
         self.name = type(model).__name__
         self.arguments = arguments(model)
         self.limit = positions(model)
-        self.tokens = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        table = embeddings(model)
+        self.tokens = None if table is None else table.shape[0]
         self.waits = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,10 +113,10 @@ def positions(model: Any) -> int | None:
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(limit, int):
         return None
-    table = model.get_input_embeddings()
+    table = embeddings(model)
     sizes = [
         m.num_embeddings
         for m in model.modules()
-        if isinstance(m, nn.Embedding) and m is not table and m.weight is not table.weight
+        if isinstance(m, nn.Embedding) and m.weight is not table
     ]
     return limit if any(0 <= size - limit <= 8 for size in sizes) else None

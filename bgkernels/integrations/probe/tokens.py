@@ -13,9 +13,19 @@ LENGTH = 8
 IGNORE = -100
 
 
+def embeddings(model: Any) -> Tensor | None:
+    """``(tokens, width)``: the table that a model looks its inputs up in, if it tells."""
+    try:
+        found = getattr(model.get_input_embeddings(), "weight", None)
+    except (NotImplementedError, AttributeError):
+        return None
+    return found if isinstance(found, Tensor) else None
+
+
 def probe_tokens(model: Any) -> Tensor:
     """``(2, LENGTH)`` tokens, none of which means something special to the model."""
-    vocab = int(model.get_input_embeddings().weight.shape[0])
+    table = embeddings(model)
+    vocab = int(model.config.get_text_config().vocab_size if table is None else table.shape[0])
     special = set(_special(model.config)) | set(_special(model.config.get_text_config()))
     plain = [i for i in range(min(vocab, 4096)) if i not in special] or [0]
     chosen = [plain[(7 * i + 3) % len(plain)] for i in range(2 * LENGTH)]
