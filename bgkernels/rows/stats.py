@@ -210,7 +210,15 @@ class Statistics:
         extras = {extra: tuple(x[part]) for extra, part in spec.shown}
         label = torch.where(valid, label, ignore_index)
         mean = x[12] if spec.logit_sum else torch.full_like(x[12], float("nan"))
-        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:12], mean, valid)  # by position: faster
+        tensors = (
+            *x[:10],
+            argmax_s,
+            argmax_t,
+            label,
+            *x[10:12],
+            mean,
+            valid,
+        )  # by position: faster
         return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]
 
 

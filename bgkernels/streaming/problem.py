@@ -81,7 +81,7 @@ class Problem:
 
     def unwritten(self) -> tuple[Tensor, Tensor]:
         """The two matrices of all statistics, uninitialised: see :meth:`statistics`."""
-        rows, device = len(self.labels), self.labels.device
+        rows, device = self.labels.size(0), self.labels.device
         _, fields, ints = self.layout[-1]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         values = torch.empty(fields.stop, rows, dtype=dtype, device=device)
