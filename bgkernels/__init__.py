@@ -6,8 +6,14 @@ The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` 
 
 from bgkernels import distributed, divergences, routing
 from bgkernels.backends import show_config
-from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
+from bgkernels.functional import (
+    hybrid_distillation,
+    linear_hybrid_distillation,
+    linear_row_stats,
+    plan,
+)
 from bgkernels.loss.capture import SoftLabels, capture
+from bgkernels.loss.forecast import StepPlan
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
@@ -24,6 +30,7 @@ __all__ = [
     "MixtureTeacher",
     "RowStats",
     "SoftLabels",
+    "StepPlan",
     "Tempered",
     "Tilt",
     "TopKTeacher",
@@ -34,6 +41,7 @@ __all__ = [
     "hybrid_distillation",
     "linear_hybrid_distillation",
     "linear_row_stats",
+    "plan",
     "routing",
     "show_config",
 ]

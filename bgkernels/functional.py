@@ -9,9 +9,10 @@ from torch.distributed import ProcessGroup
 
 from bgkernels import divergences
 from bgkernels import routing as policies
+from bgkernels.loss.forecast import StepPlan, forecast
 from bgkernels.loss.objective import Divergence, Objective
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.reduction import Loss, hybrid_loss, row_stats
+from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats
 from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
@@ -163,6 +164,61 @@ def hybrid_distillation(
         token_weight=token_weight, num_items=num_items, return_stats=return_stats,
         overwrite=overwrite_logits,
     )  # fmt: skip
+
+
+def plan(
+    input: Tensor,
+    linear_weight: Tensor,
+    teacher: Teacher | None,
+    target: Tensor | str,
+    *,
+    linear_bias: Tensor | None = None,
+    divergence: str | Divergence = "forward_kl",
+    routing: Routing = "entropy",
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
+    memory_budget: int | None = None,
+    mode: str = "auto",
+    backend: str = "auto",
+    seed: int | None = None,
+    return_stats: bool = False,
+) -> StepPlan:
+    """How :func:`linear_hybrid_distillation` would run with these arguments; nothing is computed.
+
+    Values of tensors do not matter but for labels, which are checked; shapes, dtypes, device, and
+    which tensors ask for a gradient do. A plan also depends on the number of threads.
+
+    Returns:
+        :class:`StepPlan`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as the loss does.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> x = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+        >>> w = torch.randn(5000, 32, dtype=torch.bfloat16, requires_grad=True)
+        >>> teacher = bg.LinearTeacher(x.detach(), w.detach())
+        >>> labels = torch.randint(5000, (64,))
+        >>> ample = bg.plan(x, w, teacher, labels)
+        >>> ample.mode, ample.products
+        ('fused', 4.0)
+        >>> tight = bg.plan(x, w, teacher, labels, memory_budget=ample.bytes // 4)
+        >>> tight.products > 4 and tight.bytes < ample.bytes
+        True
+    """
+    options = Options.of(locals())
+    objective = objective_of(options)
+    student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
+    return forecast(problem, objective, options)
 
 
 def objective_of(options: Options) -> Objective:

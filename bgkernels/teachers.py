@@ -5,4 +5,16 @@ from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher
 from bgkernels.streaming.teachers.mixture import MixtureTeacher
 from bgkernels.streaming.teachers.topk import TopKTeacher
 
-__all__ = ["LinearTeacher", "LogitsTeacher", "MixtureTeacher", "Teacher", "TopKTeacher"]
+__all__ = [
+    "LinearTeacher",
+    "LogitsTeacher",
+    "MixtureTeacher",
+    "Teacher",
+    "TopKTeacher",
+    "members",
+]
+
+
+def members(teacher: Teacher | None) -> tuple[Teacher, ...]:
+    """The teachers of a mixture, or the one; none for None."""
+    return () if teacher is None else teacher.members

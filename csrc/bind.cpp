@@ -88,6 +88,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);
   bind_product(m);
+  bind_coding(m);
 #ifdef BGK_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

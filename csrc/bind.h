@@ -100,8 +100,10 @@ void bind_primitives(py::module_ m) {
   m.def("vjp", vjp, unlocked);
 }
 
-// Matrix products, and the primitives of csrc/cuda, as functions of a module.
+// Matrix products, the coding of kept tiles, and the primitives of csrc/cuda, as functions of a
+// module.
 void bind_product(py::module_& m);
+void bind_coding(py::module_& m);
 void bind_cuda(py::module_ m);
 
 }  // namespace bgk

@@ -105,6 +105,26 @@ struct VjpArgs {
   const int64_t* labels;         // (rows): a column or kSkip
 };
 
+// Compared columns that share a centre: see cpu/coding.inl.
+constexpr int64_t kCodeBlock = 512;
+
+// A tile on its way into memory at a word a (row, column).
+struct EncodeArgs {
+  Tile tile;              // fp32
+  Matrix<float> words;    // a row in each of its rows
+  const int64_t* labels;  // (rows): rows of kSkip are left out
+  int* failed;            // set where some row is beyond the code, which then holds nothing
+};
+
+// One model's logits of it.
+struct DecodeArgs {
+  Matrix<const float> words;
+  int64_t rows, compared;
+  Logits out;  // fp32
+  bool teacher;
+  const int64_t* labels;  // as in EncodeArgs
+};
+
 // The primitives of one instruction set; each returns kOk.
 struct Kernels {
   const char* name;
@@ -114,6 +134,8 @@ struct Kernels {
   int (*finalize)(const FinalizeArgs&, int threads);
   int (*fold)(const FoldArgs&, int threads);
   int (*vjp)(const VjpArgs&, int threads);
+  int (*encode)(const EncodeArgs&, int threads);
+  int (*decode)(const DecodeArgs&, int threads);
 };
 
 }  // namespace bgk

@@ -122,7 +122,7 @@ def attempt(model_type: str, name: str, kind: str) -> Found:
             values = f"{float(found[0]):.4f} for {float(expected[0]):.4f}"
             return Found(name, kind, "SILENT", f"another loss or gradient: {values}")
         inputs = {"input_ids": batch()["input_ids"]}
-        if kind == "encoder–decoder":
+        if getattr(model.config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = inputs["input_ids"]
         with torch.no_grad():
             logits = teacher(**inputs, use_cache=False).logits
@@ -180,6 +180,7 @@ def main(names: list[str]) -> int:
     import transformers
 
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)  # of models so small; more threads wait for each other
     transformers.logging.set_verbosity_error()
     found: dict[str, Found] = {}
     for kind in KINDS:

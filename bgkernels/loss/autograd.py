@@ -56,6 +56,12 @@ def _saved(ctx: Any) -> list[Any]:
     return [a if b is None else b for a, b in zip(ctx.saved_tensors, ctx.direct, strict=True)]
 
 
+def needs_of(student: Tensors, wanted: Sequence[bool]) -> Needs:
+    """What fused mode gathers, of the tensors that want a gradient."""
+    half = any(x is not None and x.dtype == torch.float16 for x in student)
+    return Needs(*wanted)._replace(held=half)
+
+
 class FusedLoss(torch.autograd.Function):
     """It is fused mode: the forward pass computes the gradient too, and backward scales it.
 
@@ -80,8 +86,8 @@ class FusedLoss(torch.autograd.Function):
             student: the tensors of the problem that get a gradient.
         """
         losses: list[Tensor] = []
-        half = any(x is not None and x.dtype == torch.float16 for x in student)
-        scale, ctx.divisor = (weight, divisor) if half else (weight / divisor, None)
+        needs = needs_of(student, ctx.needs_input_grad[6:])
+        scale, ctx.divisor = (weight, divisor) if needs.held else (weight / divisor, None)
 
         def derivative(blocks: list[Statistics], values: Tensor, rows: slice) -> Tensor:
             factor = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
@@ -89,7 +95,6 @@ class FusedLoss(torch.autograd.Function):
             losses.append(loss)
             return grads
 
-        needs = Needs(*ctx.needs_input_grad[6:])._replace(held=half)
         target, (first, *others) = None, student
         if not others and first is not None:
             if overwrite:
@@ -100,7 +105,7 @@ class FusedLoss(torch.autograd.Function):
         ctx.dtypes = [None if x is None else x.dtype for x in student]
         ctx.save_for_backward(*grads)
         total = (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
-        return total / divisor if half else total
+        return total / divisor if needs.held else total
 
     @staticmethod
     @once_differentiable

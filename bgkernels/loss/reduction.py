@@ -37,16 +37,10 @@ def hybrid_loss(
     overwrite: bool = False,
 ) -> Loss:
     """Return the loss of the caller's tensors, and the statistics if they are asked for."""
-    at_one = return_stats or getattr(teacher, "weighs_statistics", False)
-    extras, reads_teacher = objective.extras(at_one=at_one), objective.policy.uses_teacher
-    logit_sum = options.label_smoothing > 0 or return_stats
-    caller = student, teacher, target, options
-    problem = pose(*caller, extras, reads_teacher=reads_teacher, logit_sum=logit_sum)
-    if problem.teacher.excludes_columns:
-        objective.refuse_infinite()
+    problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
     weight, divisor = _weight(problem, token_weight), _divisor(problem, options, num_items)
     matrices = None
-    if _fused(problem, objective, options):
+    if is_fused(problem, objective, options):
         box: list[Matrices] = []
         factors = weight, divisor
         try:
@@ -65,6 +59,26 @@ def hybrid_loss(
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
     loss = loss.to(problem.dtype)
     return (loss, _shown(problem, objective, matrices)) if return_stats else loss
+
+
+def posed(
+    student: dict[str, Tensor | None],
+    teacher: object,
+    target: object,
+    options: Options,
+    objective: Objective,
+    *,
+    return_stats: bool,
+) -> Problem:
+    """Pose the problem of a loss: its rows, checked, with the statistics that it reads."""
+    at_one = return_stats or getattr(teacher, "weighs_statistics", False)
+    extras, reads_teacher = objective.extras(at_one=at_one), objective.policy.uses_teacher
+    logit_sum = options.label_smoothing > 0 or return_stats
+    caller = student, teacher, target, options
+    problem = pose(*caller, extras, reads_teacher=reads_teacher, logit_sum=logit_sum)
+    if problem.teacher.excludes_columns:
+        objective.refuse_infinite()
+    return problem
 
 
 def row_statistics(problem: Problem) -> Matrices:
@@ -109,7 +123,7 @@ def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowSta
     return shaped(problem, blend(pairs, weights))
 
 
-def _fused(problem: Problem, objective: Objective, options: Options) -> bool:
+def is_fused(problem: Problem, objective: Objective, options: Options) -> bool:
     """Tell whether the gradient is computed in the forward pass."""
     blocker = None
     if options.reduction == "none":

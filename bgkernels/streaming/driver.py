@@ -14,10 +14,11 @@ from torch import Tensor
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
+from bgkernels.streaming.kept import Codes, Kept, Loan, codable
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
-from bgkernels.streaming.tiles import Loan, Tiles
+from bgkernels.streaming.tiles import Tiles
 
 Matrices = tuple[Tensor, Tensor]
 """Values and integers of all statistics, ``(·, rows)``: see :meth:`Problem.statistics`."""
@@ -51,9 +52,10 @@ def run(
     student = make_head(problem.student, problem, needs if backward else Needs(), p, gradient)
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
-        loan = Loan(student.grad_weight, p.lent, p.chunk * p.width * p.pair_bytes)
-    tiles = Tiles(student, p, p.columns, problem.labels.device, loan)
-    comparisons = [part.walk(problem, p, loan) for part in problem.teacher.parts]
+        loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
+    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
+    tiles = Tiles(student, p, p.columns, problem.labels.device, kept)
+    comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
     groups = p.tile_groups()
@@ -70,13 +72,15 @@ def run(
                     x = tiles.wanted(i)
                     for comparison in comparisons:
                         comparison.absorb(i, x)
-                finish_statistics(tiles, comparisons)
+                for comparison in comparisons:
+                    comparison.close()
+                read_again(tiles, comparisons)
             if derivative is not None and scratch is not None:
                 grads = derivative(blocks, values[:, rows], rows)
                 open_backward(comparisons, blocks, grads)
                 backward_tiles(tiles, comparisons, student, scratch, group)
                 student.finish(problem.shard, group is groups[-1])
-    del tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
+    del kept, tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
     student.end()
     return (values, ints), student.gradients(p.columns)
 
@@ -84,8 +88,7 @@ def run(
 def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) -> Tensors:
     """Pass 2 alone, the logits multiplied again.
 
-    Where the budget holds no walk that gathers all gradients, that of the weight has a walk of its
-    own.
+    Where the budget holds no walk that gathers all gradients, that of the input has one of its own.
 
     Args:
         problem: of the statistics.
@@ -103,19 +106,26 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
             problem, needs, lambda _, __, rows: grads[:, rows], known=known, gradient=target
         )[1]
 
+    walks = [walk(part) for part in backward_walks(problem, needs)]
+    if len(walks) == 1:
+        return walks[0]
+    (dx, *_), (_, *others) = walks
+    return (dx, *others)
+
+
+def backward_walks(problem: Problem, needs: Needs) -> list[Needs]:
+    """What each walk gathers that goes backwards alone: all, or dX and then the others."""
     try:
-        return walk(needs)
+        planned(problem, needs, statistics=False, backward=True)
     except BudgetError:
         if not (needs.input and needs.weight):
             raise
-        (dx, *_), (_, *others) = walk(Needs(input=True)), walk(needs._replace(input=False))
-        return (dx, *others)
+        return [Needs(input=True), needs._replace(input=False)]
+    return [needs]
 
 
-def finish_statistics(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
-    """End pass 1: its second read, where one is wanted, begins where the first ended."""
-    for comparison in comparisons:
-        comparison.close()
+def read_again(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
+    """The second read of pass 1, where one is wanted; it begins where the first ended."""
     again = [comparison for comparison in comparisons if comparison.second_read]
     for i in reversed(range(len(tiles.columns))) if again else ():
         x = tiles.wanted(i)
@@ -143,8 +153,9 @@ def open_backward(
     """Give each comparison the derivatives by its statistics."""
     first = 0
     for comparison, block in zip(comparisons, blocks, strict=True):
-        comparison.open_vjp(grads[first : first + len(block.values)])
-        first += len(block.values)
+        end = first + block.values.size(0)
+        comparison.open_vjp(grads[first:end])
+        first = end
 
 
 def backward_tiles(
@@ -155,7 +166,7 @@ def backward_tiles(
     for i in reversed(group):
         x, columns = tiles.wanted(i), tiles.columns[i]
         d = student.gradient_tile(columns, x, scratch.narrow)
-        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums]
+        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums] if others else []
         for k, comparison in enumerate(others):
             comparison.vjp(i, x, sums[min(k, 1)])
             if k:
@@ -207,10 +218,13 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         tile_bytes += product.itemsize * (wide and backward)
         row_bytes = demand.hidden * 8 * (backward and needs.input)
         input_sum_bytes = first.numel() * 4 * (backward and needs.input)
-        weight_bytes += 4 * (narrow and backward and needs.weight)
+        to = needs.dtype(weight.dtype)
+        scratch = gemm.scratch_bytes(product, to, first.device)
+        weight_bytes += scratch * (backward and needs.weight)
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
         if shard.group is None:  # one plan must fit every rank's gradient
-            grad_bytes = demand.hidden * needs.dtype(weight.dtype).itemsize * needs.weight
+            grad_bytes = demand.hidden * to.itemsize * needs.weight
+    operands = [x for x in (*problem.student, *teacher.tensors) if x is not None]
     theirs = teacher.parts[0].demand(problem)
     for part in teacher.parts[1:]:
         theirs += part.demand(problem)
@@ -232,4 +246,6 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         backward=backward,
         reads=1 + spec.second_read,
         device=first.device.type,
+        codable=codable(problem),
+        packing=gemm.packing_bytes(map(problem.product, operands), first.device),
     )

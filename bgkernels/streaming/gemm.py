@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,22 @@ def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) 
     return mm(a, b, out) if out.dtype.itemsize >= 4 else out.copy_(mm(a, b, scratch()))
 
 
+def scratch_bytes(product: torch.dtype, to: torch.dtype, device: torch.device) -> int:
+    """Bytes of an element of the scratch by which a product reaches a gradient of dtype ``to``."""
+    if _half_on_cpu(product, device):
+        direct = to == torch.float32 or (products.chosen(product) == "brgemm" and to == product)
+        return 0 if direct and to != torch.float16 else 4
+    on_cpu = device.type == "cpu"
+    return 4 if to.itemsize < 4 or (product.itemsize < 4 and not on_cpu) else 0
+
+
+def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:
+    """Bytes of packed operands that a product of one of these dtypes fills, if it can."""
+    half = (x for x in dtypes if _half_on_cpu(x, device))
+    packs = any(products.chosen(dtype) == "brgemm" for dtype in half)
+    return products.PACKED_BYTES * torch.get_num_threads() * packs
+
+
 def way() -> object:
-    """Return how 16-bit operands are multiplied on a CPU, on which plans depend."""
-    return tuple(products.chosen(dtype) for dtype in products.HALVES)
+    """Return how a CPU multiplies 16-bit operands, and with how many threads: plans need it."""
+    return torch.get_num_threads(), *(products.chosen(dtype) for dtype in products.HALVES)

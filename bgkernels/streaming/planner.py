@@ -10,6 +10,9 @@ chunks are walked once for each of several *groups* of columns, and the sum is o
 
 The gradient of a single chunk is written from its end to its beginning, so until then its beginning
 is free memory: the last tiles, which are read again first, are kept there at no cost.
+
+Kept tiles of two heads with 16-bit operands may be *coded* in half the bytes (:mod:`.coding`): that
+takes some time. The last tile of pass 1 is the first of pass 2, and needs no slot.
 """
 
 from __future__ import annotations
@@ -19,8 +22,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bgkernels.streaming import coding
+
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
+
+PANEL = 128
+"""Columns of a packed operand that are at least packed at once (csrc/cpu/product.cpp)."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -39,21 +47,26 @@ class Cost:
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
+        coding: multiply-adds in the time of coding a pair of logits, and of decoding it.
+        fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
     """
 
     overhead: float
     byte: float
     launch: float
     width: int
+    coding: float = 0
+    fresh: float = 0
 
 
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
 # 3 TB/s, 10 µs to start the kernels of a tile, and products in blocks of 128 rows, of which half a
 # one is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
 # that starting it costs little; wider tiles would leave less choice of how many are kept.
+# Those of a CPU that coding and fresh pages take were measured on a Zen 4, at 100 per nanosecond.
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=40, fresh=45),
     "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
 }
 
@@ -114,6 +127,9 @@ class Workload:
         grad_products: student products of pass 2 (dX, dW): 0, 1 or 2; 0 with ``backward`` False.
         statistics, backward: which passes run.
         reads: reads of the logits in pass 1: 2 with pairwise statistics.
+        codable: whether kept tiles may be coded.
+        packing: bytes of packed operands that a product fills if it can, a panel at least; 0: its
+            operands are not packed.
     """
 
     rows: int
@@ -133,6 +149,8 @@ class Workload:
     reads: int = 1
     device: str = "cpu"
     input_sum_bytes: int = 0
+    codable: bool = False
+    packing: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,7 +158,8 @@ class Plan:
     """A tiling. ``kept`` tiles, the last ones, stay in memory between the passes of a chunk.
 
     ``lent`` of them, the very last, lie in the gradient of the weight. All chunks are walked for
-    each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``.
+    each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``; where tiles are
+    coded, ``coded`` of the kept ones are: the first.
     """
 
     rows: int
@@ -152,6 +171,12 @@ class Plan:
     lent: int = 0
     groups: int = 1
     pair_bytes: int = 0
+    coded: int = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of a kept tile that is not in work."""
+        return slot_bytes(self.chunk, self.width, 0 if self.coded else self.pair_bytes)
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -169,6 +194,16 @@ class Plan:
         count = len(self.tiles())
         size = max(1, math.ceil(count / self.groups))
         return [range(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
+
+    def repeated(self, reads: int) -> float:
+        """How often the logits are multiplied again in so many reads of all tiles.
+
+        The second read begins where the first ended. Of later ones, each begins at the other end,
+        and the place of the tile in work holds nothing that is needed, where it must serve others.
+        """
+        missing = len(self.tiles()) - self.kept
+        lost = max(0, reads - 2) * (missing > 0 and not self.coded)
+        return (missing * (reads - 1) + lost) / len(self.tiles())
 
     @property
     def chunk_count(self) -> int:
@@ -200,10 +235,11 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
     for width in _widths(work):
         for count in _chunk_counts(work.rows):
             chunk = max(1, math.ceil(work.rows / count))
-            found = _fit(work, chunk, width, budget)
             least = min(least, _least_bytes(work, chunk, width))
-            if found is not None and (best is None or _cost(work, found) < best[0]):
-                best = (_cost(work, found), found)
+            for coded in (False, True)[: 1 + work.codable]:
+                found = _fit(work, chunk, width, budget, coded)
+                if found is not None and (best is None or _cost(work, found) < best[0]):
+                    best = (_cost(work, found), found)
     return (None if best is None else best[1]), int(least)
 
 
@@ -234,7 +270,28 @@ def _chunk_counts(rows: int) -> Iterator[int]:
 def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
     """All but kept tiles and sums."""
     weights = width * (work.hidden_s + work.hidden_t) * work.weight_bytes
-    return chunk * width * work.tile_bytes + weights + chunk * work.row_bytes
+    tiles = chunk * (width * work.tile_bytes + work.row_bytes)
+    return tiles + weights + _packing_bytes(work, chunk, width)
+
+
+def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
+    """Of the packed operand of the product that packs most."""
+    if not work.packing:
+        return 0
+    shapes = [(hidden, width) for hidden in (work.hidden_s, work.hidden_t)]
+    if work.backward and work.grad_products:
+        shapes += [(width, work.hidden_s), (chunk, work.hidden_s)]
+    sizes = (
+        2 * depth * max(PANEL, min(PANEL * math.ceil(columns / PANEL), work.packing // (2 * depth)))
+        for depth, columns in shapes
+        if depth and columns
+    )
+    return max(sizes, default=0)
+
+
+def slot_bytes(chunk: int, width: int, pair_bytes: int) -> int:
+    """Of a kept tile; ``pair_bytes`` 0: coded."""
+    return chunk * (pair_bytes * width if pair_bytes else 4 * coding.words(width, width))
 
 
 def _sums(work: Workload, chunk: int) -> int:
@@ -254,7 +311,7 @@ def _least_bytes(work: Workload, chunk: int, width: int) -> int:
     return fixed + (min(sums, grouped) if sums and groups > 1 else sums)
 
 
-def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
+def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = False) -> Plan | None:
     tiles = math.ceil(work.columns / width)
     fixed, tile = _fixed_bytes(work, chunk, width), chunk * width * work.logit_bytes
     sums, groups = _sums(work, chunk), 1
@@ -267,15 +324,22 @@ def _fit(work: Workload, chunk: int, width: int, budget: int) -> Plan | None:
         sums = math.ceil(sums * size / tiles) + work.input_sum_bytes
     fixed += sums
     several_passes = work.statistics and (work.backward or work.reads > 1)
+    if coded:
+        if not several_passes:
+            return None
+        fixed, tile = fixed + tile, slot_bytes(chunk, width, 0)
+    spared = coded and work.reads == 1  # the tile in work is the first of pass 2
     lent = _lent(work, tiles, width, tile) if chunk >= work.rows else 0
-    wanted = tiles - lent if several_passes else 1
+    lent = min(lent, tiles - spared)
+    wanted = tiles - spared - lent if several_passes else 1
     own = wanted if tile == 0 else min(wanted, (budget - fixed) // tile)
-    if own < 1 or fixed > budget:
+    if own < (not coded) or fixed > budget:
         return None
-    size = int(fixed + own * tile)
+    kept = max(1, own + lent + spared)
     return Plan(
-        work.rows, work.columns, chunk, width, int(own) + lent, size, lent, groups, work.logit_bytes
-    )
+        work.rows, work.columns, chunk, width, kept, int(fixed + own * tile), lent, groups,
+        work.logit_bytes, coded=(own + lent) * coded,
+    )  # fmt: skip
 
 
 def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
@@ -294,13 +358,16 @@ def _cost(work: Workload, p: Plan) -> float:
     cost = cost_of(work.device)
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
     tiles = len(p.tiles())
-    again = 1 - p.kept / tiles
     passes = work.reads * work.statistics + work.backward
-    logits = (student + teacher) * (1 + again * (passes - 1))
+    logits = (student + teacher) * (1 + p.repeated(passes))
     products = logits + work.grad_products * student * work.backward
     rows = (work.rows + p.chunk_count * cost.overhead) * (1 + cost.overhead / p.width)
+    slots = (p.coded or p.kept) - p.lent
+    kept = slots * p.slot_bytes * cost.fresh
+    kept += p.coded / tiles * work.rows * work.compared * cost.coding
     traffic = logits * work.weight_bytes
     if p.chunk_count > 1 and work.backward and work.grad_products:
         traffic += 8 * student
     traffic += (p.groups - 1) * 8 * p.chunk * (work.hidden_s + work.hidden_t)
-    return products * rows + p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)
+    walks = p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)
+    return products * rows + kept + walks

@@ -70,15 +70,18 @@ class Problem:
             len(self.student) > 1 and len(self.teacher.parts) == 1 and cap.scale > 0 and not cap.cap
         )
 
+    def operand(self, tensor: Tensor) -> torch.dtype:
+        """The dtype whose digits of ``tensor`` are multiplied."""
+        fixed = self.autocast is None or tensor.dtype == torch.float64
+        return tensor.dtype if fixed or self.autocast is None else self.autocast
+
     def product(self, tensor: Tensor) -> torch.dtype:
         """Return the dtype to multiply ``tensor`` in."""
-        fixed = self.autocast is None or tensor.dtype == torch.float64
-        dtype = tensor.dtype if fixed or self.autocast is None else self.autocast
-        return gemm.product_dtype(dtype, tensor.device)
+        return gemm.product_dtype(self.operand(tensor), tensor.device)
 
     def unwritten(self) -> tuple[Tensor, Tensor]:
         """Allocate the two matrices of all statistics: see :meth:`statistics`."""
-        rows, device = len(self.labels), self.labels.device
+        rows, device = self.labels.size(0), self.labels.device
         _, fields, ints = self.layout[-1]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         values = torch.empty(fields.stop, rows, dtype=dtype, device=device)

@@ -6,29 +6,8 @@ import torch
 from torch import Tensor
 
 from bgkernels.streaming.heads import Logits, LogitsHead
+from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Plan
-
-
-class Loan:
-    """Slots for tiles in memory that is written later.
-
-    Args:
-        memory: contiguous; its first bytes are used.
-        count: number of slots.
-        size: bytes of a slot, for the tiles of all heads.
-    """
-
-    def __init__(self, memory: Tensor, count: int, size: int) -> None:
-        self.bytes, self.count, self.size = memory.view(-1).view(torch.uint8), count, size
-        self.taken = 0
-
-    def slots(self, size: int, dtype: torch.dtype) -> list[Tensor]:
-        """``size`` elements in each slot that no other head has."""
-        first, last = self.taken, self.taken + size * dtype.itemsize
-        assert last <= self.size
-        self.taken = last
-        starts = range(0, self.count * self.size, self.size)
-        return [self.bytes[at + first : at + last].view(dtype) for at in starts]
 
 
 class Tiles:
@@ -39,21 +18,24 @@ class Tiles:
         plan: the tiling.
         columns: leading columns that are wanted; a tile beyond them is None.
         device: of the tiles.
-        loan: where the last kept tiles lie, or None.
+        kept: where the kept tiles lie, but for those in memory of their own.
+        teacher: whether the head is the teacher's.
     """
 
     def __init__(
-        self, head: Logits, plan: Plan, columns: int, device: torch.device, loan: Loan | None
-    ) -> None:
-        self.head, self.plan = head, plan
+        self, head: Logits, plan: Plan, columns: int, device: torch.device, kept: Kept,
+        *, teacher: bool = False,
+    ) -> None:  # fmt: skip
+        self.head, self.plan, self.codes, self.teacher = head, plan, kept.codes, teacher
         self.columns = [slice(c.start, min(c.stop, columns)) for c in plan.tiles()]
+        self.widths = [c.stop - c.start for c in plan.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
-        count = plan.kept - plan.lent
-        self.slots: list[Tensor] = list(
-            torch.empty(count, self.size, dtype=head.dtype, device=device)
-        )
-        if loan is not None and self.size:
-            self.slots += loan.slots(self.size, head.dtype)
+        count = plan.kept - plan.lent if self.codes is None else 1
+        memory = torch.empty(count, self.size, dtype=head.dtype, device=device)
+        self.slots: list[Tensor] = list(memory.unbind(0))
+        if kept.loan is not None and self.codes is None and self.size:
+            self.slots += kept.loan.slots(self.size, head.dtype)
+        self.first = len(self.columns) - len(self.slots)
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
@@ -69,15 +51,22 @@ class Tiles:
     def __getitem__(self, i: int) -> Tensor | None:
         """The ``i``-th tile ``(rows, width)``, from memory if it is there."""
         columns = self.columns[i]
-        slot = max(0, i - (len(self.columns) - self.plan.kept))
+        slot = max(0, i - self.first) if self.codes is None else 0
         width = columns.stop - columns.start
         if width <= 0:
             return None
         buffer = self.slots[slot]
-        if self.size and self.owner.get(slot) == i:
-            return buffer[: self.rows * width].view(self.rows, width)
+        tile = buffer[: self.rows * width].view(self.rows, width) if self.size else None
+        held = tile is not None and self.owner.get(slot) == i
         self.owner[slot] = i
+        if held or self._restored(i, tile):
+            return tile
         return self.head.logits(columns, buffer)
+
+    def _restored(self, i: int, tile: Tensor | None) -> bool:
+        if tile is None or self.codes is None:
+            return False
+        return self.codes.restore(i, self.widths[i], self.teacher, tile)
 
     def wanted(self, i: int) -> Tensor:
         """The ``i``-th tile, of a head that has a column in each."""

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/absorb.inl"
+#include "cpu/coding.inl"
 #include "cpu/dispatch.h"
 #include "cpu/pairs.inl"
 #include "cpu/vjp.inl"
@@ -36,6 +37,10 @@ int over_numbers(const Args& args, int threads) {
   return for_rows<Args, kRow>(args, args.rows, 256, threads);
 }
 
+inline int decode_rows(const DecodeArgs& args, int threads) {
+  return for_rows<DecodeArgs, decode_row>(args, args.rows, 1, threads);
+}
+
 #define BGK_NAME_OF(target) #target
 #define BGK_NAME(target) BGK_NAME_OF(target)
 
@@ -45,6 +50,8 @@ const Kernels kernels = {BGK_NAME(BGK_TARGET),
                          over_tile<PairArgs, absorb_pairs_row>,
                          over_numbers<FinalizeArgs, finalize_row>,
                          over_numbers<FoldArgs, fold_row>,
-                         over_tile<VjpArgs, vjp_row>};
+                         over_tile<VjpArgs, vjp_row>,
+                         over_tile<EncodeArgs, encode_row>,
+                         decode_rows};
 
 }  // namespace bgk::BGK_TARGET

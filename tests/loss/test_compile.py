@@ -39,15 +39,15 @@ def linear(target: str | None = None, **options: object) -> Case:
 module = bg.LinearHybridDistillationLoss(divergence="jeffreys", temperature=2.0)
 CASES: dict[str, Case] = {
     "default": linear(),
-    "none": linear(reduction="none", divergence="generalized_jsd"),
+    "none, objects": linear(
+        reduction="none",
+        divergence=bg.divergences.generalized_jsd(0.3),
+        routing=bg.routing.threshold(0.3),
+    ),
     "batchwide": linear(routing="top_entropy", divergence="total_variation"),
     "risk": linear(routing="risk_guided"),
-    "objects": linear(routing=bg.routing.threshold(0.3), divergence=bg.divergences.renyi(0.3)),
-    "callable": linear(routing=lambda s: (1.0, s.entropy_t / 4)),
     "warm": linear(temperature=2.5, divergence="reverse_kl"),
-    "warm, the student's entropy": linear(
-        temperature=2.5, routing=lambda s: (s.logp_s.exp(), s.entropy_s)
-    ),
+    "warm, a function": linear(temperature=2.5, routing=lambda s: (s.logp_s.exp(), s.entropy_s)),
     "argmax": linear("teacher_argmax", z_loss=1e-3, label_smoothing=0.1),
     "sample": linear("teacher_sample", seed=7),
     "module": lambda t: module(t[0], t[1], bg.LinearTeacher(t[3], t[4]), t[5], t[2]),

@@ -102,3 +102,25 @@ def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def set_cpu_target(name: str) -> None: ...
+
+CODE_BLOCK: int
+
+def encode(
+    student: Rows,
+    teacher: Rows,
+    maps: tuple[tuple[float, float], tuple[float, float]],
+    rows: int,
+    words: Numbers,
+    labels: int,
+    threads: int,
+) -> bool: ...
+def decode(
+    words: Numbers,
+    compared: int,
+    rows: int,
+    out: Rows,
+    scale: float,
+    teacher: bool,
+    labels: int,
+    threads: int,
+) -> None: ...

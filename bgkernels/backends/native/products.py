@@ -31,6 +31,8 @@ WAYS: dict[str, type[Blocked | Cblas | Widened]] = {
     "cblas": Cblas,
     "widen": Widened,
 }
+PACKED_BYTES = 1 << 20
+"""Of packed operands that a thread of ``brgemm`` holds (csrc/cpu/product.cpp)."""
 _forced: list[str] = []
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.stats import RowStats, Statistics
 from bgkernels.streaming import checks
+from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Seen
-from bgkernels.streaming.tiles import Loan
 
 Kind = TypeVar("Kind", bound="Teacher")
 
@@ -134,7 +134,7 @@ class Teacher(ABC):
         """Return the bytes that its walk takes, for the planner."""
 
     @abstractmethod
-    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
         """Return what the two passes call for it."""
 
 

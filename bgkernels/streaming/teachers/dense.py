@@ -13,10 +13,11 @@ from bgkernels.rows.state import empty
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import checks
 from bgkernels.streaming.heads import Logits, head_demand, make_head
+from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison, Teacher, flat_rows
-from bgkernels.streaming.tiles import Loan, Tiles
+from bgkernels.streaming.tiles import Tiles
 
 RAW = Cap()
 
@@ -46,9 +47,9 @@ class DenseTeacher(Teacher):
         """A tile of logits, and states."""
         return head_demand(self.tensors, problem) + state_demand(problem)
 
-    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
         """Tile beside tile."""
-        return Dense(make_head(self.tensors, problem), self.cap, problem, plan, loan)
+        return Dense(make_head(self.tensors, problem), self.cap, problem, plan, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,24 +139,24 @@ class NoTeacher(DenseTeacher):
         """States alone."""
         return state_demand(problem)
 
-    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
         """The student's tiles alone."""
-        return Dense(None, self.cap, problem, plan, loan)
+        return Dense(None, self.cap, problem, plan, kept)
 
 
 class Dense:
     """The student's tiles beside those of a head, or alone."""
 
     def __init__(
-        self, head: Logits | None, cap: Cap, problem: Problem, plan: Plan, loan: Loan | None
+        self, head: Logits | None, cap: Cap, problem: Problem, plan: Plan, kept: Kept
     ) -> None:
-        self.problem, spec = problem, problem.spec
+        self.problem, spec, self.codes = problem, problem.spec, kept.codes
         self.spec = spec if spec.teacher == cap else replace(spec, teacher=cap)
         shard = self.shard = problem.shard
         self.tiles = None
         if head is not None:
             columns, device = shard.own(self.spec.compared), problem.labels.device
-            self.tiles = Tiles(head, plan, columns, device, loan)
+            self.tiles = Tiles(head, plan, columns, device, kept, teacher=True)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read
 
@@ -165,9 +166,11 @@ class Dense:
         self.normalisers: tuple[Tensor, Tensor] | None = None
         if self.tiles is not None:
             self.tiles.start(rows)
+        if self.codes is not None:
+            self.codes.start(labels)
         if not known:
             self.state = empty(
-                len(labels), self.spec, dtype=self.problem.dtype, device=labels.device
+                labels.size(0), self.spec, dtype=self.problem.dtype, device=labels.device
             )
 
     def _tile(self, i: int, x: Tensor) -> Tile:
@@ -175,10 +178,11 @@ class Dense:
         return Tile(x, teacher, self.first_row, self.first_columns[i])
 
     def absorb(self, i: int, x: Tensor) -> None:
-        """Pass 1."""
-        self.problem.backend.absorb_(
-            self.state, self._tile(i, x), self.labels, self.spec, self.normalisers
-        )
+        """Pass 1, whose first read leaves tiles for what comes after it."""
+        tile = self._tile(i, x)
+        self.problem.backend.absorb_(self.state, tile, self.labels, self.spec, self.normalisers)
+        if self.codes is not None and self.normalisers is None:
+            self.codes.keep(i, x, tile.teacher)
 
     def close(self) -> None:
         """Statistics; those of pairs are right after the second read."""

@@ -22,11 +22,11 @@ from bgkernels.rows.state import empty
 from bgkernels.rows.stats import AT_ONE, RowStats, Statistics
 from bgkernels.streaming import checks
 from bgkernels.streaming.heads import Logits, head_demand, make_head
+from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison, Label, Teacher, empty_tile
 from bgkernels.streaming.teachers.dense import Dense, DenseTeacher, state_demand
-from bgkernels.streaming.tiles import Loan
 
 Weigh = Callable[[list[RowStats]], Tensor]
 """From the statistics of each teacher to weights ``(rows, teachers)``."""
@@ -186,8 +186,8 @@ class MixtureTeacher(Teacher):
             total += replace(tile, logit_bytes=0, tile_bytes=tile.logit_bytes)
         return total + state_demand(problem, 2 + len(self.teachers))
 
-    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
-        return Mixed(MixtureHead(self, problem, plan), Cap(), problem, plan, loan)
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
+        return Mixed(MixtureHead(self, problem, plan), Cap(), problem, plan, kept)
 
 
 class MixtureHead(Logits):
@@ -255,9 +255,9 @@ class Mixed(Dense):
     """It compares the student with a mixed distribution, whose weights each chunk needs first."""
 
     def __init__(
-        self, head: MixtureHead, cap: Cap, problem: Problem, plan: Plan, loan: Loan | None
+        self, head: MixtureHead, cap: Cap, problem: Problem, plan: Plan, kept: Kept
     ) -> None:
-        super().__init__(head, cap, problem, plan, loan)
+        super().__init__(head, cap, problem, plan, kept)
         self.head = head
 
     def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:

@@ -16,12 +16,12 @@ from bgkernels.rows.sampling import gumbel_at
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import checks
+from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Seen
 from bgkernels.streaming.teachers.base import Comparison, Label, Teacher
 from bgkernels.streaming.teachers.dense import state_demand
 from bgkernels.streaming.teachers.topk_walk import ROW_BYTES, TopK, teacher_tilts
-from bgkernels.streaming.tiles import Loan
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ class TopKTeacher(Teacher):
         tile = 0 if problem.masks_in_place else 4
         return Demand(tile_bytes=tile, row_bytes=ROW_BYTES * (self.k + 1)) + state_demand(problem)
 
-    def walk(self, problem: Problem, plan: Plan, loan: Loan | None) -> Comparison:
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
         return TopK(self, problem, plan)
 
 

@@ -1,0 +1,116 @@
+"""What a step would do: its walks, their tiles and bytes, and how it would multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bgkernels.backends.native import products
+from bgkernels.loss.autograd import needs_of
+from bgkernels.loss.objective import Objective
+from bgkernels.loss.options import Options
+from bgkernels.loss.pose import wants_gradient
+from bgkernels.loss.reduction import is_fused
+from bgkernels.streaming.driver import backward_walks, planned
+from bgkernels.streaming.heads import Needs
+from bgkernels.streaming.planner import BudgetError, Plan
+from bgkernels.streaming.problem import Problem
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One way through the vocabulary and back, for each chunk of rows.
+
+    Attributes:
+        chunks, rows: how many chunks of rows, and rows in each.
+        tiles, columns: how many tiles of columns, and columns in each.
+        kept: tiles that stay in memory between the passes; the others are multiplied again.
+        coded: how many of those are kept in four bytes a pair of logits.
+        bytes: of temporaries.
+        products: GEMM-equivalents: products of all rows and columns, of one model's width.
+    """
+
+    chunks: int
+    rows: int
+    tiles: int
+    columns: int
+    kept: int
+    coded: int
+    bytes: int
+    products: float
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How a step would run: what :func:`bgkernels.plan` returns.
+
+    Attributes:
+        mode: ``"fused"``: one walk gives loss and gradient. ``"recompute"``: the forward pass is a
+            walk, and backward one or two more. ``"evaluation"``: no gradient is asked for.
+        walks: in their order.
+        multiplied: how operands are multiplied: ``"torch"``, or on a CPU in 16 bits ``"brgemm"``,
+            ``"cblas"`` or ``"widen"``.
+        reason: why in no faster way; empty where there is none.
+    """
+
+    mode: str
+    walks: tuple[Walk, ...]
+    multiplied: str
+    reason: str
+
+    @property
+    def bytes(self) -> int:
+        """Of temporaries, at most."""
+        return max(walk.bytes for walk in self.walks)
+
+    @property
+    def products(self) -> float:
+        """GEMM-equivalents of all walks; four are the least of a step with two heads."""
+        return sum(walk.products for walk in self.walks)
+
+
+def forecast(problem: Problem, objective: Objective, options: Options) -> StepPlan:
+    """The plan of a loss.
+
+    Raises:
+        BudgetError: nothing fits the memory budget.
+    """
+    needs = needs_of(problem.student, [wants_gradient(x) for x in problem.student])
+    mode, walks = "recompute" if needs.any else "evaluation", []
+    if is_fused(problem, objective, options):
+        try:
+            p = planned(problem, needs, statistics=True, backward=True)
+            mode, walks = "fused", [_walk(problem, p, needs, statistics=True, backward=True)]
+        except BudgetError:
+            if options.mode == "fused":
+                raise
+    if not walks:
+        p = planned(problem, Needs(), statistics=True, backward=False)
+        walks.append(_walk(problem, p, Needs(), statistics=True, backward=False))
+        for part in backward_walks(problem, needs) if needs.any else ():
+            p = planned(problem, part, statistics=False, backward=True)
+            walks.append(_walk(problem, p, part, statistics=False, backward=True))
+    return StepPlan(mode, tuple(walks), *_multiplied(problem))
+
+
+def _walk(problem: Problem, p: Plan, needs: Needs, *, statistics: bool, backward: bool) -> Walk:
+    teachers = (t for t in problem.teacher.members if t.dense)
+    heads = sum(len(tensors) > 1 for tensors in (problem.student, *(t.tensors for t in teachers)))
+    tiles = len(p.tiles())
+    reads = (1 + problem.spec.second_read) * statistics + backward
+    gradients = (needs.input + needs.weight) * (len(problem.student) > 1)
+    made = heads * (1 + p.repeated(reads)) + gradients * backward
+    size = p.chunk_count, p.chunk, tiles, p.width, p.kept, p.coded, p.bytes
+    return Walk(*size, products=round(made, 3))
+
+
+def _multiplied(problem: Problem) -> tuple[str, str]:
+    first = problem.student[0]
+    assert first is not None
+    dtype = problem.operand(first)
+    if first.device.type == "cpu" and dtype in products.HALVES:
+        return products.chosen(dtype), products.reasons(dtype)
+    if first.device.type == "cpu" and dtype == torch.float32:
+        return "torch", "fp32 operands"
+    return "torch", ""
