@@ -114,7 +114,7 @@ def sentence(words: int, seed: int) -> str:
 
 
 def dense(student: Any, teacher: Any, data: dict[str, Tensor], temperature: float) -> Tensor:
-    """Summed ``(1-w)·CE + w·T²·KL``, ``w = H_t / log V``: full logits, nothing of the package."""
+    """Summed ``(1-w)·CE + w·T²·KL``, ``w = H_t / log V`` at temperature 1, from full logits."""
     inputs = {k: v for k, v in data.items() if k != "labels"}
     z_s = student(**inputs).logits[:, :-1]
     with torch.no_grad():
@@ -123,7 +123,8 @@ def dense(student: Any, teacher: Any, data: dict[str, Tensor], temperature: floa
     valid = labels != -100
     z_s, z_t, labels = z_s[valid], z_t[valid], labels[valid]
     lp_s, lp_t = (torch.log_softmax(z / temperature, -1) for z in (z_s, z_t))
-    entropy = -(lp_t.exp() * lp_t).sum(-1) / math.log(VOCAB)
+    sure = torch.log_softmax(z_t, -1)
+    entropy = -(sure.exp() * sure).sum(-1) / math.log(VOCAB)
     kl = (lp_t.exp() * (lp_t - lp_s)).sum(-1)
     ce = torch.nn.functional.cross_entropy(z_s, labels, reduction="none")
     return ((1 - entropy) * ce + entropy * temperature**2 * kl).sum()

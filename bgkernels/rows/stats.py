@@ -49,7 +49,8 @@ class RowStats:
             ignored.
         nll: cross-entropy of the label over all the student's columns, at temperature 1.
         lse_hard, logit_mean: log-sum-exp and mean of the student's real logits over the same
-            columns, at temperature 1.
+            columns, at temperature 1. The mean is summed for label smoothing, ``return_stats`` and
+            :func:`bgkernels.linear_row_stats`, and NaN elsewhere.
         valid: whether the row takes part; bool.
         vocab: number of compared columns.
         positions: length of a sequence: the last leading dimension of the input (1 where there is
@@ -208,7 +209,8 @@ class Statistics:
         valid = label != SKIP
         extras = {extra: tuple(x[part]) for extra, part in spec.shown}
         label = torch.where(valid, label, ignore_index)
-        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:13], valid)  # by position: faster
+        mean = x[12] if spec.logit_sum else torch.full_like(x[12], float("nan"))
+        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:12], mean, valid)  # by position: faster
         return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -155,3 +157,11 @@ def test_the_weights_of_a_mixture_look_at_temperature_1(kind: str, backend: str)
         x, w, teacher, problem.target, return_stats=True, **options
     )
     torch.testing.assert_close(shown.kl_ts, stats.kl_ts)
+
+
+def test_a_mean_logit_that_nobody_summed_is_no_plausible_number() -> None:
+    x, w, t = torch.randn(4, 6), torch.randn(30, 6), bg.LogitsTeacher(torch.randn(4, 30))
+    policy = bg.routing.Policy("mean", lambda s: (1 + s.logit_mean.abs(), 0.0))
+    call = partial(bg.linear_hybrid_distillation, x, w, t, torch.arange(4), routing=policy)
+    assert call().isnan()
+    assert call(label_smoothing=0.1).isfinite() and call(return_stats=True)[0].isfinite()
