@@ -13,19 +13,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bgkernels as bg
 from benchmarks.cases import Case, Problem
 from benchmarks.dense import dense
-from benchmarks.entries import Step, ours, training
-from benchmarks.limits import MIB
+from benchmarks.entries import Step, training
 from benchmarks.measure import PRIMITIVES
 from bgkernels.backends import BACKENDS
 
@@ -57,13 +56,21 @@ class Journey:
 
 def step_of(case: Case, backend: str = "auto") -> Step:
     """A fused step of the default loss, which fits in a single tile."""
-    loss = partial(ours, mode="fused", budget=512 * MIB, backend=backend)
+
+    def loss(problem: Problem) -> Tensor:
+        teacher = bg.LinearTeacher(problem.t_input, problem.t_weight)
+        value = bg.linear_hybrid_distillation(
+            problem.input, problem.weight, teacher, problem.target, backend=backend
+        )
+        assert isinstance(value, Tensor)
+        return value
+
     return training(loss)(Problem.of(case))
 
 
-def follow(step: Callable[[], object]) -> Journey:
-    """Run a step twice, and describe the second run: caches are full, modules are imported."""
-    step()
+def follow(step: Callable[[], object], before: Callable[[], object] | None = None) -> Journey:
+    """Describe a step that has been run before, or that runs after another one."""
+    (before or step)()
     journey = Journey()
 
     def watch(frame: FrameType, event: str, _: object) -> None:
@@ -164,6 +171,11 @@ def main() -> None:
     parser.add_argument("--backend", default="native")
     parser.add_argument("--runs", type=int, default=200, help="of each step that is timed")
     o = parser.parse_args()
+    first = follow(step_of(SMALL[0], o.backend), step_of(SMALL[1], o.backend))
+    print(
+        f"first call of its shapes: {len(first.files)} files, {len(first.classes)} classes, "
+        f"{first.classes.total()} objects, {first.frames} frames; after that:"
+    )
     journey = follow(step_of(SMALL[0], o.backend))
     print(f"{len(journey.files)} files: {', '.join(sorted(journey.files))}")
     made = ", ".join(f"{name} {count}" for name, count in journey.classes.most_common())

@@ -6,8 +6,12 @@ The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` 
 
 from bgkernels import distributed, divergences, routing
 from bgkernels.backends import show_config
-from bgkernels.forecast import plan
-from bgkernels.functional import hybrid_distillation, linear_hybrid_distillation, linear_row_stats
+from bgkernels.functional import (
+    hybrid_distillation,
+    linear_hybrid_distillation,
+    linear_row_stats,
+    plan,
+)
 from bgkernels.loss.capture import SoftLabels, capture
 from bgkernels.loss.forecast import StepPlan
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss

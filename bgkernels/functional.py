@@ -1,4 +1,4 @@
-"""The loss and the statistics as functions; :mod:`bgkernels.modules` has the same as modules."""
+"""The loss and the statistics are functions here, and modules in :mod:`bgkernels.modules`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.distributed import ProcessGroup
 
 from bgkernels import divergences
 from bgkernels import routing as policies
+from bgkernels.loss.forecast import StepPlan, forecast
 from bgkernels.loss.objective import Divergence, Objective
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.reduction import Loss, hybrid_loss, row_stats
+from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats
 from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
@@ -44,7 +45,7 @@ def linear_hybrid_distillation(
     seed: int | None = None,
     return_stats: bool = False,
 ) -> Loss:
-    """Hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
+    """Compute a hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
 
     Each token's loss is ``hard·CE + soft·T²·D``: the student's cross-entropy with the label at
     temperature 1, and a divergence from the teacher at temperature T, weighted by a routing policy.
@@ -139,7 +140,10 @@ def hybrid_distillation(
     return_stats: bool = False,
     overwrite_logits: bool = False,
 ) -> Loss:
-    """The same loss from logits that exist already; the gradient is one more ``[tokens, vocab]``.
+    """Compute a hybrid distillation loss from logits that exist already.
+
+    The gradient is one more ``[tokens, vocab]``. Where there are hidden states,
+    :func:`linear_hybrid_distillation` needs neither.
 
     Args:
         logits: ``(..., V)`` the student's raw head outputs.
@@ -162,8 +166,63 @@ def hybrid_distillation(
     )  # fmt: skip
 
 
+def plan(
+    input: Tensor,
+    linear_weight: Tensor,
+    teacher: Teacher | None,
+    target: Tensor | str,
+    *,
+    linear_bias: Tensor | None = None,
+    divergence: str | Divergence = "forward_kl",
+    routing: Routing = "entropy",
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    vocab_size: int | None = None,
+    vocab_group: ProcessGroup | None = None,
+    memory_budget: int | None = None,
+    mode: str = "auto",
+    backend: str = "auto",
+    seed: int | None = None,
+    return_stats: bool = False,
+) -> StepPlan:
+    """How :func:`linear_hybrid_distillation` would run with these arguments; nothing is computed.
+
+    Values of tensors do not matter but for labels, which are checked; shapes, dtypes, device, and
+    which tensors ask for a gradient do. A plan also depends on the number of threads.
+
+    Returns:
+        :class:`StepPlan`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as the loss does.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> x = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+        >>> w = torch.randn(5000, 32, dtype=torch.bfloat16, requires_grad=True)
+        >>> teacher = bg.LinearTeacher(x.detach(), w.detach())
+        >>> labels = torch.randint(5000, (64,))
+        >>> ample = bg.plan(x, w, teacher, labels)
+        >>> ample.mode, ample.products
+        ('fused', 4.0)
+        >>> tight = bg.plan(x, w, teacher, labels, memory_budget=ample.bytes // 4)
+        >>> tight.products > 4 and tight.bytes < ample.bytes
+        True
+    """
+    options = Options.of(locals())
+    objective = objective_of(options)
+    student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
+    return forecast(problem, objective, options)
+
+
 def objective_of(options: Options) -> Objective:
-    """The loss of a row that options ask for.
+    """Return the loss of a row that options ask for.
 
     Raises:
         TypeError, ValueError: an unknown divergence or policy, by name.
@@ -206,7 +265,7 @@ def linear_row_stats(
     backend: str = "auto",
     seed: int | None = None,
 ) -> RowStats:
-    """Differentiable statistics of each token, to build any objective on in plain torch.
+    """Compute differentiable statistics of each token, to build any objective on in plain torch.
 
     Backward multiplies the logits again (recompute mode), with whatever upstream gradient.
 

@@ -32,7 +32,7 @@ PASSED_ON = {
 }
 """Names that a public module has from another."""
 MACHINERY = ("rows.extras", "streaming")
-"""Where classes are defined that users only make: their methods are the library's to call and change."""
+"""Where classes are defined that users only make: their methods are the library's business."""
 PROTOCOLS = ("__call__", "__contains__", "__getitem__", "__iter__", "__len__")
 
 

@@ -94,7 +94,8 @@ def linear(model: Any) -> nn.Linear:
             "the weight of `lm_head` is not in memory here, but on the meta device; load it, or "
             "keep the head on a device"
         )
-    return head
+    linear: nn.Linear = head
+    return linear
 
 
 def _unsharded(layer: Any) -> type | None:
