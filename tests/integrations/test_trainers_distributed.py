@@ -14,8 +14,8 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
-from tests.integrations.test_transformers import sgd_step
 from tests.models import batch, dense, tiny
+from tests.trainers import sgd_step
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
