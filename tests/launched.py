@@ -7,29 +7,21 @@ import runpy
 import sys
 from typing import Any
 
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-BEGIN, STATE = AcceleratorState.__init__, Accelerator.get_state_dict
+BEGIN = AcceleratorState.__init__
 
 
 def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
     """accelerate's own, which on CPUs takes no notice of a configuration of FSDP."""
     BEGIN(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
-    if fsdp_plugin is not None:
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+    plugin = fsdp_plugin or getattr(self, "fsdp_plugin", None)
+    if plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugin
 
 
-def gathered(self: Any, model: Any, **kwargs: Any) -> Any:
-    """accelerate's own, whose values are not waited for on CPUs."""
-    state = STATE(self, model, **kwargs)
-    for name, x in (state or {}).items():  # None where another process writes it
-        state[name] = x.full_tensor().clone() if hasattr(x, "full_tensor") else x
-    return state
-
-
-AcceleratorState.__init__, Accelerator.get_state_dict = begin, gathered
+AcceleratorState.__init__ = begin
 if importlib.util.find_spec("deepspeed"):
     import deepspeed
 
