@@ -23,6 +23,8 @@ from tests.backends.cases import CASES, INF, LABELS, NAN, PADDED, WIDTH, labels_
 from tests.conformance import KINDS, Case, check, gradient, make, statistics
 from tests.cuda_emulation import ROOT, Emulated, module
 
+pytest.importorskip("bgkernels.backends.native._C")
+
 STEP = 256  # columns that a warp takes at a time: csrc/cuda/rows.cuh
 
 
