@@ -1,4 +1,4 @@
-"""Helpers for losses that are spread over the ranks of a process group.
+"""This module helps with losses that are spread over the ranks of a process group.
 
 Ranks that share out the vocabulary are the ``vocab_group`` of the loss, whose rules are in
 :mod:`bgkernels.streaming.shard`; ranks that hold different tokens need one normaliser.
@@ -20,7 +20,7 @@ def global_num_items(
     ignore_index: int = -100,
     averaged: bool = False,
 ) -> Tensor:
-    """The one normaliser of a batch whose tokens are spread over ranks, to pass as ``num_items``.
+    """Count the valid tokens of a batch that is spread over ranks, to pass as ``num_items``.
 
     With it, the losses of the ranks add up to the loss of the whole batch, however unevenly the
     valid tokens are spread: over data-parallel ranks, or over the ranks of a sharded sequence.

@@ -1,6 +1,5 @@
-"""Divergences between the teacher ``p_t`` and the student ``p_s``.
+"""A divergence compares the teacher ``p_t`` with the student ``p_s``, from row statistics.
 
-Each is a differentiable function of row statistics.
 Both distributions are softmaxes at temperature T over the compared columns. A factory checks its
 parameters, maps its limits to the statistics they are, and returns a :class:`Divergence`. Register
 your own with :func:`register`; see ``CONTRIBUTING.md``.
@@ -39,30 +38,29 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 
 @register
 def forward_kl() -> Divergence:
-    """``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
+    """It is ``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
     return Divergence("forward_kl", lambda s: s.kl_ts)
 
 
 @register
 def reverse_kl() -> Divergence:
-    """``KL(p_s ‖ p_t)``: the student seeks the teacher's modes (MiniLLM, Gu et al. 2024)."""
+    """It is ``KL(p_s ‖ p_t)``: the student seeks the teacher's modes (MiniLLM, Gu et al. 2024)."""
     return Divergence("reverse_kl", lambda s: s.kl_st)
 
 
 @register
 def jeffreys() -> Divergence:
-    """``KL(p_t ‖ p_s) + KL(p_s ‖ p_t)``."""
+    """It is ``KL(p_t ‖ p_s) + KL(p_s ‖ p_t)``."""
     return Divergence("jeffreys", lambda s: s.kl_ts + s.kl_st)
 
 
 @register
 def generalized_jsd(beta: float = 0.5) -> Divergence:
-    """``β·KL(p_t ‖ m) + (1-β)·KL(p_s ‖ m)`` for ``m = β·p_t + (1-β)·p_s``.
+    """It is ``β·KL(p_t ‖ m) + (1-β)·KL(p_s ‖ m)`` for ``m = β·p_t + (1-β)·p_s``.
 
-    GKD (Agarwal et al. 2024).
-    As in GKD and its followers, ``beta=0`` is the forward and ``beta=1`` the reverse KL, though the
-    formula tends to 0 there. The released Bridge-Garden code's ``js_distance(lam)`` is
-    ``generalized_jsd(1 - lam)``.
+    It is from GKD (Agarwal et al. 2024). As there and in what followed, ``beta=0`` is the forward
+    and ``beta=1`` the reverse KL, though the formula tends to 0 there. The released Bridge-Garden
+    code's ``js_distance(lam)`` is ``generalized_jsd(1 - lam)``.
     """
     beta = _within("beta", beta, 0, 1)
     if beta in (0, 1):
@@ -77,9 +75,9 @@ def generalized_jsd(beta: float = 0.5) -> Divergence:
 
 @register
 def skew_forward_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_t ‖ λ·p_t + (1-λ)·p_s)``, ``0 ≤ lam < 1``; forward KL at 0.
+    """It is ``KL(p_t ‖ λ·p_t + (1-λ)·p_s)``, ``0 ≤ lam < 1``; the forward KL at 0.
 
-    DistiLLM (Ko et al. 2024).
+    It is from DistiLLM (Ko et al. 2024).
     """
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
@@ -89,9 +87,9 @@ def skew_forward_kl(lam: float = 0.1) -> Divergence:
 
 @register
 def skew_reverse_kl(lam: float = 0.1) -> Divergence:
-    """``KL(p_s ‖ (1-λ)·p_t + λ·p_s)``, ``0 ≤ lam < 1``; reverse KL at 0.
+    """It is ``KL(p_s ‖ (1-λ)·p_t + λ·p_s)``, ``0 ≤ lam < 1``; the reverse KL at 0.
 
-    DistiLLM (Ko et al. 2024).
+    It is from DistiLLM (Ko et al. 2024).
     """
     lam = _within("lam", lam, 0, 1, high_open=True)
     if lam == 0:
@@ -101,13 +99,13 @@ def skew_reverse_kl(lam: float = 0.1) -> Divergence:
 
 @register
 def total_variation() -> Divergence:
-    """``½ Σ |p_s - p_t|`` (Wen et al. 2023); the gradient takes ``sgn(0) = 0``."""
+    """It is ``½ Σ |p_s - p_t|`` (Wen et al. 2023); the gradient takes ``sgn(0) = 0``."""
     return Divergence("total_variation", lambda s: s.total_variation(), (TotalVariation(),))
 
 
 @register
 def renyi(alpha: float = 0.5) -> Divergence:
-    """``1/(α-1) · log Σ p_t^α p_s^(1-α)``, ``alpha > 0``; ``alpha=1`` is the forward KL."""
+    """It is ``1/(α-1) · log Σ p_t^α p_s^(1-α)``, ``alpha > 0``; the forward KL at 1."""
     if not alpha > 0 or math.isinf(alpha):
         raise ValueError(f"`alpha` must be positive and finite; got {alpha}")
     if alpha == 1:
@@ -118,9 +116,9 @@ def renyi(alpha: float = 0.5) -> Divergence:
 
 @register
 def adaptive_kl(mu: float = 0.5, detach: bool = False) -> Divergence:
-    """``h·KL(p_t ‖ p_s) + (1-h)·KL(p_s ‖ p_t)`` for ``h = sigmoid(μ·(H_s - H_t))``.
+    """It is ``h·KL(p_t ‖ p_s) + (1-h)·KL(p_s ‖ p_t)`` for ``h = sigmoid(μ·(H_s - H_t))``.
 
-    As the Bridge-Garden code releases it.
+    The Bridge-Garden code releases it in this form.
 
     Args:
         mu: slope of the gate, per nat.
@@ -137,9 +135,9 @@ def adaptive_kl(mu: float = 0.5, detach: bool = False) -> Divergence:
 
 @register
 def alpha_beta(alpha: float = 0.2, beta: float = 0.7) -> Divergence:
-    """The alpha-beta divergence (Cichocki et al. 2011; ABKD, Wang et al. 2025).
+    """It is the alpha-beta divergence (Cichocki et al. 2011; ABKD, Wang et al. 2025).
 
-    With ``p = p_t`` and ``q = p_s``,
+    With ``p = p_t`` and ``q = p_s`` it is
     ``-1/(αβ) · Σ [ p^α q^β - α/(α+β)·p^(α+β) - β/(α+β)·q^(α+β) ]``, and its limits at α = 0, β = 0,
     α = -β and α = β = 0 where they are reached exactly. (1, 0) is the forward and (0, 1) the
     reverse KL. Near a limit the three sums cancel: the value of α and β should be 0 or at least
@@ -159,7 +157,7 @@ Rows = Callable[[RowStats], Tensor]
 
 def _alpha_beta_rows(a: float, b: float) -> tuple[Rows, tuple[Extra, ...]]:
     def log_ratio(s: RowStats, i: int, x: float, y: float) -> Tensor:
-        """E or second moment of ``log(p_s/p_t)`` under the softmax of ``x·u + y·v``."""
+        """Return a moment of ``log(p_s/p_t)`` under the softmax of ``x·u + y·v``: i is 1 or 2."""
         _, mean, second = s.tilt(x, y, moments=True)
         offset = s.lse_s - s.lse_t
         return mean - offset if i == 1 else second - 2 * offset * mean + offset * offset
@@ -183,8 +181,8 @@ def _alpha_beta_rows(a: float, b: float) -> tuple[Rows, tuple[Extra, ...]]:
 
     def general(s: RowStats) -> Tensor:
         c = a + b
-        cross, own_t, own_s = (s.power_sum(x, y).exp() for x, y in ((b, a), (0, c), (c, 0)))
-        return (a / c * own_t + b / c * own_s - cross) / (a * b)
+        cross, power_t, power_s = (s.power_sum(x, y).exp() for x, y in ((b, a), (0, c), (c, 0)))
+        return (a / c * power_t + b / c * power_s - cross) / (a * b)
 
     if a == b == 0:
         return second_order, (Tilt(0, 0, True),)

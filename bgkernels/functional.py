@@ -1,4 +1,4 @@
-"""The loss and the statistics as functions; :mod:`bgkernels.modules` has the same as modules."""
+"""The loss and the statistics are functions here, and modules in :mod:`bgkernels.modules`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def linear_hybrid_distillation(
     seed: int | None = None,
     return_stats: bool = False,
 ) -> Loss:
-    """Hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
+    """Compute a hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
 
     Each token's loss is ``hard·CE + soft·T²·D``: the student's cross-entropy with the label at
     temperature 1, and a divergence from the teacher at temperature T, weighted by a routing policy.
@@ -140,7 +140,10 @@ def hybrid_distillation(
     return_stats: bool = False,
     overwrite_logits: bool = False,
 ) -> Loss:
-    """The same loss from logits that exist already; the gradient is one more ``[tokens, vocab]``.
+    """Compute a hybrid distillation loss from logits that exist already.
+
+    The gradient is one more ``[tokens, vocab]``. Where there are hidden states,
+    :func:`linear_hybrid_distillation` needs neither.
 
     Args:
         logits: ``(..., V)`` the student's raw head outputs.
@@ -219,7 +222,7 @@ def plan(
 
 
 def objective_of(options: Options) -> Objective:
-    """The loss of a row that options ask for.
+    """Return the loss of a row that options ask for.
 
     Raises:
         TypeError, ValueError: an unknown divergence or policy, by name.
@@ -262,7 +265,7 @@ def linear_row_stats(
     backend: str = "auto",
     seed: int | None = None,
 ) -> RowStats:
-    """Differentiable statistics of each token, to build any objective on in plain torch.
+    """Compute differentiable statistics of each token, to build any objective on in plain torch.
 
     Backward multiplies the logits again (recompute mode), with whatever upstream gradient.
 

@@ -1,7 +1,8 @@
-"""Module forms of the losses: configuration in the constructor, tensors in the call."""
+"""Each loss is a module here: it is configured when it is made, and called with tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from bgkernels.teachers import Teacher
 
 
 class _Configured(nn.Module):
-    """Keeps the options of a function, and checks them when it is built."""
+    """The module keeps the options of a function, and checks them when it is made."""
 
     def __init__(self, *, return_stats: bool = False, **options: Any) -> None:
         super().__init__()
@@ -21,12 +22,19 @@ class _Configured(nn.Module):
         self.config = options | {"return_stats": return_stats}
 
     def extra_repr(self) -> str:
-        """The configuration, as given."""
+        """Return the configuration, as it was passed."""
         return ", ".join(f"{k}={v!r}" for k, v in self.config.items())
+
+    def _loss(
+        self, function: Callable[..., Loss], *args: object, seed: int | None, **options: object
+    ) -> Loss:
+        """Call the function with the configured options and these."""
+        config = self.config if seed is None else self.config | {"seed": seed}
+        return function(*args, **options, **config)
 
 
 class LinearHybridDistillationLoss(_Configured):
-    """:func:`bgkernels.linear_hybrid_distillation` as a module.
+    """The module computes :func:`bgkernels.linear_hybrid_distillation`.
 
     Args:
         return_stats: return ``(loss, RowStats)``.
@@ -54,22 +62,15 @@ class LinearHybridDistillationLoss(_Configured):
         num_items: int | Tensor | None = None,
         seed: int | None = None,
     ) -> Loss:
-        """The loss; arguments as in the function. ``seed`` overrides the configured one."""
-        config = self.config if seed is None else self.config | {"seed": seed}
-        return functional.linear_hybrid_distillation(
-            input,
-            linear_weight,
-            teacher,
-            target,
-            linear_bias=linear_bias,
-            token_weight=token_weight,
-            num_items=num_items,
-            **config,
-        )
+        """Return the loss; arguments are the function's. ``seed`` overrides the configured one."""
+        return self._loss(
+            functional.linear_hybrid_distillation, input, linear_weight, teacher, target,
+            linear_bias=linear_bias, token_weight=token_weight, num_items=num_items, seed=seed,
+        )  # fmt: skip
 
 
 class HybridDistillationLoss(_Configured):
-    """:func:`bgkernels.hybrid_distillation` as a module.
+    """The module computes :func:`bgkernels.hybrid_distillation`.
 
     Args:
         return_stats: return ``(loss, RowStats)``.
@@ -96,14 +97,8 @@ class HybridDistillationLoss(_Configured):
         seed: int | None = None,
         overwrite_logits: bool = False,
     ) -> Loss:
-        """The loss; arguments as in the function. ``seed`` overrides the configured one."""
-        config = self.config if seed is None else self.config | {"seed": seed}
-        return functional.hybrid_distillation(
-            logits,
-            teacher,
-            target,
-            token_weight=token_weight,
-            num_items=num_items,
-            overwrite_logits=overwrite_logits,
-            **config,
-        )
+        """Return the loss; arguments are the function's. ``seed`` overrides the configured one."""
+        return self._loss(
+            functional.hybrid_distillation, logits, teacher, target, token_weight=token_weight,
+            num_items=num_items, overwrite_logits=overwrite_logits, seed=seed,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Row statistics of logits in NumPy arrays, for analysis: on the CPU, and without copying them."""
+"""This module computes statistics of logits in NumPy arrays, on the CPU, without copying them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class NumpyRowStats:
-    """The fields of :class:`bgkernels.RowStats` as arrays of the leading shape of the logits.
+    """It has the fields of :class:`bgkernels.RowStats` as arrays, in the logits' leading shape.
 
-    Floating-point ones are float32, or float64 for float64 logits.
+    Floating-point arrays are float32, or float64 for float64 logits.
     """
 
     lse_s: Array
@@ -54,7 +54,7 @@ def row_stats(
     vocab_size: int | None = None,
     seed: int | None = None,
 ) -> NumpyRowStats:
-    """Statistics of each row of logits.
+    """Compute statistics of each row of logits.
 
     Args:
         student_logits: ``(..., V)`` float32, float64 or float16; the last axis must be contiguous,
@@ -86,7 +86,7 @@ def row_stats(
 
 
 def _tensor(name: str, array: object) -> Tensor:
-    """A tensor on the array's own memory, which is only read."""
+    """Return a tensor on the memory of an array, which is only read."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"`{name}` must be a numpy.ndarray; got {type(array).__name__}")
     if array.dtype.kind not in "fiu" or not array.dtype.isnative:

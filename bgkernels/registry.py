@@ -1,4 +1,4 @@
-"""Named factories: how divergences and policies are found by a string, and added."""
+"""A registry finds divergences and policies by a name, and adds new ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class Registry(Generic[T]):
-    """A mapping from names to factories of one kind of object.
+    """A registry maps names to factories of one kind of object.
 
     Args:
         kind: what is registered, for messages ("divergence", "routing").

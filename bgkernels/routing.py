@@ -1,4 +1,4 @@
-"""Routing policies: how much each token trusts its hard label, and how much the soft one.
+"""A routing policy says how much each token trusts its hard label, and how much the soft one.
 
 A policy maps :class:`~bgkernels.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
 *bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
@@ -33,7 +33,7 @@ LOG_EPS = 1e-8
 
 @dataclass
 class Curriculum(Policy):
-    """A policy that depends on training progress; advance ``step`` once an optimiser step."""
+    """It is a policy that depends on training progress: advance ``step`` once an optimiser step."""
 
     step: int = 0
 
@@ -43,7 +43,7 @@ register = registry.register
 
 
 def get(policy: str | Policy | Weights, /, **params: object) -> Policy:
-    """A policy from its name, itself, or any callable (taken to be batchwide)."""
+    """Return a policy by its name, or itself, or from any callable (taken to be batchwide)."""
     if isinstance(policy, str):
         return registry.get(policy, **params)
     if isinstance(policy, Policy):
@@ -73,33 +73,33 @@ def _constant(name: str, hard: float, soft: float) -> Policy:
 
 @register
 def hard() -> Policy:
-    """``(1, 0)``: cross-entropy alone. The teacher is read only if it gives the label."""
+    """Weights are ``(1, 0)``: cross-entropy alone, which reads a teacher only for its label."""
     return _constant("hard", 1.0, 0.0)
 
 
 @register
 def soft() -> Policy:
-    """``(0, 1)``: the divergence alone."""
+    """Weights are ``(0, 1)``: the divergence alone."""
     return _constant("soft", 0.0, 1.0)
 
 
 @register
 def static(w: float = 0.5) -> Policy:
-    """``(1 - w, w)`` for every token."""
+    """Weights are ``(1 - w, w)`` for every token."""
     _fraction(w=w)
     return _constant("static", 1.0 - w, w)
 
 
 @register
 def additive(hard: float = 1.0, soft: float = 1.0) -> Policy:
-    """``(hard, soft)`` for every token; they need not add up to one."""
+    """Weights are ``(hard, soft)`` for every token; they need not add up to one."""
     _non_negative(hard=hard, soft=soft)
     return _constant("additive", hard, soft)
 
 
 @register
 def confidence(kind: str = "label") -> Policy:
-    """``(c, 1 - c)`` with the teacher's confidence ``c``.
+    """Weights are ``(c, 1 - c)`` with the teacher's confidence ``c``.
 
     Args:
         kind: ``"label"``: ``c = p_t[label]``, as the Bridge-Garden code; ``"max"``:
@@ -116,13 +116,13 @@ def confidence(kind: str = "label") -> Policy:
 
 
 def normalized_entropy(s: RowStats) -> Tensor:
-    """The teacher's Shannon entropy as a share of its greatest value, ``H_t / log V`` in [0, 1]."""
+    """Return the teacher's entropy as a share of its greatest value, ``H_t / log V`` in [0, 1]."""
     return (s.entropy_t / math.log(max(s.vocab, 2))).clamp(0, 1)
 
 
 @register
 def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
-    """``(1 - s, s)`` with the teacher's entropy signal ``s`` in [0, 1]. The library's default.
+    """Weights are ``(1 - s, s)`` with the teacher's entropy ``s`` in [0, 1]: the default policy.
 
     Args:
         kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code;
@@ -150,7 +150,7 @@ def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @register
 def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
-    """``(1 - s, s)`` for ``s = sigmoid(sharpness · (H_t/log V - tau))``: bridge below ``tau``."""
+    """Weights are ``(1 - s, s)``, ``s = sigmoid(sharpness·(H_t/log V - tau))``: bridge below it."""
     _fraction(tau=tau)
     _non_negative(sharpness=sharpness)
     return Policy(
@@ -181,9 +181,9 @@ def top_entropy(fraction: float = 0.2) -> Policy:
 
 @register
 def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
-    """``(1, w·ω)`` with ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``, detached.
+    """Weights are ``(1, w·ω)``, ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``.
 
-    WSL (Zhou et al. 2021), with the guards of the Bridge-Garden code.
+    This is WSL (Zhou et al. 2021), with the guards of the Bridge-Garden code; ``ω`` is detached.
 
     Args:
         w: weight of the soft term.
@@ -202,7 +202,7 @@ def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
 
 @register
 def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
-    """The weights of ``policy`` swapped: a control that trusts the wrong label."""
+    """Swap the weights of ``policy``: a control that trusts the wrong label."""
     base = get(policy)
 
     def weights(s: RowStats) -> tuple[Weight, Weight]:
@@ -219,7 +219,7 @@ def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
 def curriculum(
     schedule: Callable[[int], float] | float = 1.0, policy: str | Policy | Weights = "soft"
 ) -> Curriculum:
-    """From the hard label to ``policy``: ``(1 - c + c·hard, c·soft)``, ``c = schedule(step)``.
+    """Go from the hard label to ``policy``: ``(1 - c + c·hard, c·soft)``, ``c = schedule(step)``.
 
     With ``policy="soft"`` and a schedule that rises to ``w`` it is the Bridge-Garden code's
     curriculum, and its reverse with one that falls from 1 to ``w``. The caller advances ``.step``
@@ -229,23 +229,23 @@ def curriculum(
     scheduled = schedule if callable(schedule) else lambda step: float(schedule)
 
     def weights(s: RowStats) -> tuple[Weight, Weight]:
-        c = float(scheduled(made.step))
+        c = float(scheduled(policy_of_step.step))
         if not 0 <= c <= 1:
             raise ValueError(
-                f"`schedule` must give a number in [0, 1]; got {c} at step {made.step}"
+                f"`schedule` must give a number in [0, 1]; got {c} at step {policy_of_step.step}"
             )
         hard_weight, soft_weight = base(s)
         return (1 - c) + c * hard_weight, c * soft_weight
 
-    made = Curriculum(
+    policy_of_step = Curriculum(
         f"curriculum({base.name})", weights, base.extras, base.batchwide, base.hard_term
     )
-    return made
+    return policy_of_step
 
 
 @register
 def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
-    """``(1 - w, w)`` with Bridge-Garden's chi-square objective in place of the cross-entropy.
+    """Weights are ``(1 - w, w)``; Bridge-Garden's chi-square term replaces the cross-entropy.
 
     See :func:`chi_square`. It couples neighbouring positions: the last leading dimension of the
     input is the position in the sequence.
@@ -261,7 +261,7 @@ def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> P
 
 
 def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:
-    """A chi-square regularised soft Q-learning loss of each row, ``(rows,)`` (Bridge-Garden).
+    """Return Bridge-Garden's chi-square regularised soft Q-learning loss of each row, ``(rows,)``.
 
     With ``V_t`` the log-sum-exp of the student's real logits at the ``t``-th valid token of a
     sequence, ``l_t`` the logit of its label and ``V = 0`` after the last, the released code's term
@@ -293,7 +293,7 @@ def chi_square(stats: RowStats, alpha: float, gamma: float) -> Tensor:
 
 
 def _next_valid(value: Tensor, valid: Tensor, t: Tensor) -> Tensor:
-    """The value at the next valid position of the same sequence; anything after the last."""
+    """Return the value at the next valid position of a sequence; anything after the last."""
     packed = torch.zeros(value.shape[0], value.shape[1] + 2, dtype=value.dtype, device=value.device)
     slot = torch.where(valid, t, value.shape[1] + 1)
     packed = packed.scatter(1, slot, value)

@@ -1,4 +1,4 @@
-"""Where the soft labels come from: a head, logits, what was kept of them, or several of these."""
+"""Soft labels come from one of these: a head, logits, some of their columns, or a mixture."""
 
 from bgkernels.streaming.teachers.base import Teacher
 from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher

@@ -1,4 +1,4 @@
-"""Backends by name, the choice between them, and why some cannot serve."""
+"""This layer finds backends by name, chooses between them, and says why some cannot serve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AUTO = {"cuda": ("triton", "native", "eager")}
 
 
 def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> Backend:
-    """The backend for logits of these dtypes on this device.
+    """Return the backend for logits of these dtypes on this device.
 
     Raises:
         ValueError: an unknown name.
@@ -39,7 +39,7 @@ def select(name: str, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> 
 
 
 def show_config() -> str:
-    """A table of backends by device, usable or with the reason why not, and the products of a CPU.
+    """Return a table of backends by device, with reasons, and of the matrix products of a CPU.
 
     Example:
         >>> import bgkernels as bg

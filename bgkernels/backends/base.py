@@ -1,4 +1,4 @@
-"""The contract between the driver and a backend: four primitives, none of which knows a loss."""
+"""A backend gives the driver four primitives, none of which knows a loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Normalisers = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Tile:
-    """A block of logits: some rows by some consecutive columns.
+    """A tile is a block of logits: some rows by some consecutive columns.
 
     Args:
         student: ``(rows, width)`` raw head outputs, fp32, bf16, fp16 (eager: also fp64); rows may
@@ -41,20 +41,24 @@ class Tile:
 
 
 class Backend(Protocol):
-    """What the driver calls. Nothing else differs between backends."""
+    """A backend has all that the driver calls; nothing else differs between backends."""
 
     name: str
     scratch_bytes: int
     """Temporary bytes per tile element that the backend allocates; the planner counts them."""
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-        """None, or the reason why logits of these dtypes on this device cannot be processed."""
+        """Return None, or the reason why it cannot serve these dtypes on this device."""
 
     def absorb_(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec,
+        self,
+        state: RowState,
+        tile: Tile,
+        labels: Tensor,
+        spec: RowSpec,
         normalisers: Normalisers | None = None,
-    ) -> None:  # fmt: skip
-        """Pass 1: merge a tile into the state, in place.
+    ) -> None:
+        """Merge a tile into the state, in place: pass 1.
 
         Args:
             state: of the rows of the tile.
@@ -62,12 +66,12 @@ class Backend(Protocol):
             labels: ``(rows,)`` int64: a column, ``NONE`` (chosen by ``spec.label_rule``) or
                 ``SKIP``.
             spec: of the rows.
-            normalisers: given in a second read, which adds to the sums of pairwise statistics
-                alone.
+            normalisers: None in the first read. In a second one, the log-sum-exps of student and
+                teacher: it adds to the sums of statistics with ``second_read`` alone.
         """
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
-        """From a state that has seen every column to its statistics.
+        """Turn a state that has seen every column into statistics.
 
         Args:
             state: of the rows. Its argmaxes become those of all columns, the label's too, and its
@@ -78,7 +82,7 @@ class Backend(Protocol):
         """
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
-        """From the derivatives of a loss in the statistics to the coefficients of pass 2.
+        """Turn the derivatives of a loss by the statistics into the coefficients of pass 2.
 
         Args:
             statistics, grads: ``(fields, rows)`` fp64, inner stride 1.
@@ -92,7 +96,7 @@ class Backend(Protocol):
     def vjp(
         self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
     ) -> None:
-        """Pass 2: write the gradient in the raw student outputs to ``out``, or over them.
+        """Write the gradient in the raw student outputs to ``out``, which may be they: pass 2.
 
         Args:
             out: ``(rows, width)``, any dtype of logits.
@@ -113,7 +117,7 @@ def close(backend: Backend, state: RowState, labels: Tensor, out: Statistics) ->
 def statistics_of_tile(
     backend: Backend, tile: Tile, labels: Tensor, spec: RowSpec, out: Statistics
 ) -> None:
-    """Pass 1, with its second read, of rows that are a single tile; the state is in its dtype."""
+    """Run pass 1, with its second read, on rows that are a single tile."""
     x = tile.student
     dtype = torch.promote_types(x.dtype, torch.float32)
     state = empty(len(x), spec, dtype=dtype, device=x.device)

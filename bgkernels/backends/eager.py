@@ -1,11 +1,11 @@
-"""Plain torch, any device and dtype: the reference text of the primitives, and the fallback."""
+"""The eager backend says the primitives in plain torch, for any device and dtype."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Normalisers, Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.rows import stats, vjp
 from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
 from bgkernels.rows.extras import Pair
@@ -15,63 +15,66 @@ from bgkernels.rows.state import RowState, empty, merge
 
 
 def real_logits(raw: Tensor, cap: Cap) -> Tensor:
-    """Raw head outputs to real logits, in fp32 (fp64 stays)."""
+    """Map raw head outputs to real logits, in fp32 (fp64 stays)."""
     x = raw if raw.dtype == torch.float64 else raw.float()
     x = x * cap.scale
     return cap.cap * torch.tanh(x / cap.cap) if cap.cap else x
 
 
 def real_logits_(x: Tensor, cap: Cap) -> Tensor:
-    """The same in place, for a buffer that holds raw head outputs."""
+    """Map raw head outputs to real logits in place."""
     x.mul_(cap.scale)
     return x.div_(cap.cap).tanh_().mul_(cap.cap) if cap.cap else x
 
 
-class EagerBackend:
-    """See :class:`bgkernels.backends.base.Backend`."""
+class EagerBackend(Backend):
+    """This backend is the reference text of the primitives, and the fallback."""
 
     name = "eager"
     scratch_bytes = 40
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-        """None, or the reason why not."""
         wrong = [d for d in dtypes if not d.is_floating_point]
         return f"logits must be floating point, got {wrong[0]}" if wrong else None
 
     def absorb_(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec,
+        self,
+        state: RowState,
+        tile: Tile,
+        labels: Tensor,
+        spec: RowSpec,
         normalisers: Normalisers | None = None,
-    ) -> None:  # fmt: skip
-        """Pass 1."""
+    ) -> None:
         if normalisers is not None:
             self._second_read(state, tile, labels, normalisers)
             return
         z = real_logits(tile.student, spec.student)
-        part = empty(len(z), spec, dtype=z.dtype, device=z.device)
+        tile_state = empty(len(z), spec, dtype=z.dtype, device=z.device)
         v_t = None if tile.teacher is None else real_logits(tile.teacher, spec.teacher)
-        column = self._choose_label(part, z, v_t, tile, labels)
+        column = self._choose_label(tile_state, z, v_t, tile, labels)
         held_out = torch.zeros_like(z, dtype=torch.bool)
         held_out.scatter_(1, column.clamp_min(0)[:, None], (column >= 0)[:, None])
         z = z.masked_fill(held_out, NEG_INF)
         if spec.logit_sum:
-            part["z_sum"].copy_(z.masked_fill(held_out, 0.0).sum(1))
+            tile_state["z_sum"].copy_(z.masked_fill(held_out, 0.0).sum(1))
         if not spec.shared_softmax:
-            part["m_c"].copy_(z.amax(1))
-            part["d_c"].copy_((z - shift(part["m_c"])[:, None]).exp().sum(1))
+            m_c = z.amax(1)
+            tile_state["m_c"].copy_(m_c)
+            tile_state["d_c"].copy_((z - shift(m_c)[:, None]).exp().sum(1))
         if v_t is not None:
             u = z[:, : tile.compared] / spec.temperature
             v = (v_t / spec.temperature).masked_fill(held_out[:, : tile.compared], NEG_INF)
-            self._absorb_pair(part, u, v, tile.first_column)
-        merged = merge(state, part)
+            self._absorb_pair(tile_state, u, v, tile.first_column)
+        merged = merge(state, tile_state)
         skip = labels == SKIP
         state.floats.copy_(torch.where(skip, state.floats, merged.floats))
         state.ints.copy_(torch.where(skip, state.ints, merged.ints))
 
     def _choose_label(
-        self, part: RowState, z: Tensor, v_t: Tensor | None, tile: Tile, labels: Tensor
+        self, state: RowState, z: Tensor, v_t: Tensor | None, tile: Tile, labels: Tensor
     ) -> Tensor:
-        """Fill the label's rows of ``part``; return its column within the tile, or NONE."""
-        spec = part.spec
+        """Write the label's rows of the state; return its column within the tile, or NONE."""
+        spec = state.spec
         if spec.label_rule == "index":
             column = labels - tile.first_column
             column = torch.where(
@@ -88,35 +91,35 @@ class EagerBackend:
             score, column = noisy.max(1)
         at = column.clamp_min(0)[:, None]
         present = column >= 0
-        part["score"].copy_(score)
-        part["label"].copy_(torch.where(present, column + tile.first_column, NONE))
-        part["z_y"].copy_(torch.where(present, z.gather(1, at)[:, 0], NEG_INF))
+        state["score"].copy_(score)
+        state["label"].copy_(torch.where(present, column + tile.first_column, NONE))
+        state["z_y"].copy_(torch.where(present, z.gather(1, at)[:, 0], NEG_INF))
         if v_t is not None:
             v_y = v_t.gather(1, at.clamp_max(tile.compared - 1))[:, 0] / spec.temperature
-            part["v_y"].copy_(torch.where(present & (column < tile.compared), v_y, NEG_INF))
+            state["v_y"].copy_(torch.where(present & (column < tile.compared), v_y, NEG_INF))
         return column
 
-    def _absorb_pair(self, part: RowState, u: Tensor, v: Tensor, first_column: int) -> None:
-        """Sums over compared columns, the label's column being -inf in both."""
+    def _absorb_pair(self, state: RowState, u: Tensor, v: Tensor, first_column: int) -> None:
+        """Write the sums over compared columns, of which the label's is -inf in both."""
         for side, x in (("s", u), ("t", v)):
             m, index = x.max(1)
-            part[f"m_{side}"].copy_(m)
-            part[f"argmax_{side}"].copy_(torch.where(m == NEG_INF, NONE, index + first_column))
-        du, dv = u - shift(part["m_s"])[:, None], v - shift(part["m_t"])[:, None]
+            state[f"m_{side}"].copy_(m)
+            state[f"argmax_{side}"].copy_(torch.where(m == NEG_INF, NONE, index + first_column))
+        du, dv = u - shift(state["m_s"])[:, None], v - shift(state["m_t"])[:, None]
         for side, x, gap in (("s", du, du - dv), ("t", dv, dv - du)):
             e = x.exp()
-            part[f"d_{side}"].copy_(e.sum(1))
-            part[f"h_{side}"].copy_(times(e, x).sum(1))
-            part[f"k_{side}"].copy_(times(e, gap).sum(1))
-        for i, extra in enumerate(part.spec.extras):
-            sums = extra.absorb(Pair(u, v, du, dv), part.spec.temperature)
-            for target, value in zip(part.extra(i), sums, strict=False):
+            state[f"d_{side}"].copy_(e.sum(1))
+            state[f"h_{side}"].copy_(times(e, x).sum(1))
+            state[f"k_{side}"].copy_(times(e, gap).sum(1))
+        for i, extra in enumerate(state.spec.extras):
+            sums = extra.absorb(Pair(u, v, du, dv), state.spec.temperature)
+            for target, value in zip(state.extra(i), sums, strict=False):
                 target.copy_(value)
 
     def _second_read(
         self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers
     ) -> None:
-        """Add to the sums of pairwise statistics."""
+        """Add to the sums of the statistics that need both normalisers."""
         if tile.teacher is None:
             return
         spec = state.spec
@@ -127,17 +130,14 @@ class EagerBackend:
                 state.extra(i).add_(sums.masked_fill(labels == SKIP, 0.0))
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
-        """From a state to statistics."""
         stats.finalize(state, labels, out)
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
-        """From derivatives to coefficients."""
         return vjp.fold(statistics, grads, spec)
 
     def vjp(
         self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
     ) -> None:
-        """Pass 2."""
         z = real_logits(tile.student, spec.student)
         factors = coefficients.to(z.dtype)[..., None]
         row = dict(zip(COEFFICIENTS, factors, strict=False))
@@ -158,7 +158,7 @@ class EagerBackend:
     def _vjp_pair(
         self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec
     ) -> Tensor:
-        """The part of the gradient over compared columns, before the soft-cap."""
+        """Return the gradient over compared columns in their real logits."""
         row = dict(zip(COEFFICIENTS, factors, strict=False))
         pair = _log_probs(tile, coefficients[0], coefficients[1], spec)
         lp, lq = pair.s, pair.t
@@ -166,13 +166,13 @@ class EagerBackend:
         a = torch.where(at_label, row["A_y"], row["A"])
         d = a * p - times(torch.where(at_label, row["D_y"], row["D"]), q)
         d += times(p, times(row["B"], lp) - times(row["C"], lq))
-        for extra, part in zip(spec.extras, spec.factors, strict=True):
-            d += extra.vjp(pair, coefficients[part], spec.temperature)
+        for extra, place in zip(spec.extras, spec.factors, strict=True):
+            d += extra.vjp(pair, coefficients[place], spec.temperature)
         return d
 
 
 def _log_probs(tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> Pair:
-    """Logits and log-probabilities of the compared columns."""
+    """Return tempered logits and log-probabilities of the compared columns."""
     assert tile.teacher is not None
     u = real_logits(tile.student[:, : tile.compared], spec.student) / spec.temperature
     v = real_logits(tile.teacher, spec.teacher) / spec.temperature

@@ -1,1 +1,1 @@
-"""What a caller asked for, checked; the objective of a row; autograd and compiled graphs."""
+"""This layer checks what a caller asked for, and makes a loss of the statistics of rows."""

@@ -1,4 +1,4 @@
-"""The two autograd functions: statistics with a recomputed gradient, and a fused loss."""
+"""Two autograd functions connect the walks to autograd, one for each mode."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Factor = Tensor | float
 
 
 class RowStatistics(torch.autograd.Function):
-    """Recompute mode: forward is pass 1; backward multiplies the logits again for pass 2."""
+    """It is recompute mode: forward is pass 1; backward multiplies the logits again for pass 2."""
 
     @staticmethod
     def forward(ctx: Any, problem: Problem, *student: Tensor | None) -> Matrices:
-        """All statistics: see :meth:`Problem.statistics`."""
+        """Return both matrices of statistics: see :meth:`Problem.statistics`."""
         (values, ints), _ = run(replace(problem, student=student))
         ctx.problem = replace(problem, student=())
         _save(ctx, (*student, values, ints, *problem.teacher.tensors))
@@ -35,7 +35,7 @@ class RowStatistics(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grads: Tensor | None, _: None) -> Tensors:
-        """Gradients of the student's tensors."""
+        """Return the gradients of the student's tensors."""
         needed = ctx.needs_input_grad[1:]
         if grads is None:
             return (None,) * (1 + len(needed))
@@ -52,7 +52,7 @@ def _save(ctx: Any, tensors: Sequence[Tensor | None]) -> None:
 
 
 def _saved(ctx: Any) -> list[Any]:
-    """What :func:`_save` kept; raises where one was written over since."""
+    """Return what :func:`_save` kept; raise where a tensor was written over since."""
     return [a if b is None else b for a, b in zip(ctx.saved_tensors, ctx.direct, strict=True)]
 
 
@@ -63,7 +63,7 @@ def needs_of(student: Tensors, wanted: Sequence[bool]) -> Needs:
 
 
 class FusedLoss(torch.autograd.Function):
-    """Fused mode: the forward pass computes the gradient too, and backward scales it.
+    """It is fused mode: the forward pass computes the gradient too, and backward scales it.
 
     A gradient in fp16 would lose what a loss scale is there to keep: where a tensor is fp16, the
     normaliser waits for backward as well, and gradients wait in fp32.
@@ -74,15 +74,15 @@ class FusedLoss(torch.autograd.Function):
         ctx: Any, problem: Problem, objective: Objective, weight: Factor, divisor: Factor,
         overwrite: bool, box: list[Matrices], *student: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        """The reduced loss, ``()``.
+        """Return the reduced loss, ``()``.
 
         Args:
             problem: of the rows.
             objective: the loss of a row.
             weight: factor of each row's loss, a number or ``(rows,)``.
             divisor: the normaliser, a number or ``()``.
-            overwrite: write the gradient of given logits over them.
-            box: receives the statistics.
+            overwrite: whether the gradient of a student's logits is written over them.
+            box: a list that receives the statistics.
             student: the tensors of the problem that get a gradient.
         """
         losses: list[Tensor] = []
@@ -90,8 +90,8 @@ class FusedLoss(torch.autograd.Function):
         scale, ctx.divisor = (weight, divisor) if needs.held else (weight / divisor, None)
 
         def derivative(blocks: list[Statistics], values: Tensor, rows: slice) -> Tensor:
-            part = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
-            loss, grads = objective.differentiate(problem, blocks, values, rows, part)
+            factor = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
+            loss, grads = objective.differentiate(problem, blocks, values, rows, factor)
             losses.append(loss)
             return grads
 
@@ -110,10 +110,11 @@ class FusedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensors:
-        """The gradients of the forward pass times ``grad``; not in place, for a kept graph."""
+        """Return the gradients of the forward pass times ``grad``."""
         factor = grad if ctx.divisor is None else grad / ctx.divisor
         # The comparison is free on a CPU; elsewhere it would wait for the device.
         same = factor.device.type == "cpu" and factor.item() == 1
+        # Not in place: a kept graph comes here again.
         grads = (x if x is None or same else x * factor for x in ctx.saved_tensors)
         pairs = zip(grads, ctx.dtypes, strict=True)
         return (*(None,) * 6, *(None if x is None else x.to(dtype) for x, dtype in pairs))

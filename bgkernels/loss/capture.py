@@ -1,7 +1,7 @@
-"""What a cache of labels keeps of a teacher: the head of each distribution, and its statistics.
+"""Capture what a cache of labels keeps of a teacher: the head and statistics of distributions.
 
-One walk over the vocabulary, as pass 1, with the teacher on both sides of the pair: entropy, power
-sum and sample are those of the whole row, taken before all but the ``k`` best columns are dropped.
+It takes one walk over the vocabulary, as pass 1, with the teacher on both sides of the pair:
+entropy, power sum and sample are those of the whole row, not of the ``k`` columns that are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bgkernels.loss.options import Options
 from bgkernels.loss.pose import pose
 from bgkernels.rows.arithmetic import NEG_INF, NONE
 from bgkernels.rows.extras import Tilt
-from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import RowStats, Statistics
 from bgkernels.streaming import checks
@@ -31,7 +31,7 @@ from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher, NoT
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """The soft labels of each token, cut to their most probable columns.
+    """It holds the soft labels of each token, cut to their most probable columns.
 
     Attributes:
         indices: ``(..., k)`` int64 columns, the most probable first; ``-1`` where a row has fewer.
@@ -49,7 +49,7 @@ class SoftLabels:
     power_sum: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that there are, by name."""
+        """Return the tensors that are not None, by name."""
         return {name: x for name, x in vars(self).items() if x is not None}
 
 
@@ -66,9 +66,10 @@ def capture(
     memory_budget: int | None = None,
     backend: str = "auto",
 ) -> SoftLabels:
-    """The top ``k`` log-probabilities of a teacher and its statistics, never ``[tokens, vocab]``.
+    """Return a teacher's top ``k`` log-probabilities and statistics, never ``[tokens, vocab]``.
 
-    One product: the teacher's own. Where two columns tie for the last place, either may be kept.
+    It multiplies the teacher's head, once. Where two columns tie for the last place, either may be
+    kept.
 
     Args:
         teacher: a :class:`~bgkernels.LinearTeacher` or :class:`~bgkernels.LogitsTeacher`.
@@ -102,15 +103,15 @@ def capture(
     columns = problem.spec.columns
     if k > columns:
         raise ValueError(f"`k` must be at most the vocabulary, {columns} columns; got {k}")
-    parts = [chunk.tensors() for chunk in _walk(problem, k, first_row)]
-    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    chunks = [labels.tensors() for labels in _walk(problem, k, first_row)]
+    joined = {name: torch.cat([tensors[name] for tensors in chunks]) for name in chunks[0]}
     return SoftLabels(
         **{name: x.reshape((*problem.leading, *x.shape[1:])) for name, x in joined.items()}
     )
 
 
 def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) -> Problem:
-    """The teacher beside itself, checked."""
+    """Check a teacher, and pose the problem of comparing it with itself."""
     if not isinstance(teacher, (LinearTeacher, LogitsTeacher)):
         kind = type(teacher).__name__
         raise TypeError(f"`teacher` must be a LinearTeacher or LogitsTeacher; got {kind}")
@@ -130,7 +131,13 @@ def _pose(teacher: LinearTeacher | LogitsTeacher, tilt: Tilt, options: Options) 
 
 @dataclass(frozen=True)
 class BestColumns:
-    """The best columns so far: raw head outputs ``(rows, k)`` and their ``(rows, k)`` columns."""
+    """It holds the best columns so far.
+
+    Args:
+        values: ``(rows, k)`` raw head outputs.
+        indices: ``(rows, k)`` int64 columns of them.
+        largest: whether larger outputs are better, as they are but for a negative logit scale.
+    """
 
     values: Tensor
     indices: Tensor
@@ -138,13 +145,13 @@ class BestColumns:
 
     @classmethod
     def empty(cls, rows: int, k: int, cap: Cap, like: Tensor) -> BestColumns:
-        """No column yet. A negative logit scale makes the smallest raw output the best."""
+        """Return what is the best of no columns."""
         largest = cap.scale >= 0
         values = like.new_full((rows, k), NEG_INF if largest else -NEG_INF)
         return cls(values, torch.full_like(values, NONE, dtype=torch.int64), largest)
 
     def merge(self, raw: Tensor, first_column: int) -> BestColumns:
-        """With the columns of a tile ``(rows, width)``."""
+        """Return the best of these columns and those of a tile ``(rows, width)``."""
         k = self.values.shape[1]
         new = raw.topk(min(k, raw.shape[1]), dim=1, largest=self.largest)
         values = torch.cat([self.values, new.values.to(self.values.dtype)], 1)
@@ -154,7 +161,7 @@ class BestColumns:
 
 
 def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
-    """The labels of each chunk of rows."""
+    """Yield the labels of each chunk of rows."""
     device, dtype = problem.labels.device, problem.dtype
     problem = replace(problem, teacher=NoTeacher())  # it stands on the student's side
     spec = replace(problem.spec, teacher=problem.spec.student)
@@ -162,25 +169,23 @@ def _walk(problem: Problem, k: int, first_row: int) -> Iterator[SoftLabels]:
     head = make_head(problem.student, problem)
     size = p.chunk * p.width if isinstance(head, LinearHead) else 0
     buffer = torch.empty(size, dtype=head.dtype, device=device)
-    for part in p.chunks():
-        labels = problem.labels[part]
-        head.start(part)
+    for rows in p.chunks():
+        labels = problem.labels[rows]
+        head.start(rows)
         state = empty(len(labels), spec, dtype=dtype, device=device)
         best = BestColumns.empty(len(labels), k, spec.teacher, state.floats)
         for columns in p.tiles():
             raw = head.logits(columns, buffer)
-            tile = Tile(raw, raw, first_row + part.start, columns.start)
+            tile = Tile(raw, raw, first_row + rows.start, columns.start)
             problem.backend.absorb_(state, tile, labels, spec)
             best = best.merge(raw, columns.start)
-        values = torch.empty(spec.field_count, len(labels), dtype=torch.float64, device=device)
-        ints = torch.empty(len(INTS), len(labels), dtype=torch.int64, device=device)
-        statistics = Statistics((spec,), values, ints)
+        statistics = Statistics.empty(spec, len(labels), device)
         close(problem.backend, state, labels, statistics)
         yield _close(best, statistics.row_stats(problem.ignore_index), spec)
 
 
 def _close(best: BestColumns, stats: RowStats, spec: RowSpec) -> SoftLabels:
-    """The labels of rows that have seen every column."""
+    """Return the labels of rows that have seen every column."""
     dtype, (tilt,) = best.values.dtype, spec.extras
     assert isinstance(tilt, Tilt)
     logits = real_logits(best.values, spec.teacher).to(stats.lse_t.dtype)

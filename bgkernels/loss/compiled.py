@@ -1,4 +1,4 @@
-"""The two passes as custom ops, for ``torch.compile(fullgraph=True)``.
+"""Two custom ops carry the passes through ``torch.compile(fullgraph=True)``.
 
 Under compilation a loss is: statistics op → the traced objective → gradient op (recompute mode). A
 :class:`~bgkernels.streaming.problem.Problem` crosses the boundary as numbers and one string.
@@ -23,29 +23,27 @@ from bgkernels.streaming.teachers.base import Teacher
 from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher, NoTeacher
 
 AUTOCAST = (None, torch.bfloat16, torch.float16, torch.float32)
-Config = tuple[list[int], list[float], str]
+Config = tuple[Sequence[int], Sequence[float], str]
 
 
 def encode(problem: Problem) -> Config:
-    """All of a problem but its tensors, as integers, numbers and words."""
-    s, cap = problem.spec, problem.teacher.specs(problem.spec)[0].teacher
-    ints = [
-        s.columns, s.compared, s.seed, int(s.logit_sum), s.positions,
-        problem.budget or 0, problem.ignore_index, AUTOCAST.index(problem.autocast),
-        problem.shard.columns,
-    ]  # fmt: skip
-    floats = [s.temperature, s.student.scale, s.student.cap, cap.scale, cap.cap]
-    for extra in s.extras:
+    """Write all of a problem but its tensors as integers, numbers and words."""
+    spec, cap = problem.spec, problem.teacher.specs(problem.spec)[0].teacher
+    ints = [spec.columns, spec.compared, spec.seed, int(spec.logit_sum), spec.positions]
+    ints += [problem.budget or 0, problem.ignore_index, AUTOCAST.index(problem.autocast)]
+    ints.append(problem.shard.columns)
+    floats = [spec.temperature, spec.student.scale, spec.student.cap, cap.scale, cap.cap]
+    for extra in spec.extras:
         floats += [extra.kind, *extra.parameters]
-    return ints, floats, f"{s.label_rule} {problem.backend.name}"
+    return ints, floats, f"{spec.label_rule} {problem.backend.name}"
 
 
 def decode(
     config: Config, labels: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor]
 ) -> Problem:
-    """The problem of a configuration and tensors; the inverse of :func:`encode`."""
+    """Make the problem that :func:`encode` has written, with these tensors."""
     ints, floats, words = config
-    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, held = ints
+    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, vocab = ints
     temperature, s_scale, s_cap, t_scale, t_cap, *rest = floats
     rule, backend = words.split()
     numbers = zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True)
@@ -69,7 +67,7 @@ def decode(
         teacher=_teacher(teacher, Cap(t_scale, t_cap)),
         labels=labels,
         leading=tuple(labels.shape),  # `len` would fix a dynamic size
-        shard=Shard((0, held)),
+        shard=Shard((0, vocab)),
         budget=budget or None,
         ignore_index=ignore_index,
         autocast=AUTOCAST[autocast],
@@ -77,12 +75,12 @@ def decode(
 
 
 def _with_bias(tensors: Sequence[Tensor]) -> Tensors:
-    """``(hidden, weight, bias | None)`` or ``(logits,)``."""
+    """Return ``(hidden, weight, bias | None)`` or ``(logits,)``."""
     return (*tensors, None) if len(tensors) == 2 else tuple(tensors)
 
 
 def _teacher(tensors: Sequence[Tensor], cap: Cap) -> Teacher:
-    """A flat teacher of those tensors."""
+    """Make a teacher of these tensors, whose rows are flat."""
     if not tensors:
         return NoTeacher()
     if len(tensors) == 1:
@@ -92,12 +90,12 @@ def _teacher(tensors: Sequence[Tensor], cap: Cap) -> Teacher:
 
 
 def present(tensors: Tensors) -> list[Tensor]:
-    """The tensors that there are: ops take no None."""
+    """Return the tensors that are not None, which an op does not take."""
     return [x for x in tensors if x is not None]
 
 
 def row_statistics_of(problem: Problem) -> Matrices:
-    """All statistics, differentiable, as one op."""
+    """Compute all statistics by one op, through which gradients flow."""
     student, teacher = present(problem.student), present(problem.teacher.tensors)
     values, ints = row_statistics(problem.labels, student, teacher, *encode(problem))
     return values, ints
@@ -112,21 +110,16 @@ def row_statistics(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    """Pass 1: both matrices of :meth:`Problem.statistics`."""
-    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    """Run pass 1: return both matrices of :meth:`Problem.statistics`."""
+    problem = decode((ints, floats, words), labels, student, teacher)
     return list(run(problem)[0])
 
 
 @row_statistics.register_fake
 def _(
-    labels: Tensor,
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    words: str,
+    labels: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor], *config: Any
 ) -> list[Tensor]:
-    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    problem = decode(config, labels, student, teacher)
     (spec,) = problem.teacher.specs(problem.spec)
     rows = labels.shape[0]
     return [
@@ -147,24 +140,15 @@ def row_gradient(
     floats: Sequence[float],
     words: str,
 ) -> list[Tensor]:
-    """Pass 2: gradients of the student's tensors that are needed, in order."""
-    problem = decode((list(ints), list(floats), words), labels, student, teacher)
+    """Run pass 2: return the gradients of the student's tensors that need one, in order."""
+    problem = decode((ints, floats, words), labels, student, teacher)
     values, integers = matrices
     return present(gradient_of(problem, Needs(*needs), grads, (values, integers)))
 
 
 @row_gradient.register_fake
-def _(
-    labels: Tensor,
-    student: Sequence[Tensor],
-    teacher: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    grads: Tensor,
-    needs: Sequence[bool],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    words: str,
-) -> list[Tensor]:
+def _(labels: Tensor, student: Sequence[Tensor], *others: Any) -> list[Tensor]:
+    _, _, _, needs, *_ = others
     wanted = [x for x, needed in zip(student, needs, strict=True) if needed]
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in wanted]
 

@@ -1,4 +1,4 @@
-"""DTensor arguments become plain tensors; gradients flow back to them as DTensors.
+"""DTensor arguments become plain tensors, and their gradients become DTensors.
 
 * What belongs to tokens (hidden states, labels, token weights) must be ``Replicate()``.
 * A head's weight and bias keep their shard over the mesh dimension of ``vocab_group``, and are
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def plain(name: str, x: T, group: ProcessGroup | None = None) -> T:
-    """``x`` itself, or the plain tensor that a DTensor or an unfinished collective stands for.
+    """Return ``x`` itself, or the plain tensor of a DTensor or an unfinished collective.
 
     Args:
         name: of the argument.
@@ -48,29 +48,29 @@ def plain(name: str, x: T, group: ProcessGroup | None = None) -> T:
 
 
 def plain_teacher(teacher: T, group: ProcessGroup | None) -> T:
-    """A teacher whose tensors are plain, and those of its teachers."""
+    """Return a teacher whose tensors are plain, and so are those of its teachers."""
     if not is_dataclass(teacher) or isinstance(teacher, type):
         return teacher
-    given = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
-    made: dict[str, Any] = {name: plain(f"teacher.{name}", x, group) for name, x in given.items()}
-    if isinstance(given.get("teachers"), Sequence):
-        made["teachers"] = [plain_teacher(x, group) for x in given["teachers"]]
-    changed = {name: x for name, x in made.items() if x is not given[name]}
+    old = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
+    new: dict[str, Any] = {name: plain(f"teacher.{name}", x, group) for name, x in old.items()}
+    if isinstance(old.get("teachers"), Sequence):
+        new["teachers"] = [plain_teacher(x, group) for x in old["teachers"]]
+    changed = {name: x for name, x in new.items() if x is not old[name]}
     return replace(teacher, **changed) if changed else teacher
 
 
 class Arrived(torch.autograd.Function):
-    """The values that a collective has brought, waited for; kernels read memory as it is."""
+    """It waits for the values that a collective brings: kernels read memory as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Any) -> Tensor:
-        """The plain tensor behind an ``AsyncCollectiveTensor``."""
+        """Return the plain tensor behind an ``AsyncCollectiveTensor``."""
         values: Tensor = x.trigger_wait()
-        return values.view_as(values)  # a tensor of its own, for its own history
+        return values.view_as(values)  # another tensor, for another history
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """The gradient as it is."""
+        """Return the gradient as it is."""
         return grad
 
 
@@ -85,11 +85,13 @@ def _plain(name: str, x: DTensor, group: ProcessGroup | None) -> Tensor:
         wanted[along] = Shard(0 if head else x.ndim - 1)
     fits = [p == w for p, w in zip(x.placements, wanted, strict=True)]
     if not all(fit or (head and i != along) for i, fit in enumerate(fits)):
+        remedy = "Redistribute it; where ranks hold different tokens, pass `to_local()` of each"
+        if name in LOGITS:
+            remedy = "Logits sharded over the vocabulary need `vocab_group`"
         raise ValueError(
             f"`{name}` is a DTensor with placements {x.placements}; expected {tuple(wanted)}. "
-            + ("Logits sharded over the vocabulary need `vocab_group`" if name in LOGITS else
-               "Redistribute it; where ranks hold different tokens, pass `to_local()` of each")
-        )  # fmt: skip
+            + remedy
+        )
     if not head:
         return x.to_local()
     strided = any(type(p).__name__ == "_StridedShard" for p in x.placements)
@@ -108,7 +110,7 @@ def _plain(name: str, x: DTensor, group: ProcessGroup | None) -> Tensor:
 
 
 def _dimension(name: str, x: DTensor, group: ProcessGroup) -> int:
-    """The dimension of the mesh that has the ranks of the group."""
+    """Return the dimension of the mesh that has the ranks of the group."""
     mesh, ranks = x.device_mesh, dist.get_process_group_ranks(group)
     for i in range(mesh.ndim):
         if dist.get_process_group_ranks(mesh.get_group(i)) == ranks:

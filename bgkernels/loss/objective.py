@@ -1,4 +1,4 @@
-"""The loss of a row, ``hard·CE + soft·T²·D + z_loss·lse²``, from row statistics."""
+"""The loss of a row is ``hard·CE + soft·T²·D + z_loss·lse²``, from row statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Weights = Callable[[RowStats], tuple[Weight, Weight]]
 
 @dataclass(frozen=True)
 class Divergence:
-    """A divergence per row.
+    """A divergence is a function of the statistics of each row.
 
     Args:
         name: how it is called in messages and tables.
@@ -37,13 +37,13 @@ class Divergence:
     extras: tuple[Extra, ...] = ()
 
     def __call__(self, stats: RowStats) -> Tensor:
-        """The divergence of each row."""
+        """Return the divergence of each row."""
         return self.rows(stats)
 
 
 @dataclass
 class Policy:
-    """A rule for the ``(hard, soft)`` weight of each token.
+    """A policy is a rule for the ``(hard, soft)`` weights of each token.
 
     Args:
         name: how it is called in messages and tables.
@@ -67,13 +67,13 @@ class Policy:
     fixed: bool = field(default=False, repr=False)
 
     def __call__(self, stats: RowStats) -> tuple[Weight, Weight]:
-        """The weights of each row."""
+        """Return the weights of each row."""
         return self.weights(stats)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A divergence and a policy joined to one loss a row.
+    """An objective joins a divergence and a policy to one loss a row.
 
     Args:
         divergence: the soft term, at temperature ``temperature``, multiplied by its square (Hinton
@@ -93,10 +93,10 @@ class Objective:
     z_loss: float = 0.0
 
     def extras(self, *, at_one: bool) -> tuple[Extra, ...]:
-        """The extra statistics to compute, each once.
+        """Return the extra statistics to compute, each once.
 
         Args:
-            at_one: whether somebody beside the policy looks at statistics of temperature 1.
+            at_one: whether statistics at temperature 1 are read by others than the policy.
         """
         policy, tempered = self.policy, self.temperature != 1.0
         wanted = list(policy.extras)
@@ -119,7 +119,7 @@ class Objective:
     def seen(
         self, problem: Problem, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
     ) -> list[Seen]:
-        """What is seen of each part of the teacher: by policies at temperature 1.
+        """Return what is seen of each part of the teacher: by policies at temperature 1.
 
         Args:
             problem: of the rows.
@@ -136,7 +136,7 @@ class Objective:
         self, problem: Problem, blocks: Sequence[Statistics], values: Tensor, rows: slice,
         scale: Tensor | float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The loss of each row times ``scale``, and the derivative of its sum by ``values``."""
+        """Return each row's loss times ``scale``, and the derivative of their sum by ``values``."""
         grads, complete = torch.zeros_like(values), problem.items == problem.labels.size(0)
         with torch.enable_grad():
             leaves = [row for block in blocks for row in block.leaves()]
@@ -151,15 +151,15 @@ class Objective:
             reached = reachable(loss)
             indices = [i for i, leaf in enumerate(leaves) if id(leaf) in reached]
             wanted = [leaves[i] for i in indices]
-            found = torch.autograd.grad(loss, wanted, scale) if wanted else ()
-            for i, grad in zip(indices, found, strict=True):
+            derivatives = torch.autograd.grad(loss, wanted, scale) if wanted else ()
+            for i, grad in zip(indices, derivatives, strict=True):
                 grads[i].copy_(grad)
         return loss.detach() * scale, grads
 
     def rows(
         self, pairs: Sequence[Seen], weights: Tensor | None = None, *, complete: bool = False
     ) -> Tensor:
-        """Loss of each row, ``(rows,)``; 0 where ignored.
+        """Return the loss of each row, ``(rows,)``; 0 where the row is ignored.
 
         Args:
             pairs: what is seen of each part of the teacher.
@@ -192,7 +192,7 @@ class Objective:
         return total if complete else torch.where(first.valid, total, 0.0)
 
     def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
-        """The weights that routing gives, checked."""
+        """Return the weights that routing gives, checked."""
         hard, soft = self.policy(stats)
         return _checked(hard, "hard", stats), _checked(soft, "soft", stats)
 
@@ -206,7 +206,7 @@ class Objective:
 
 
 def reachable(x: Tensor) -> set[int]:
-    """Identities of the leaves that the history of a tensor reaches.
+    """Return the identities of the leaves that a tensor's history reaches.
 
     Autograd could say which of many leaves are used, but takes longer than the rest of the loss.
     """
@@ -224,13 +224,13 @@ def reachable(x: Tensor) -> set[int]:
 
 
 def shares(weights: Tensor) -> Tensor:
-    """Weights ``(rows, teachers)`` as shares of their sum, equal ones where that is 0."""
+    """Divide weights ``(rows, teachers)`` by their sum; where that is 0, all are equal."""
     total = weights.sum(1, keepdim=True)
     return torch.where(total == 0, 1 / weights.shape[1], weights / total)
 
 
 def _mean(values: Sequence[Weight], shares: Tensor) -> Tensor:
-    """The mean over teachers, of those that have a share."""
+    """Return the mean over those teachers that have a share."""
     return sum(
         (torch.where(s == 0, 0.0, s * x) for x, s in zip(values, shares.unbind(1), strict=True)),
         torch.zeros_like(shares[:, 0]),
@@ -238,7 +238,7 @@ def _mean(values: Sequence[Weight], shares: Tensor) -> Tensor:
 
 
 def blend(pairs: Sequence[Seen], weights: Tensor | None) -> RowStats:
-    """What the caller sees of several teachers: their mean, and the first one's integers."""
+    """Return what a caller sees of several teachers: their mean, and the first one's integers."""
     first = pairs[0][0]
     if weights is None:
         return first
@@ -251,7 +251,7 @@ def blend(pairs: Sequence[Seen], weights: Tensor | None) -> RowStats:
 
 @functools.lru_cache(maxsize=64)
 def _infinite(divergence: Divergence) -> bool:
-    """Whether it is infinite for a student (½, ½) and a teacher (1, 0)."""
+    """Tell whether a divergence is infinite for a student (½, ½) and a teacher (1, 0)."""
     spec = RowSpec(2, 2, extras=divergence.extras)
     zero, label = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     state = empty(1, spec, dtype=torch.float64, device=zero.device)
@@ -273,7 +273,7 @@ def _present(weight: Weight) -> bool:
 
 
 def _surely_finite(x: Tensor) -> bool:
-    """Whether no number is infinite; False where looking would wait for the device."""
+    """Tell whether all numbers are finite; False where looking would wait for the device."""
     looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
     return looks and math.isfinite(x.detach().sum())
 
@@ -283,7 +283,7 @@ ROUNDING = 1e-6
 
 
 def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
-    """A weight of the right shape and sign.
+    """Return a weight whose shape and sign have been checked.
 
     Where looking would wait for the device, a negative weight becomes NaN.
     """

@@ -1,4 +1,4 @@
-"""The options of a loss: one list of names, defaults and checks."""
+"""The options of a loss are one list of names, defaults and checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Routing = str | Policy | Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Everything about a loss but its tensors; see :func:`bgkernels.linear_hybrid_distillation`.
+    """The options are all of a loss but its tensors: see ``linear_hybrid_distillation``.
 
     Raises:
         TypeError, ValueError: an option of the wrong kind or out of range, by name.
@@ -58,7 +58,7 @@ class Options:
 
     @classmethod
     def of(cls, scope: Mapping[str, Any]) -> Options:
-        """The options among the local names of a function."""
+        """Pick the options among the local names of a function."""
         options = {name: scope[name] for name in NAMES if name in scope}
         named = isinstance(options.get("divergence", ""), str)
         named &= isinstance(options.get("routing", ""), str)
@@ -74,7 +74,7 @@ class Options:
 
 @remembered
 def _named(**options: Any) -> Options:
-    """Options that are plain numbers and words, checked once."""
+    """Make options of plain numbers and words, which are checked once."""
     return Options(**options)
 
 

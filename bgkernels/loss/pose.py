@@ -1,4 +1,4 @@
-"""From the caller's tensors to flat rows that fit each other."""
+"""This module turns the caller's tensors into flat rows that fit each other."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ KINDS = "LinearTeacher, LogitsTeacher, TopKTeacher or MixtureTeacher"
 
 
 class Agreement(NamedTuple):
-    """What follows from shapes and options alone.
+    """It is what follows from shapes and options alone, so that calls alike share it.
 
     Args:
         spec: of the rows.
         backend: that runs the primitives.
-        shard: the columns that this process holds.
+        shard: which columns this process holds.
         autocast: dtype that autocast asks products to run in, or None.
         reads_teacher: whether the teacher is read at all.
         label: labels ``(...)``, or the word that says how pass 1 chooses them.
@@ -56,12 +56,12 @@ def pose(
     teacher: object,
     target: object,
     options: Options,
-    *,
     extras: tuple[Extra, ...] = (),
+    *,
     reads_teacher: bool = True,
     logit_sum: bool = False,
 ) -> Problem:
-    """Check the tensors and flatten them.
+    """Check the caller's tensors and flatten them.
 
     Args:
         student: the caller's tensors by the caller's names: input, weight and bias, or logits.
@@ -112,7 +112,7 @@ def _signature(
     options: Options,
     *rest: object,
 ) -> object | None:
-    """All that the checks look at, where that is shapes and numbers; else None."""
+    """Return all that the checks look at, or None where that is more than shapes and numbers."""
     if torch.compiler.is_compiling() or options.vocab_group is not None:
         return None
     cap: Cap | None = None
@@ -163,10 +163,10 @@ def _agree(
     if kind is None or not reads_teacher:
         kind = NoTeacher()
     gradients = [wants_gradient(x) for x in student.values()]
-    held = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
+    widths = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
     seed = _seed(options) if word == "teacher_sample" else 0
     rows = math.prod(leading)
-    (shard, *others), seed = join(rows, gradients, seed, held, group, first.device)
+    (shard, *others), seed = join(rows, gradients, seed, widths, group, first.device)
     columns, compared = _columns(options.vocab_size, kind, shard, others)
     label = checks.target(target, first, leading, columns, options.ignore_index)
     valid = label != options.ignore_index if isinstance(label, Tensor) else None
@@ -193,12 +193,12 @@ def _agree(
 
 
 def wants_gradient(x: Tensor | None) -> bool:
-    """Whether autograd will ask for the gradient of a tensor."""
+    """Tell whether autograd will ask for the gradient of a tensor."""
     return x is not None and x.requires_grad and torch.is_grad_enabled()
 
 
 def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool) -> Teacher | None:
-    """The teacher, checked."""
+    """Return the caller's teacher, checked; None if there is none."""
     if value is None:
         return None
     if not isinstance(value, Teacher):
@@ -216,7 +216,7 @@ def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool
 def _columns(
     vocab_size: int | None, teacher: Teacher, student: Shard, others: Sequence[Shard]
 ) -> tuple[int, int]:
-    """Columns of the cross-entropy, and those on which student and teacher are compared."""
+    """Count the columns of the cross-entropy, and those on which the models are compared."""
     declared = [t.vocab for t in teacher.members if not t.dense and t.vocab]
     shared = min([student.columns, *declared, *(x.columns for x in others)])
     if vocab_size is not None:
@@ -228,12 +228,12 @@ def _columns(
 
 
 def _seed(options: Options) -> int:
-    """The seed given, or one from torch's generator: reproducible, and new at each call."""
+    """Return the caller's seed, or a new one from torch's generator, which can be seeded."""
     return int(torch.randint(2**62, ())) if options.seed is None else options.seed
 
 
 def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torch.dtype | None]:
-    """The first tensor, the number of columns, and autocast's dtype."""
+    """Check the student; return its first tensor, its number of columns and autocast's dtype."""
     for name, x in student.items():
         if x is not None:
             checks.tensor(name, x)
@@ -255,9 +255,10 @@ def _check_student(student: dict[str, Tensor | None]) -> tuple[Tensor, int, torc
 def label_codes(
     target: object, rows: int, columns: int, ignore_index: int, device: torch.device
 ) -> tuple[Tensor, int | None]:
-    """Codes of all rows, and how many take part, where that is known.
+    """Return the label codes of all rows, and how many rows take part, or None.
 
-    A bad label that could not be refused names a column that no row has.
+    Where looking would wait for the device, a label that is out of range becomes ``columns``, which
+    no column has as its number: the row's loss is NaN then.
 
     Raises:
         ValueError: on a CPU, for a label out of range.

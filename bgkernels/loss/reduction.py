@@ -1,4 +1,4 @@
-"""From the caller's tensors to the loss: the choice of mode, the normaliser, the reduction."""
+"""This module goes from the caller's tensors to the loss: mode, normaliser, reduction."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hybrid_loss(
     return_stats: bool,
     overwrite: bool = False,
 ) -> Loss:
-    """The loss of tensors as the caller gave them, and the statistics if they are wanted."""
+    """Return the loss of the caller's tensors, and the statistics if they are asked for."""
     problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
     weight, divisor = _weight(problem, token_weight), _divisor(problem, options, num_items)
     matrices = None
@@ -53,8 +53,8 @@ def hybrid_loss(
         matrices = row_statistics(problem)
         blocks = problem.statistics(*matrices)
         pairs = objective.seen(problem, blocks, problem.connected(blocks, matrices[0]))
-        parts = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
-        rows = objective.rows(pairs, parts) * weight
+        part_weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
+        rows = objective.rows(pairs, part_weights) * weight
         none = options.reduction == "none"
         loss = rows.reshape(problem.leading) if none else (rows / divisor).sum()
     loss = loss.to(problem.dtype)
@@ -70,21 +70,19 @@ def posed(
     *,
     return_stats: bool,
 ) -> Problem:
-    """The rows of a loss, checked, with the statistics that it reads."""
-    shown = return_stats or getattr(teacher, "weighs_statistics", False)
-    problem = pose(
-        student, teacher, target, options,
-        extras=objective.extras(at_one=shown),
-        reads_teacher=objective.policy.uses_teacher,
-        logit_sum=options.label_smoothing > 0 or return_stats,
-    )  # fmt: skip
+    """Pose the problem of a loss: its rows, checked, with the statistics that it reads."""
+    at_one = return_stats or getattr(teacher, "weighs_statistics", False)
+    extras, reads_teacher = objective.extras(at_one=at_one), objective.policy.uses_teacher
+    logit_sum = options.label_smoothing > 0 or return_stats
+    caller = student, teacher, target, options
+    problem = pose(*caller, extras, reads_teacher=reads_teacher, logit_sum=logit_sum)
     if problem.teacher.excludes_columns:
         objective.refuse_infinite()
     return problem
 
 
 def row_statistics(problem: Problem) -> Matrices:
-    """All statistics, differentiable, in recompute mode."""
+    """Return both matrices of statistics, whose gradient recompute mode gives."""
     if torch.compiler.is_compiling():
         return compiled.row_statistics_of(problem)
     matrices: Matrices = RowStatistics.apply(problem, *problem.student)
@@ -98,13 +96,11 @@ def row_stats(
     options: Options,
     extras: tuple[Extra, ...] = (),
 ) -> RowStats:
-    """Statistics of tensors as the caller gave them, all at the temperature of the options."""
+    """Return the statistics of the caller's tensors, at the temperature of the options."""
     weighed = options.temperature != 1 and getattr(teacher, "weighs_statistics", False)
-    problem = pose(
-        student, teacher, target, options,
-        extras=tuple(dict.fromkeys((*extras, AT_ONE))) if weighed else extras,
-        reads_teacher=teacher is not None, logit_sum=True,
-    )  # fmt: skip
+    wanted = tuple(dict.fromkeys((*extras, AT_ONE))) if weighed else extras
+    caller = student, teacher, target, options
+    problem = pose(*caller, wanted, reads_teacher=teacher is not None, logit_sum=True)
     values, ints = row_statistics(problem)
     blocks = problem.statistics(values, ints)
     pairs = problem.seen(blocks, problem.connected(blocks, values))
@@ -114,13 +110,13 @@ def row_stats(
 
 
 def shaped(problem: Problem, stats: RowStats) -> RowStats:
-    """Statistics as the caller sees them: the input's leading shape, fp32."""
+    """Return statistics as the caller sees them: in the input's leading shape, in fp32."""
     tensors = (x.reshape(problem.leading) for x in stats.tensors())
     return stats.replaced(x.to(problem.dtype) if x.is_floating_point() else x for x in tensors)
 
 
 def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowStats:
-    """What ``return_stats`` returns: what policies saw, detached."""
+    """Return what ``return_stats`` shows: what policies saw, detached."""
     values, ints = matrices
     pairs = objective.seen(problem, problem.statistics(values.detach(), ints))
     weights = problem.teacher.part_weights([s for s, _ in pairs], slice(None))
@@ -128,7 +124,7 @@ def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowSta
 
 
 def is_fused(problem: Problem, objective: Objective, options: Options) -> bool:
-    """Whether the gradient is computed in the forward pass."""
+    """Tell whether the gradient is computed in the forward pass."""
     blocker = None
     if options.reduction == "none":
         blocker = "reduction='none', whose upstream gradients are known in backward only"
@@ -143,7 +139,7 @@ def is_fused(problem: Problem, objective: Objective, options: Options) -> bool:
 
 
 def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor | float:
-    """``(rows,)`` factors of the tokens, or 1."""
+    """Return the factors of the tokens, ``(rows,)``, or 1."""
     if token_weight is None:
         return 1.0
     weight = checks.tensor("token_weight", plain("token_weight", token_weight))
@@ -153,7 +149,7 @@ def _weight(problem: Problem, token_weight: Tensor | None) -> Tensor | float:
 
 
 def _divisor(problem: Problem, options: Options, num_items: int | Tensor | None) -> Tensor | float:
-    """The one normaliser, a number where no device has to be waited for."""
+    """Return the one normaliser: a number, where no device has to be waited for."""
     labels = problem.labels
     if options.reduction != "mean":
         if num_items is not None:

@@ -1,4 +1,4 @@
-"""What is computed once, in forms that ``torch.compile`` can trace."""
+"""Two decorators compute a value once, in forms that ``torch.compile`` can trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 def remembered(function: Callable[..., Value]) -> Callable[..., Value]:
-    """``functools.lru_cache`` outside of compiled graphs, which warn of it."""
+    """Remember results as ``functools.lru_cache`` does, outside of compiled graphs, which warn."""
     cached = functools.lru_cache(maxsize=256, typed=True)(function)
 
     @functools.wraps(function)
@@ -25,9 +25,9 @@ def remembered(function: Callable[..., Value]) -> Callable[..., Value]:
 
 
 class lazy(Generic[Value]):
-    """``functools.cached_property`` without its lock, which ``torch.compile`` cannot trace.
+    """It is ``functools.cached_property`` without the lock that Python has before 3.12.
 
-    (Python has it before 3.12.)
+    ``torch.compile`` cannot trace that lock.
     """
 
     def __init__(self, compute: Callable[[Any], Value]) -> None:

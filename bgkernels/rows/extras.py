@@ -1,4 +1,4 @@
-"""Statistics beyond the usual ones, each a class: its sums, its values, and its part of pass 2.
+"""Each class here is a statistic beyond the usual ones: its sums, its values, its gradient.
 
 ``u`` and ``v`` are the tempered logits of student and teacher. Sums leave the label's column out,
 as those of :mod:`bgkernels.rows.state` do; the sums of a second read are over all columns. The
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -20,15 +20,16 @@ from bgkernels.rows.arithmetic import NEG_INF, log_prob, minus, scaled, shift, t
 if TYPE_CHECKING:
     from bgkernels.rows.state import RowState
 
-Parts = Sequence[Tensor]
+Sums = tuple[Tensor, Tensor]
+"""The sums of two sets of columns, ``(sums, rows)`` each."""
 Moves = tuple[Tensor, Tensor]
-"""How far a part's maxima of student and teacher lie above the common ones: not above 0."""
+"""How far the maxima of a set of columns, student and teacher, lie above the common ones: <= 0."""
 Folded = tuple[list[Tensor], Tensor | None]
-"""Factors, and what the gradient gains at the label."""
+"""Factors, and what they do not say: the gradient that the label's column gains."""
 
 
 class Pair(NamedTuple):
-    """A tile of both models, ``(rows, width)``.
+    """A pair holds a tile of both models, ``(rows, width)``.
 
     Args:
         u, v: tempered logits of student and teacher.
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
 
 
 class Extra(ABC):
-    """A statistic that an objective asks for by name.
+    """An extra statistic is computed where a divergence or policy asks for it.
 
     Attributes:
         kind: ``kKind`` of its struct in ``csrc/math/extras.h``.
@@ -65,7 +66,7 @@ class Extra(ABC):
 
     @property
     def public(self) -> int:
-        """How many of the fields users see."""
+        """How many of the fields users see, the first ones."""
         return len(self.fields)
 
     @property
@@ -75,52 +76,55 @@ class Extra(ABC):
 
     @property
     def parameters(self) -> tuple[float, float, float]:
-        """Three numbers that tell it from others of its kind."""
-        return (0.0, 0.0, 0.0)
+        """Three numbers that tell it from others of its kind: its arguments, then zeros."""
+        values = [float(getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        a, b, c = (*values, 0.0, 0.0, 0.0)[:3]
+        return a, b, c
 
     @classmethod
-    def of(cls, a: float, b: float, c: float) -> Extra:
-        """The statistic with these parameters."""
-        return cls()
+    def of(cls, *parameters: float) -> Extra:
+        """Make the statistic that has these parameters."""
+        return cls(*parameters[: len(fields(cls))])  # type: ignore[arg-type]
 
     def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
-        """The sums of a single column ``(rows,)``; -inf where there is none."""
+        """Return the sums of one column ``(rows,)``, whose logits are -inf where there is none."""
         return [torch.zeros_like(u)] * len(self.sums)
 
-    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
-        """The sums ``(sums, rows)`` of both parts about the common maxima, into ``out``."""
-        torch.add(*parts, out=out)
+    def merge(self, out: Tensor, sums: Sums, moves: Sequence[Moves], temperature: float) -> None:
+        """Write the sums of two sets of columns, about the common maxima, to ``out``."""
+        torch.add(*sums, out=out)
 
     def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
-        """The sums of a tile ``(rows, width)``; a statistic of a second read adds nothing."""
+        """Return the sums of a tile ``(rows, width)``: none if it waits for the second read."""
         return []
 
     def absorb_pair(self, pair: Pair) -> list[Tensor]:
-        """The sums of a tile of log-probabilities, in the second read."""
+        """Return the sums of a tile of log-probabilities, in the second read."""
         raise NotImplementedError
 
     @abstractmethod
     def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
-        """The fields of the ``i``-th statistic, from states with and without the label's column."""
+        """Return the fields of the ``i``-th extra, from states with and without the label."""
 
     @abstractmethod
     def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
-        """From the derivatives by the fields to the factors."""
+        """Turn the derivatives of a loss by the fields into factors."""
 
     @abstractmethod
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
-        """What the gradient of a tile ``(rows, width)`` gains; ``factors (·, rows)`` in fp64."""
+        """Return what it adds to the gradient of a tile; ``factors (·, rows)`` are in fp64."""
 
 
 @dataclass(frozen=True)
 class Tilt(Extra):
-    """``log Σ e^(a·u + b·v)`` over the compared columns.
+    """A tilt is ``log Σ e^(a·u + b·v)`` over the compared columns.
 
-    With the first two moments of ``u - v`` under its softmax.
+    ``u`` and ``v`` are the tempered logits of student and teacher.
 
     Args:
         a, b: exponents of student and teacher.
-        moments: also accumulate the moments (needed by the limits of alpha-beta only).
+        moments: whether to give ``E[u - v]`` and ``E[(u - v)²]`` under its softmax too (for the
+            limits of alpha-beta).
     """
 
     a: float
@@ -133,53 +137,44 @@ class Tilt(Extra):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The log-sum-exp, and ``E[u - v]``, ``E[(u - v)²]``."""
         return ("lse", "mean", "second") if self.moments else ("lse",)
 
     @property
     def differentiable(self) -> range:
-        """None, where the student has no say."""
         return range(len(self.fields) if self.a or self.moments else 0)
 
-    @property
-    def parameters(self) -> tuple[float, float, float]:
-        """``a, b, moments``."""
-        return (float(self.a), float(self.b), float(self.moments))
-
     @classmethod
-    def of(cls, a: float, b: float, c: float) -> Tilt:
-        """The inverse of ``parameters``."""
-        return cls(a, b, bool(c))
+    def of(cls, *parameters: float) -> Tilt:
+        a, b, moments = parameters
+        return cls(a, b, bool(moments))
 
     def at(self, temperature: float) -> Tilt:
-        """The tilt of logits at that temperature that is this one at temperature 1."""
+        """Return the tilt of logits / temperature whose value is this one's at temperature 1."""
         return Tilt(self.a * temperature, self.b * temperature, self.moments)
 
     def exponent(self, u: Tensor, v: Tensor) -> Tensor:
-        """``a·u + b·v``, or -inf (no weight) where both models mask the column."""
+        """Return ``a·u + b·v``, or -inf (no weight) where both models mask the column."""
         w = scaled(self.a, u) + scaled(self.b, v)
         if min(self.a, self.b) < 0 or self.a == self.b == 0:
             return torch.where((u == NEG_INF) & (v == NEG_INF), NEG_INF, w)
         return w
 
     def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
-        """Its moments are about itself, and 0."""
         w, zero = self.exponent(u, v), torch.zeros_like(u)
         return [w, (w - shift(w)).exp(), zero, zero]
 
-    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
-        """``k`` and ``q`` are moments of ``du - dv``, whose origin moves with the maxima."""
-        m = torch.maximum(parts[0][0], parts[1][0])
+    def merge(self, out: Tensor, sums: Sums, moves: Sequence[Moves], temperature: float) -> None:
+        m = torch.maximum(sums[0][0], sums[1][0])
         out.zero_()
         out[0] = m
-        for (m_part, d, k, q), (move_s, move_t) in zip(parts, moves, strict=True):
-            weight, move = torch.where(m_part == m, 0.0, m_part - m).exp(), move_s - move_t
+        # k and q are moments of du - dv, whose origin moves with the maxima.
+        for (m_old, d, k, q), (move_s, move_t) in zip(sums, moves, strict=True):
+            weight, move = torch.where(m_old == m, 0.0, m_old - m).exp(), move_s - move_t
             out[1] += weight * d
             out[2] += times(weight, k + times(d, move))
             out[3] += times(weight, q + times(k, 2 * move) + times(d, move * move))
 
     def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
-        """About the tile's own largest exponent."""
         w = self.exponent(pair.u, pair.v)
         m = w.amax(1)
         e = (w - shift(m)[:, None]).exp()
@@ -190,16 +185,16 @@ class Tilt(Extra):
         return sums
 
     def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
-        """Moments about 0."""
         m, d, k, q = whole.extra(i)
         lse = shift(m) + d.log()
         if not self.moments:
             return [lse]
+        # The state's moments are about the maxima, the fields about 0.
         centre, mean = shift(whole["m_s"]) - shift(whole["m_t"]), k / d
         return [lse, mean + centre, q / d + centre * (2 * mean + centre)]
 
     def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
-        """``e^(w-lse)·(P0 + P1·x + P2·x²)``, ``x = u - v``."""
+        # The gradient is e^(w-lse)·(P0 + P1·x + P2·x²), with w the exponent and x = u - v.
         if not self.moments:
             zero = torch.zeros_like(fields[0])
             return [fields[0], grads[0] * (self.a / temperature), zero, zero], None
@@ -209,7 +204,6 @@ class Tilt(Extra):
         return [lse, p0, self.a * by_mean + 2 * by_second, self.a * by_second], None
 
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
-        """See :meth:`fold`."""
         p0, p1, p2 = factors[1:, :, None].to(pair.u.dtype)
         weight, gap = minus(self.exponent(pair.u, pair.v), factors[0]).exp(), pair.u - pair.v
         return times(weight, p0 + (p1 + p2 * gap) * gap if self.moments else p0)
@@ -217,7 +211,7 @@ class Tilt(Extra):
 
 @dataclass(frozen=True)
 class Tempered(Extra):
-    """Statistics of both distributions, each by itself, at another temperature.
+    """It gives statistics of both distributions, each by itself, at another temperature.
 
     Routing reads them at temperature 1, whatever the temperature of the divergence.
 
@@ -239,33 +233,20 @@ class Tempered(Extra):
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"`temperature` must be positive and finite; got {self.temperature}")
 
-    @classmethod
-    def of(cls, a: float, b: float, c: float) -> Tempered:
-        """The inverse of ``parameters``."""
-        return cls(a)
-
-    @property
-    def parameters(self) -> tuple[float, float, float]:
-        """The temperature."""
-        return (float(self.temperature), 0.0, 0.0)
-
     def column(self, u: Tensor, v: Tensor, temperature: float) -> list[Tensor]:
-        """About itself: e⁰, or 0 where there is none."""
         zero = torch.zeros_like(u)
         return [(u - shift(u)).exp(), zero, (v - shift(v)).exp(), zero]
 
-    def merge(self, out: Tensor, parts: Parts, moves: Sequence[Moves], temperature: float) -> None:
-        """As the state's own ``d`` and ``h``, moved by ``T/τ`` as much."""
+    def merge(self, out: Tensor, sums: Sums, moves: Sequence[Moves], temperature: float) -> None:
         out.zero_()
-        for part, (move_s, move_t) in zip(parts, moves, strict=True):
-            for first, move in ((0, move_s), (2, move_t)):
-                by = move * (temperature / self.temperature)
-                weight, (d, h) = by.exp(), part[first : first + 2]
+        for both, side_moves in zip(sums, moves, strict=True):
+            for first, move in zip((0, 2), side_moves, strict=True):
+                step = move * (temperature / self.temperature)
+                weight, (d, h) = step.exp(), both[first : first + 2]
                 out[first] += weight * d
-                out[first + 1] += times(weight, h + times(d, by))
+                out[first + 1] += times(weight, h + times(d, step))
 
     def absorb(self, pair: Pair, temperature: float) -> list[Tensor]:
-        """About the row's maxima."""
         sums = []
         for x in (pair.s, pair.t):
             w = x * (temperature / self.temperature)
@@ -274,24 +255,22 @@ class Tempered(Extra):
         return sums
 
     def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
-        """The label's probability is ``1 - rest``, where it is likely."""
-        by, fields = whole.spec.temperature / self.temperature, []
+        ratio, fields = whole.spec.temperature / self.temperature, []
         for k, side in ((0, "s"), (2, "t")):
             d, h = whole.extra(i)[k : k + 2]
-            lse = by * shift(whole[f"m_{side}"]) + d.log()
-            others = times(rest.extra(i)[k], (by * shift(rest[f"m_{side}"]) - lse).exp())
-            logp = log_prob(others, by * whole.label_logit(side), lse)
+            lse = ratio * shift(whole[f"m_{side}"]) + d.log()
+            others = times(rest.extra(i)[k], (ratio * shift(rest[f"m_{side}"]) - lse).exp())
+            logp = log_prob(others, ratio * whole.label_logit(side), lse)
             fields += [lse, (d.log() - h / d).clamp_min(0), logp, 1 / d]
         return fields
 
     def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
-        """``e^lp·(A + B·lp)``, with the student's log-probability at τ; 1 more at the label."""
+        # The gradient is e^lp·(A + B·lp), lp at τ, and one term more at the label.
         by_lse, by_entropy, by_logp, *_ = grads / self.temperature
         a = by_lse - by_logp - times(by_entropy, fields[1])
         return [fields[0], a, -by_entropy], by_logp
 
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
-        """See :meth:`fold`."""
         a, b = factors[1:, :, None].to(pair.u.dtype)
         ratio = temperature / self.temperature
         log_p = minus(pair.u, factors[0] / ratio) * ratio  # exact where the two are near
@@ -300,7 +279,11 @@ class Tempered(Extra):
 
 @dataclass(frozen=True)
 class Mixture(Extra):
-    """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` for ``m = omega·p_t + (1-omega)·p_s``, 0 < omega < 1."""
+    """It gives ``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+
+    Args:
+        omega: share of the teacher, 0 < omega < 1.
+    """
 
     omega: float
 
@@ -310,35 +293,23 @@ class Mixture(Extra):
     public = 2
     second_read = True
 
-    @classmethod
-    def of(cls, a: float, b: float, c: float) -> Mixture:
-        """The inverse of ``parameters``."""
-        return cls(a)
-
-    @property
-    def parameters(self) -> tuple[float, float, float]:
-        """The share of the teacher."""
-        return (float(self.omega), 0.0, 0.0)
-
     def absorb_pair(self, pair: Pair) -> list[Tensor]:
-        """The third sum, ``Σ p_s·p_t/m``, is for pass 2 alone."""
+        # The overlap, Σ p_s·p_t/m, is for pass 2 alone.
         ratio, log_ratio_s, log_ratio_t = mixture_terms(pair.s, pair.t, self.omega)
         p, q = pair.s.exp(), pair.t.exp()
         return [x.sum(1) for x in (times(q, log_ratio_t), times(p, log_ratio_s), times(p, ratio))]
 
     def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
-        """Divergences are not negative."""
         kl_tm, kl_sm, overlap = whole.extra(i)
         return [kl_tm.clamp_min(0), kl_sm.clamp_min(0), overlap]
 
     def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
-        """``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
+        # The gradient is e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m)).
         (_, kl_sm, overlap), (by_tm, by_sm, _) = fields, grads / temperature
         y0 = by_tm * (1 - self.omega) * overlap - by_sm * (self.omega * overlap + kl_sm)
         return [y0, self.omega * by_sm - (1 - self.omega) * by_tm, by_sm], None
 
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
-        """See :meth:`fold`."""
         y0, y1, y2 = factors[..., None].to(pair.s.dtype)
         ratio, log_ratio, _ = mixture_terms(pair.s, pair.t, self.omega)
         return times(pair.s.exp(), y0 + y1 * ratio + y2 * log_ratio)
@@ -346,7 +317,7 @@ class Mixture(Extra):
 
 @dataclass(frozen=True)
 class TotalVariation(Extra):
-    """``½ Σ |p_s - p_t|``."""
+    """The total variation is ``½ Σ |p_s - p_t|``."""
 
     kind = 3
     sums = fields = ("distance", "drift")
@@ -355,21 +326,19 @@ class TotalVariation(Extra):
     second_read = True
 
     def absorb_pair(self, pair: Pair) -> list[Tensor]:
-        """The second sum, ``Σ p_s·sgn(p_s - p_t)``, is for pass 2 alone."""
+        # The drift, Σ p_s·sgn(p_s - p_t), is for pass 2 alone.
         p, gap = pair.s.exp(), pair.s.exp() - pair.t.exp()
         return [gap.abs().sum(1) / 2, (p * torch.sign(gap)).sum(1)]
 
     def finalize(self, i: int, whole: RowState, rest: RowState) -> list[Tensor]:
-        """The sums themselves."""
         return list(whole.extra(i))
 
     def fold(self, fields: Tensor, grads: Tensor, temperature: float) -> Folded:
-        """``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
+        # The gradient is e^lp·(V0 + V1·sgn(p_s - p_t)).
         half = grads[0] / (2 * temperature)
         return [-half * fields[1], half], None
 
     def vjp(self, pair: Pair, factors: Tensor, temperature: float) -> Tensor:
-        """See :meth:`fold`."""
         v0, v1 = factors[..., None].to(pair.s.dtype)
         p = pair.s.exp()
         return times(p, v0 + v1 * torch.sign(p - pair.t.exp()))
@@ -385,9 +354,9 @@ LOG_RATIO_BOUND = 80.0
 
 
 def mixture_terms(lp: Tensor, lq: Tensor, omega: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``p_t/m``, ``log(p_s/m)`` and ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+    """Return ``p_t/m``, ``log(p_s/m)``, ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
 
-    Finite where a column is masked in both models.
+    They are finite where a column is masked in both models.
     """
     absent = (lp == NEG_INF) & (lq == NEG_INF)
     delta = torch.where(absent, 0.0, lq - lp).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)

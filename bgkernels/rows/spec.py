@@ -1,4 +1,4 @@
-"""What a backend is told about the rows of one call, and how its three matrices are laid out.
+"""A specification tells a backend about the rows of one call, and lays out its three matrices.
 
 State, statistics and coefficients of many rows are matrices with a column for each row of logits.
 Their leading rows have the names below; those of the extra statistics follow in order.
@@ -30,9 +30,9 @@ COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", 
 
 @dataclass(frozen=True)
 class Cap:
-    """The map from raw head outputs to real logits: ``cap·tanh(scale·x / cap)``.
+    """A cap maps raw head outputs ``x`` to real logits ``cap·tanh(scale·x / cap)``.
 
-    ``scale·x`` where ``cap`` is 0.
+    Where ``cap`` is 0, real logits are ``scale·x``.
     """
 
     scale: float = 1.0
@@ -41,7 +41,7 @@ class Cap:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """All that a backend needs to know about the rows of one call, beside the logits.
+    """It says all that a backend needs to know about the rows of one call, beside the logits.
 
     Args:
         columns: student columns of the cross-entropy.
@@ -78,35 +78,30 @@ class RowSpec:
 
     @lazy
     def sums(self) -> tuple[slice, ...]:
-        """Rows of the state, for each extra."""
+        """Where the sums of each extra are among the rows of the state."""
         return _slices(len(FLOATS), (len(extra.sums) for extra in self.extras))
 
     @lazy
     def fields(self) -> tuple[slice, ...]:
-        """Rows of the statistics, for each extra."""
+        """Where the fields of each extra are among the rows of the statistics."""
         return _slices(len(FIELDS), (len(extra.fields) for extra in self.extras))
 
     @lazy
     def factors(self) -> tuple[slice, ...]:
-        """Rows of the coefficients, for each extra."""
+        """Where the factors of each extra are among the rows of the coefficients."""
         return _slices(len(COEFFICIENTS), (len(extra.factors) for extra in self.extras))
 
     @lazy
     def shown(self) -> tuple[tuple[Extra, slice], ...]:
         """Each extra, and its rows of the statistics that users see."""
-        return tuple(
-            (extra, slice(part.start, part.start + extra.public))
-            for extra, part in zip(self.extras, self.fields, strict=True)
-        )
+        places = zip(self.extras, self.fields, strict=True)
+        return tuple((e, slice(place.start, place.start + e.public)) for e, place in places)
 
     @lazy
     def differentiable(self) -> tuple[int, ...]:
         """Rows of the statistics that carry a gradient to the student."""
-        extras = (
-            part.start + i
-            for extra, part in zip(self.extras, self.fields, strict=True)
-            for i in extra.differentiable
-        )
+        places = zip(self.extras, self.fields, strict=True)
+        extras = (place.start + i for extra, place in places for i in extra.differentiable)
         return (*map(FIELDS.index, DIFFERENTIABLE), *extras)
 
     def __hash__(self) -> int:
@@ -118,17 +113,17 @@ class RowSpec:
 
     @lazy
     def sum_count(self) -> int:
-        """Rows of the state."""
+        """Number of rows of the state."""
         return self.sums[-1].stop if self.extras else len(FLOATS)
 
     @lazy
     def field_count(self) -> int:
-        """Rows of the statistics."""
+        """Number of rows of the statistics."""
         return self.fields[-1].stop if self.extras else len(FIELDS)
 
     @lazy
     def factor_count(self) -> int:
-        """Rows of the coefficients."""
+        """Number of rows of the coefficients."""
         return self.factors[-1].stop if self.extras else len(COEFFICIENTS)
 
 

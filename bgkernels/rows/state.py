@@ -1,11 +1,11 @@
-"""The running state of a pair of logits rows: a commutative monoid under :func:`merge`.
+"""The running state of a pair of logits rows is a commutative monoid under :func:`merge`.
 
 Notation, for one row: ``z`` are the student's *real* logits (after scale and soft-cap),
 ``u = z / T`` and ``v`` the tempered logits of student and teacher. Over the columns seen so far,
 **except the label's**, the state holds, for the student,
 
-    m_s = max u        d_s = Σ e^(u-m_s)        h_s = Σ e^(u-m_s) (u-m_s)        k_s = Σ e^(u-m_s)
-    ((u-m_s) - (v-m_t))
+    m_s = max u                        d_s = Σ e^(u-m_s)
+    h_s = Σ e^(u-m_s) (u-m_s)          k_s = Σ e^(u-m_s) ((u-m_s) - (v-m_t))
 
 the mirror image ``m_t, d_t, h_t, k_t`` for the teacher, ``m_c, d_c`` for the student's own
 cross-entropy (all its columns, at temperature 1) and ``z_sum = Σ z``. Every sum is centred at its
@@ -36,7 +36,7 @@ INDEX = {**{name: i for i, name in enumerate(FLOATS)}, **{n: i for i, n in enume
 
 @dataclass(frozen=True)
 class RowState:
-    """Two matrices with a column for each row of logits.
+    """The state of some rows is two matrices with a column for each of them.
 
     Args:
         floats: ``(spec.sum_count, rows)`` in the order of ``FLOATS``, then the sums of each extra.
@@ -49,20 +49,20 @@ class RowState:
     spec: RowSpec
 
     def __getitem__(self, name: str) -> Tensor:
-        """The matrix row of that name, ``(rows,)``."""
+        """Return the matrix row of that name, ``(rows,)``."""
         return (self.ints if name in INTS else self.floats)[INDEX[name]]
 
     def extra(self, i: int) -> Tensor:
-        """``(sums, rows)`` of the ``i``-th extra statistic."""
+        """Return the sums of the ``i``-th extra statistic, ``(sums, rows)``."""
         return self.floats[self.spec.sums[i]]
 
     def precise(self) -> RowState:
-        """The same state in fp64, where the device has it: a few numbers a row cost nothing."""
+        """Return the same state in fp64, where the device has it: a few numbers a row are cheap."""
         has_double = self.floats.device.type != "mps"
         return RowState(self.floats.double() if has_double else self.floats, self.ints, self.spec)
 
     def label_logit(self, side: str) -> Tensor:
-        """The label's tempered logit, ``-inf`` where it is not a compared column."""
+        """Return the label's tempered logit, -inf where the label is not a compared column."""
         if side == "t":
             return self["v_y"]
         compared = (self["label"] >= 0) & (self["label"] < self.spec.compared)
@@ -70,21 +70,21 @@ class RowState:
 
 
 def empty(rows: int, spec: RowSpec, *, dtype: torch.dtype, device: torch.device) -> RowState:
-    """The neutral element, for ``rows`` rows."""
+    """Return the state of no column, for ``rows`` rows."""
     floats = torch.zeros(spec.sum_count, rows, dtype=dtype, device=device)
-    for part in (MAXIMA, LABEL_LOGITS):  # an index list would be copied to the device
-        floats[part].fill_(NEG_INF)
-    for extra, part in zip(spec.extras, spec.sums, strict=True):
+    for place in (MAXIMA, LABEL_LOGITS):  # an index list would be copied to the device
+        floats[place].fill_(NEG_INF)
+    for extra, place in zip(spec.extras, spec.sums, strict=True):
         if "m" in extra.sums:
-            floats[part.start + extra.sums.index("m")].fill_(NEG_INF)
+            floats[place.start + extra.sums.index("m")].fill_(NEG_INF)
     ints = torch.full((len(INTS), rows), NONE, dtype=torch.int64, device=device)
     return RowState(floats, ints, spec)
 
 
 def merge(a: RowState, b: RowState) -> RowState:
-    """The state of the union of two disjoint sets of columns.
+    """Return the state of the union of two disjoint sets of columns.
 
-    Associative and commutative up to rounding.
+    It is associative and commutative up to rounding.
     """
     # A tie goes to the lower column, as in torch.argmax.
     lower = (a["label"] != NONE) & ((a["label"] < b["label"]) | (b["label"] == NONE))
@@ -99,9 +99,13 @@ def merge(a: RowState, b: RowState) -> RowState:
 
 
 def absorb_column(state: RowState, column: Tensor, z: Tensor, v: Tensor) -> RowState:
-    """``state`` with one more column a row, none where ``column`` is NONE.
+    """Return ``state`` with one more column a row, none where ``column`` is NONE.
 
-    ``z`` is the real student logit, ``v`` the tempered teacher logit.
+    Args:
+        state: of the other columns; what it says of the label is kept.
+        column: ``(rows,)`` int64.
+        z: ``(rows,)`` real logits of the student.
+        v: ``(rows,)`` tempered logits of the teacher.
     """
     spec = state.spec
     single = empty(len(z), spec, dtype=z.dtype, device=z.device)
@@ -133,22 +137,22 @@ def absorb_column(state: RowState, column: Tensor, z: Tensor, v: Tensor) -> RowS
 
 
 def merge_sums(a: RowState, b: RowState) -> RowState:
-    """The part of :func:`merge` that leaves the label alone."""
+    """Merge all that does not depend on the label; its rows stay uninitialised."""
     spec = a.spec
     out = RowState(torch.empty_like(a.floats), torch.empty_like(a.ints), spec)
     moves: list[list[Tensor]] = [[], []]
     for side in "st":
         _merge_maxima(out, a, b, side)
-        for part, x in zip(moves, (a, b), strict=True):
+        for state_moves, x in zip(moves, (a, b), strict=True):
             m = out[f"m_{side}"]
-            part.append(torch.where(x[f"m_{side}"] == m, 0.0, x[f"m_{side}"] - m))
+            state_moves.append(torch.where(x[f"m_{side}"] == m, 0.0, x[f"m_{side}"] - m))
     for k, side in enumerate("st"):
         totals = {name: torch.zeros_like(out["d_s"]) for name in "dhk"}
-        for x, move in zip((a, b), moves, strict=True):
-            by, gap = move[k], move[k] - move[1 - k]
-            weight, d = by.exp(), x[f"d_{side}"]
+        for x, state_moves in zip((a, b), moves, strict=True):
+            move, gap = state_moves[k], state_moves[k] - state_moves[1 - k]
+            weight, d = move.exp(), x[f"d_{side}"]
             totals["d"] = totals["d"] + weight * d
-            totals["h"] = totals["h"] + times(weight, x[f"h_{side}"] + times(d, by))
+            totals["h"] = totals["h"] + times(weight, x[f"h_{side}"] + times(d, move))
             totals["k"] = totals["k"] + times(weight, x[f"k_{side}"] + times(d, gap))
         for name, total in totals.items():
             out[f"{name}_{side}"].copy_(total)
@@ -164,7 +168,7 @@ def merge_sums(a: RowState, b: RowState) -> RowState:
 
 
 def _merge_maxima(out: RowState, a: RowState, b: RowState, side: str) -> None:
-    """The larger maximum and its column, the lower column of equal ones."""
+    """Write the larger maximum and its column; of equal ones, the lower column."""
     m_a, m_b, at_a, at_b = (x[f"{name}_{side}"] for name in ("m", "argmax") for x in (a, b))
     lower, winner = torch.minimum(at_a, at_b), torch.where(m_a > m_b, at_a, at_b)
     tie = (m_a == m_b) & (lower != NONE)

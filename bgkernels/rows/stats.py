@@ -1,4 +1,4 @@
-"""Row statistics: what pass 1 knows about each pair of rows, for losses to be written over.
+"""Row statistics are what pass 1 knows of each pair of rows, and what losses are written in.
 
 :func:`finalize` turns a :class:`~bgkernels.rows.state.RowState` into a column of
 :class:`Statistics`, the one matrix that goes from the backend to autograd. :class:`RowStats` shows
@@ -26,7 +26,7 @@ AT_ONE = Tempered(1.0)
 
 @dataclass(frozen=True)
 class RowStats:
-    """Statistics of each token's pair of distributions, in the input's leading shape.
+    """It holds statistics of each token's pair of distributions, in the input's leading shape.
 
     ``s`` is the student, ``t`` the teacher, both normalised over the ``vocab`` compared columns,
     unless a field says otherwise. What functions return is fp32 (fp64 for fp64 inputs); what a
@@ -81,26 +81,26 @@ class RowStats:
     extras: Mapping[Extra, tuple[Tensor, ...]]
 
     def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
-        """``log Σ e^(a·u + b·v)`` of the logits at τ.
+        """Return ``log Σ e^(a·u + b·v)`` of the logits at τ.
 
-        With ``moments`` also E[u - v] and E[(u - v)²] under its softmax.
+        With ``moments``, ``E[u - v]`` and ``E[(u - v)²]`` under its softmax follow.
         """
         return self._extra(Tilt(a, b, moments))
 
     def power_sum(self, a: float, b: float) -> Tensor:
-        """``log Σ p_s^a · p_t^b``, at τ."""
+        """Return ``log Σ p_s^a · p_t^b``, at τ."""
         return self.tilt(a, b)[0] - a * self.lse_s - b * self.lse_t
 
     def tempered(self, temperature: float = 1.0) -> dict[str, Tensor]:
-        """Statistics of each distribution at a temperature, by the names of ``Tempered.fields``."""
+        """Return each distribution's statistics at a temperature, by names: ``Tempered.fields``."""
         return dict(zip(Tempered.fields, self._extra(Tempered(temperature)), strict=True))
 
     def mixture(self, omega: float) -> tuple[Tensor, ...]:
-        """``KL(p_t ‖ m)`` and ``KL(p_s ‖ m)`` at T, ``m = omega·p_t + (1-omega)·p_s``."""
+        """Return ``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` at T, for ``m = omega·p_t + (1-omega)·p_s``."""
         return self._extra(Mixture(omega))
 
     def total_variation(self) -> Tensor:
-        """``½ Σ |p_s - p_t|``, at T."""
+        """Return ``½ Σ |p_s - p_t|``, at T."""
         return self._extra(TotalVariation())[0]
 
     def _extra(self, extra: Extra) -> tuple[Tensor, ...]:
@@ -111,19 +111,19 @@ class RowStats:
         return self.extras[extra]
 
     def tensors(self) -> list[Tensor]:
-        """All tensors, in a fixed order: the fields, then the extras."""
+        """Return all tensors, in a fixed order: the fields, then the extras."""
         named = [getattr(self, name) for name in TENSOR_FIELDS]
         return named + [x for values in self.extras.values() for x in values]
 
     def replaced(self, tensors: Iterable[Tensor]) -> RowStats:
-        """The same statistics with other tensors, in the order of :meth:`tensors`."""
-        it = iter(tensors)
-        named = {name: next(it) for name in TENSOR_FIELDS}
-        extras = {extra: tuple(next(it) for _ in values) for extra, values in self.extras.items()}
+        """Return the same statistics with other tensors, in the order of :meth:`tensors`."""
+        values = iter(tensors)
+        named = {name: next(values) for name in TENSOR_FIELDS}
+        extras = {extra: tuple(next(values) for _ in old) for extra, old in self.extras.items()}
         return replace(self, extras=extras, **named)  # type: ignore[arg-type]
 
     def at_one(self, temperature: float, extras: Iterable[Extra]) -> RowStats:
-        """What a policy with these ``extras`` sees of statistics at ``temperature``: τ is 1."""
+        """Return what a policy with these ``extras`` sees of statistics at a temperature: τ = 1."""
         values = dict(self.extras)
         for extra in extras:
             if isinstance(extra, Tilt):
@@ -141,7 +141,7 @@ TENSOR_FIELDS = tuple(
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of some rows beside one teacher: a matrix whose rows have names.
+    """It holds the statistics of some rows beside one teacher: a matrix whose rows have names.
 
     Args:
         specs: of each pair of distributions that is compared; most teachers give one.
@@ -155,15 +155,15 @@ class Statistics:
     ints: Tensor
 
     def __getitem__(self, name: str) -> Tensor:
-        """The matrix row of that name, of the first pair."""
+        """Return the matrix row of that name, of the first pair."""
         return self.ints[INTS.index(name)] if name in INTS else self.values[FIELDS.index(name)]
 
     def extra(self, extra: Extra) -> Tensor:
-        """``(fields, rows)`` of an extra statistic of the first pair."""
+        """Return the fields of an extra statistic of the first pair, ``(fields, rows)``."""
         return self.values[self.specs[0].fields[self.specs[0].extras.index(extra)]]
 
     def pairs(self) -> list[Statistics]:
-        """Each pair by itself."""
+        """Return each pair of distributions by itself."""
         ends = list(accumulate(spec.field_count for spec in self.specs))
         return [
             Statistics(
@@ -174,31 +174,41 @@ class Statistics:
             for k, (spec, end) in enumerate(zip(self.specs, ends, strict=True))
         ]
 
-    def leaves(self) -> list[Tensor]:
-        """The matrix rows, those that carry a gradient as leaves of autograd."""
-        rows, first = list(self.values.detach().unbind(0)), 0
+    def differentiable(self) -> list[int]:
+        """Return the numbers of the matrix rows that carry a gradient to the student."""
+        indices, first = [], 0
         for spec in self.specs:
-            for i in spec.differentiable:
-                rows[first + i].requires_grad_()
+            indices += [first + i for i in spec.differentiable]
             first += spec.field_count
+        return indices
+
+    def leaves(self) -> list[Tensor]:
+        """Return the matrix rows; those that carry a gradient are leaves of autograd."""
+        rows = list(self.values.detach().unbind(0))
+        for i in self.differentiable():
+            rows[i].requires_grad_()
         return rows
 
     def connected(self, graph: Sequence[Tensor]) -> list[Tensor]:
-        """The matrix rows, those that carry a gradient with their history in ``graph``."""
-        rows, first = list(self.values.detach().unbind(0)), 0
-        for spec in self.specs:
-            for i in spec.differentiable:
-                rows[first + i] = graph[first + i]
-            first += spec.field_count
+        """Return the matrix rows; those that carry a gradient are taken from ``graph``."""
+        rows = list(self.values.detach().unbind(0))
+        for i in self.differentiable():
+            rows[i] = graph[i]
         return rows
 
     @property
     def memory(self) -> Tensor:
-        """The rows after the fields."""
+        """The rows after the fields, in which the walk over a teacher remembers things."""
         return self.values[sum(spec.field_count for spec in self.specs) :]
 
+    @classmethod
+    def empty(cls, spec: RowSpec, rows: int, device: torch.device) -> Statistics:
+        """Return uninitialised statistics of one pair."""
+        values = torch.empty(spec.field_count, rows, dtype=torch.float64, device=device)
+        return cls((spec,), values, torch.empty(len(INTS), rows, dtype=torch.int64, device=device))
+
     def row_stats(self, ignore_index: int, rows: Sequence[Tensor] | None = None) -> RowStats:
-        """The first pair as losses see it.
+        """Return the first pair as losses see it.
 
         Args:
             ignore_index: the label that is shown of rows that take no part.
@@ -210,7 +220,15 @@ class Statistics:
         extras = {extra: tuple(x[part]) for extra, part in spec.shown}
         label = torch.where(valid, label, ignore_index)
         mean = x[12] if spec.logit_sum else torch.full_like(x[12], float("nan"))
-        tensors = (*x[:10], argmax_s, argmax_t, label, *x[10:12], mean, valid)  # by position: faster
+        tensors = (
+            *x[:10],
+            argmax_s,
+            argmax_t,
+            label,
+            *x[10:12],
+            mean,
+            valid,
+        )  # by position: faster
         return RowStats(*tensors, spec.compared, spec.positions, extras)  # type: ignore[call-arg, arg-type]
 
 
@@ -230,7 +248,7 @@ def finalize(state: RowState, labels: Tensor, out: Tensor) -> None:
         state[f"argmax_{side}"].copy_(whole[f"argmax_{side}"])
 
     def softmax_of(side: str) -> tuple[Tensor, Tensor, Tensor]:
-        """lse, log d, and the probability outside the label."""
+        """Return the log-sum-exp, ``log d``, and the probability outside the label."""
         log_d = whole[f"d_{side}"].log()
         lse = shift(whole[f"m_{side}"]) + log_d
         rest = times(state[f"d_{side}"], (shift(state[f"m_{side}"]) - lse).exp())

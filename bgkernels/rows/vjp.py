@@ -1,19 +1,19 @@
-"""The vector-Jacobian product of the row statistics, in the few numbers a row that pass 2 needs.
+"""The vector-Jacobian product of the row statistics needs a few numbers a row.
 
 With ``g_x`` the derivative of the row's loss in statistic ``x``,
 ``lp = u - lse_s`` and ``lq = v - lse_t``, pass 2 writes
 
-    d_j = e^lp · [ g_lse + g_kl_ts - g_logp - g_H·(lp + H_s) + g_kl_st·(lp - lq - kl_st) ] -
-    g_kl_ts·e^lq + g_logp·1[j = label]
+    d_j = e^lp · [ g_lse + g_kl_ts - g_logp - g_H·(lp + H_s) + g_kl_st·(lp - lq - kl_st) ]
+          - g_kl_ts·e^lq + g_logp·1[j = label]
 
 for the tempered logits ``u``, and
 ``e^(z-lse_c)·(g_lse_hard + g_nll) + g_mean/columns - g_nll·1[j = label]`` for the real ones.
 :func:`fold` makes of the ``g`` the few numbers a row that a backend needs, the *coefficients*:
 
-    d_j = e^lp·(A + B·lp - C·lq) - D·e^lq + H·e^(z-lse_c) + M          (label: A_y, D_y, H_y
-    instead, plus ``hot``)
+    d_j = e^lp·(A + B·lp - C·lq) - D·e^lq + H·e^(z-lse_c) + M
 
-and the factors of each extra statistic (:mod:`bgkernels.rows.extras`). ``hot`` is built from
+(at the label A_y, D_y, H_y instead of A, D, H, and ``hot`` is added) and the factors of each extra
+statistic (:mod:`bgkernels.rows.extras`). ``hot`` is built from
 ``1 - p[label]`` as summed over the other columns, so the gradient of a well-known label keeps its
 digits.
 """
@@ -54,9 +54,9 @@ def fold(statistics: Tensor, grads: Tensor, spec: RowSpec) -> Tensor:
     if spec.shared_softmax:
         row |= {"A": row["A"] + row["H"], "A_y": row["A_y"] + row["H_y"], "H": zero, "H_y": zero}
     factors: list[Tensor] = []
-    for extra, part in zip(spec.extras, spec.fields, strict=True):
-        more, hot = extra.fold(statistics[part], grads[part], spec.temperature)
-        factors += more
+    for extra, place in zip(spec.extras, spec.fields, strict=True):
+        extra_factors, hot = extra.fold(statistics[place], grads[place], spec.temperature)
+        factors += extra_factors
         if hot is not None:
             row["hot"] = row["hot"] + hot
     return torch.stack([*row.values(), *factors])

@@ -1,4 +1,4 @@
-"""Every check of arguments; a message names the argument, what was expected, what came."""
+"""Each check here raises a message that names the argument, what was expected, and what came."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ LABEL_WORDS = ("teacher_argmax", "teacher_sample")
 
 
 def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
-    """A plain, dense tensor, floating point unless said otherwise."""
+    """Return a value that is a plain, dense tensor, floating point unless said otherwise."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor; got {type(value).__name__}")
     if type(value).__name__ == "DTensor":
         raise NotImplementedError(
             f"`{name}` is a DTensor; pass `{name}.full_tensor()`, or `{name}.to_local()`"
         )
+    here(name, value)
     if value.layout is not torch.strided:
         raise TypeError(f"`{name}` must be a dense tensor; got layout {value.layout}")
     if floating and not value.is_floating_point():
@@ -26,14 +27,29 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
     return value
 
 
+def here(name: str, value: Tensor) -> None:
+    """Not what is left of a parameter that is kept in parts; detached, it has no ``ds_id``."""
+    parts = hasattr(value, "ds_id") or (
+        value.ndim == 1 and name.endswith(("linear_weight", ".weight"))
+    )
+    if parts and not value.numel():
+        raise ValueError(
+            f"`{name}` is empty here: its elements are on other processes (DeepSpeed ZeRO-3, "
+            "FSDP). Let bgkernels.integrations.causal_lm.attach(model, teacher) gather it, or do "
+            "so in the module that calls the loss: "
+            "deepspeed.zero.register_external_parameter(module, weight), for a teacher "
+            "deepspeed.zero.GatheredParameters(weight)"
+        )
+
+
 def instance(name: str, value: object, kind: type) -> None:
-    """An object of a class of ours."""
+    """Check that a value is an object of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be a {kind.__name__}; got {type(value).__name__}")
 
 
 def no_transform() -> None:
-    """Outside of ``torch.func``, whose transforms do not see into the kernels."""
+    """Check that no transform of ``torch.func`` is active: it does not see into the kernels."""
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             "torch.func transforms (grad, vmap, jvp, ...) are not supported; take the gradient "
@@ -43,13 +59,13 @@ def no_transform() -> None:
 
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...], meaning: str) -> None:
-    """``value`` has the shape ``expected``; ``meaning`` spells it out."""
+    """Check that a tensor has the ``expected`` shape, which ``meaning`` spells out."""
     if tuple(value.shape) != expected:
         raise ValueError(f"`{name}` must be {meaning} = {expected}; got {tuple(value.shape)}")
 
 
 def same_device(reference: Tensor, **others: Tensor | None) -> None:
-    """All tensors live where ``reference`` (the input) does."""
+    """Check that all tensors are on the device of ``reference`` (the input)."""
     for name, x in others.items():
         if x is not None and x.device != reference.device:
             raise ValueError(
@@ -65,7 +81,7 @@ def number(
     high: float = math.inf,
     open_low: bool = False,
 ) -> float:
-    """A finite number in ``[low, high]``, or ``(low, high]``."""
+    """Return a value that is a finite number in ``[low, high]``, or ``(low, high]``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"`{name}` must be a number; got {type(value).__name__}")
     inside = low < value <= high if open_low else low <= value <= high
@@ -76,7 +92,7 @@ def number(
 
 
 def integer(name: str, value: object, *, low: float = -math.inf) -> None:
-    """A whole number, at least ``low``."""
+    """Check that a value is a whole number, at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an integer; got {type(value).__name__} {value!r}")
     if value < low:
@@ -84,14 +100,14 @@ def integer(name: str, value: object, *, low: float = -math.inf) -> None:
 
 
 def choice(name: str, value: object, allowed: tuple[str, ...]) -> str:
-    """One of a few words."""
+    """Return a value that is one of a few words."""
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return str(value)
 
 
 def process_group(name: str, value: object) -> None:
-    """A process group of which this process is a member, or None."""
+    """Check that a value is None, or a process group that has this process as a member."""
     if value is None:
         return
     if not isinstance(value, dist.ProcessGroup) or dist.get_rank(value) < 0:
@@ -102,7 +118,7 @@ def process_group(name: str, value: object) -> None:
 
 
 def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mixed: bool) -> None:
-    """``hidden (..., D)`` fits ``weight (V, D)`` and ``bias (V,)``."""
+    """Check that ``hidden (..., D)`` fits ``weight (V, D)`` and ``bias (V,)``."""
     if hidden.ndim < 1 or weight.ndim != 2:
         raise ValueError(
             f"{name}: hidden states must be (..., hidden) and the weight (vocab, hidden); "
@@ -125,14 +141,14 @@ def linear(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, *, mi
 
 
 def cap(owner: str, scale: object, softcap: object) -> None:
-    """A logit scale, and a positive soft-cap or None."""
+    """Check a logit scale, and a soft-cap that is positive or None."""
     number(f"{owner}logit_scale", scale)
     if softcap is not None:
         number(f"{owner}logit_softcap", softcap, low=0, open_low=True)
 
 
 def vocab_size(value: int, limit: int) -> None:
-    """No more columns than all models have."""
+    """Check that all models have so many columns."""
     if value > limit:
         raise ValueError(
             f"`vocab_size` must lie in [1, {limit}], the columns that all models have; got {value}"
@@ -142,7 +158,7 @@ def vocab_size(value: int, limit: int) -> None:
 def target(
     value: object, reference: Tensor, leading: tuple[int, ...], columns: int, ignore_index: int
 ) -> Tensor | str:
-    """Integer labels in range, or one of the words that name the teacher's label.
+    """Return a value that is integer labels, or one of the words that name the teacher's label.
 
     On a CPU an out-of-range label raises. Elsewhere looking would wait for the device, and the
     loss of such a row becomes NaN.
@@ -162,7 +178,7 @@ def target(
 
 
 def labels(target: Tensor, columns: int, ignore_index: int) -> None:
-    """Labels in range, or ignored."""
+    """Check that labels are columns, or ignored."""
     wrong = ((target < 0) | (target >= columns)) & (target != ignore_index)
     if wrong.any():
         raise ValueError(

@@ -72,7 +72,9 @@ def run(
                     x = tiles.wanted(i)
                     for comparison in comparisons:
                         comparison.absorb(i, x)
-                finish_statistics(tiles, comparisons)
+                for comparison in comparisons:
+                    comparison.close()
+                read_again(tiles, comparisons)
             if derivative is not None and scratch is not None:
                 grads = derivative(blocks, values[:, rows], rows)
                 open_backward(comparisons, blocks, grads)
@@ -122,10 +124,8 @@ def backward_walks(problem: Problem, needs: Needs) -> list[Needs]:
     return [needs]
 
 
-def finish_statistics(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
-    """End pass 1: its second read, where one is wanted, begins where the first ended."""
-    for comparison in comparisons:
-        comparison.close()
+def read_again(tiles: Tiles, comparisons: Sequence[Comparison]) -> None:
+    """The second read of pass 1, where one is wanted; it begins where the first ended."""
     again = [comparison for comparison in comparisons if comparison.second_read]
     for i in reversed(range(len(tiles.columns))) if again else ():
         x = tiles.wanted(i)
@@ -153,8 +153,9 @@ def open_backward(
     """Give each comparison the derivatives by its statistics."""
     first = 0
     for comparison, block in zip(comparisons, blocks, strict=True):
-        comparison.open_vjp(grads[first : first + len(block.values)])
-        first += len(block.values)
+        end = first + block.values.size(0)
+        comparison.open_vjp(grads[first:end])
+        first = end
 
 
 def backward_tiles(
@@ -165,7 +166,7 @@ def backward_tiles(
     for i in reversed(group):
         x, columns = tiles.wanted(i), tiles.columns[i]
         d = student.gradient_tile(columns, x, scratch.narrow)
-        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums]
+        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums] if others else []
         for k, comparison in enumerate(others):
             comparison.vjp(i, x, sums[min(k, 1)])
             if k:

@@ -1,4 +1,4 @@
-"""Matrix products of a chunk: in which dtype they run, and where their results go."""
+"""Matrix products choose a dtype to run in, and leave results in fp32 where they can."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def _half_on_cpu(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to multiply ``dtype`` in: itself, or fp32 where operands are widened once."""
+    """Return the dtype to multiply ``dtype`` in: itself, or fp32 where operands are widened."""
     widened = _half_on_cpu(dtype, device) and products.chosen(dtype) == "widen"
     return torch.float32 if widened else dtype
 
 
 def logits_dtype(product: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of computed logits: fp32 where the device can keep its accumulators."""
-    wide = device.type in ("cpu", "cuda") and product != torch.float64
-    return torch.float32 if wide else product
+    """Return the dtype of computed logits: fp32 where the device can keep its accumulators."""
+    keeps_fp32 = device.type in ("cpu", "cuda") and product != torch.float64
+    return torch.float32 if keeps_fp32 else product
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``a @ b`` into ``out``, whose dtype may be wider than the operands'."""
+    """Write ``a @ b`` to ``out``, whose dtype may be wider than the operands'."""
     if _half_on_cpu(a.dtype, a.device):
         return products.mm(a, b, out)
     if out.dtype == a.dtype:
@@ -38,7 +38,7 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
 
 def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Callable[[], Tensor]) -> Tensor:
-    """``total += a @ b``, through ``scratch()`` where the product cannot add to its dtype."""
+    """Add ``a @ b`` to ``total``, through ``scratch()`` where a product cannot add to its dtype."""
     if _half_on_cpu(a.dtype, a.device):
         return products.mm(a, b, total, add=True)
     if total.dtype == a.dtype:
@@ -47,7 +47,7 @@ def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Callable[[], Tensor]) 
 
 
 def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) -> Tensor:
-    """``a @ b``, added up in fp32, into ``out`` of any dtype; through ``scratch()``, if need be."""
+    """Write ``a @ b``, added up in fp32, to ``out`` of any dtype, if need be by ``scratch()``."""
     if _half_on_cpu(a.dtype, a.device):
         return products.mm(a, b, out)
     return mm(a, b, out) if out.dtype.itemsize >= 4 else out.copy_(mm(a, b, scratch()))
@@ -70,5 +70,5 @@ def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:
 
 
 def way() -> object:
-    """How 16-bit operands are multiplied on a CPU, and by how many: plans depend on it."""
+    """Return how a CPU multiplies 16-bit operands, and with how many threads: plans need it."""
     return torch.get_num_threads(), *(products.chosen(dtype) for dtype in products.HALVES)

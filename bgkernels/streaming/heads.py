@@ -119,7 +119,7 @@ class LinearHead:
     ) -> None:  # fmt: skip
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.product, self.needs = product, needs
-        self.rows, self.vocab = len(hidden), len(weight)
+        self.rows, self.vocab = hidden.size(0), weight.size(0)
         self.dtype = gemm.logits_dtype(product, hidden.device)
         wide = torch.float64 if product == torch.float64 else torch.float32
         self.grad_input = None
@@ -184,7 +184,8 @@ class LinearHead:
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         """``(rows, width)`` raw outputs of the chunk, in ``buffer``."""
         w = self._weight_tile(columns)
-        out = gemm.mm(self.x, w.t(), buffer[: len(self.x) * len(w)].view(len(self.x), len(w)))
+        shape = self.x.size(0), w.size(0)
+        out = gemm.mm(self.x, w.t(), buffer[: shape[0] * shape[1]].view(shape))
         return out if self.bias is None else out.add_(self.bias[columns])
 
     def gradient_tile(self, columns: slice, tile: Tensor, buffer: Tensor) -> Tensor:

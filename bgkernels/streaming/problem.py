@@ -1,4 +1,4 @@
-"""Rows that fit each other: what the walks are given."""
+"""A problem is what the walks compute: rows that fit each other."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 Tensors = tuple[Tensor | None, ...]
 Seen = tuple[RowStats, RowStats]
-"""What is seen of one teacher: by policies and the caller, and by divergences."""
+"""Statistics beside one teacher as policies and the caller see them, and as divergences do."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The rows of one call, checked and flattened.
+    """A problem is all rows of one call, checked and flattened.
 
     Args:
         spec: of the rows.
@@ -36,11 +36,11 @@ class Problem:
         teacher: with ``rows`` rows.
         labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
         leading: the input's leading shape, of which ``rows`` is the product.
-        shard: the columns that this process holds; those of ``spec`` are the whole vocabulary's.
+        shard: which columns this process holds; those of ``spec`` are the whole vocabulary's.
         budget: bytes of temporaries, or None for the device's default.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         autocast: dtype that autocast asks products to run in, or None.
-        items: how many rows take part, where that is known without waiting for a device.
+        items: how many rows take part, or None where counting would wait for a device.
     """
 
     spec: RowSpec
@@ -76,37 +76,37 @@ class Problem:
         return tensor.dtype if fixed or self.autocast is None else self.autocast
 
     def product(self, tensor: Tensor) -> torch.dtype:
-        """The dtype to multiply ``tensor`` in."""
+        """Return the dtype to multiply ``tensor`` in."""
         return gemm.product_dtype(self.operand(tensor), tensor.device)
 
     def unwritten(self) -> tuple[Tensor, Tensor]:
-        """The two matrices of all statistics, uninitialised: see :meth:`statistics`."""
-        rows, device = len(self.labels), self.labels.device
+        """Allocate the two matrices of all statistics: see :meth:`statistics`."""
+        rows, device = self.labels.size(0), self.labels.device
         _, fields, ints = self.layout[-1]
         dtype = torch.float32 if device.type == "mps" else torch.float64
         values = torch.empty(fields.stop, rows, dtype=dtype, device=device)
         return values, torch.empty(ints.stop, rows, dtype=torch.int64, device=device)
 
     def statistics(self, values: Tensor, ints: Tensor) -> list[Statistics]:
-        """For each part of the teacher, its rows of the two matrices."""
+        """Return the statistics beside each part of the teacher: its rows of the two matrices."""
         if len(self.layout) == 1:
             return [Statistics(self.layout[0][0], values, ints)]
         return [Statistics(specs, values[a], ints[b]) for specs, a, b in self.layout]
 
     @lazy
     def layout(self) -> list[tuple[tuple[RowSpec, ...], slice, slice]]:
-        """For each part of the teacher, its pairs, and its rows of both matrices."""
-        parts, fields, ints = [], 0, 0
+        """The pairs of each part of the teacher, and its rows of both matrices."""
+        layout, fields, ints = [], 0, 0
         for part in self.teacher.parts:
             specs = part.specs(self.spec)
-            more = sum(spec.field_count for spec in specs) + part.memory
-            rows = slice(fields, fields + more), slice(ints, ints + len(INTS) * len(specs))
-            parts.append((specs, *rows))
+            count = sum(spec.field_count for spec in specs) + part.memory
+            rows = slice(fields, fields + count), slice(ints, ints + len(INTS) * len(specs))
+            layout.append((specs, *rows))
             fields, ints = rows[0].stop, rows[1].stop
-        return parts
+        return layout
 
     def connected(self, blocks: Sequence[Statistics], values: Tensor) -> list[Tensor]:
-        """All matrix rows, with the history of ``values`` where they carry a gradient."""
+        """Return all matrix rows; those that carry a gradient have the history of ``values``."""
         graph = values.unbind(0)
         rows: list[Tensor] = []
         for block in blocks:
@@ -116,7 +116,7 @@ class Problem:
     def seen(
         self, blocks: Sequence[Statistics], rows: Sequence[Tensor] | None = None
     ) -> list[Seen]:
-        """What is seen of each part of the teacher.
+        """Return what is seen of each part of the teacher.
 
         Args:
             blocks: of :meth:`statistics`.

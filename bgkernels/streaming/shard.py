@@ -1,9 +1,9 @@
-"""A vocabulary that is shared out among the ranks of a process group.
+"""The ranks of a process group can share out the vocabulary.
 
 Each rank holds a run of consecutive columns, of any length, and in rank order the runs are the
 vocabulary. The tokens are the same on every rank, and labels are columns of the whole vocabulary.
 Every rank reads its own tiles under their global column numbers; the states of a chunk are then
-merged in rank order, on every rank, by the ``merge`` that joins tiles. So label, argmax, sample,
+merged in rank order, on every rank, by the rule that joins tiles. So label, argmax, sample,
 loss and coefficients are the same everywhere. The gradients of weight and bias stay where their
 columns are, and the gradient of the hidden states is summed over the ranks.
 """
@@ -26,7 +26,7 @@ from bgkernels.rows.state import RowState, merge
 
 @dataclass(frozen=True)
 class Shard:
-    """The columns that this process holds: all of them, or those of its rank.
+    """A shard says which columns this process holds: all of them, or those of its rank.
 
     Args:
         edges: of the ranks' runs, ``(0, …, vocab)``, one more than there are ranks.
@@ -40,34 +40,34 @@ class Shard:
 
     @property
     def first(self) -> int:
-        """The vocabulary's index of the first column held."""
+        """The number in the vocabulary of this rank's first column."""
         return self.edges[self.rank]
 
     @property
     def ranks(self) -> int:
-        """How many share the vocabulary."""
+        """Number of ranks that share the vocabulary."""
         return len(self.edges) - 1
 
     @property
     def columns(self) -> int:
-        """Of the whole vocabulary."""
+        """Number of columns of the whole vocabulary."""
         return self.edges[-1]
 
     def widths(self, columns: int) -> list[int]:
-        """How many of the vocabulary's first ``columns`` each rank holds."""
+        """Count the vocabulary's first ``columns`` that each rank holds."""
         edges = [min(edge, columns) for edge in self.edges]
         return [stop - start for start, stop in pairwise(edges)]
 
     def own(self, columns: int) -> int:
-        """How many of the vocabulary's first ``columns`` are held here."""
+        """Count the vocabulary's first ``columns`` that this rank holds."""
         return self.widths(columns)[self.rank]
 
     def largest(self, columns: int) -> int:
-        """The most of them that a rank holds: what every rank plans for."""
+        """Count the vocabulary's first ``columns`` of the rank that holds most: all plan for it."""
         return max(self.widths(columns))
 
     def merged(self, state: RowState) -> RowState:
-        """The state of all columns, from each rank's own; the same bits on every rank."""
+        """Merge the states of all ranks to that of all columns: the same bits on every rank."""
         if self.group is None or not state.floats.numel():
             return state
         floats, ints = (_gather(x, self.group) for x in (state.floats, state.ints))
@@ -76,31 +76,31 @@ class Shard:
         return RowState(total.floats.to(state.floats.dtype), total.ints, state.spec)
 
     def sum_pairs(self, state: RowState) -> None:
-        """Sum what a second read has added, in place."""
+        """Sum over the ranks, in place, what a second read has added."""
         for i, extra in enumerate(state.spec.extras):
             if extra.second_read:
                 self.sum_(state.extra(i))
 
     def picked(self, values: Tensor, columns: Tensor) -> Tensor:
-        """``values`` of some ``columns`` from the ranks that hold them; -inf where none does."""
+        """Return ``values`` of some ``columns`` from the ranks that hold them; else -inf."""
         if self.group is None:
             return values
         here = (columns >= self.first) & (columns < self.edges[self.rank + 1])
-        found = self.sum_(torch.where(here, values, 0.0))
-        return torch.where((columns >= 0) & (columns < self.columns), found, NEG_INF)
+        total = self.sum_(torch.where(here, values, 0.0))
+        return torch.where((columns >= 0) & (columns < self.columns), total, NEG_INF)
 
     def sum_(self, x: Tensor) -> Tensor:
-        """``x`` summed over the ranks, in place."""
+        """Sum a tensor over the ranks, in place."""
         if self.group is not None and x.numel():
             dist.all_reduce(x, group=self.group)
         return x
 
 
 def _gather(x: Tensor, group: ProcessGroup) -> list[Tensor]:
-    """The tensor of every rank."""
-    parts = [torch.empty_like(x) for _ in range(group.size())]
-    dist.all_gather(parts, x, group=group)
-    return parts
+    """Return the tensors of all ranks."""
+    tensors = [torch.empty_like(x) for _ in range(group.size())]
+    dist.all_gather(tensors, x, group=group)
+    return tensors
 
 
 def join(
@@ -111,7 +111,7 @@ def join(
     group: ProcessGroup | None,
     device: torch.device,
 ) -> tuple[list[Shard], int]:
-    """Agree with the other ranks on who holds what.
+    """Agree with the other ranks on which columns each holds.
 
     Args:
         rows: number of tokens.
@@ -133,7 +133,7 @@ def join(
     if "cpu" in dist.get_backend_config(group):  # there, nobody waits for the device
         device = torch.device("cpu")
     mine = torch.tensor([rows, wanted, seed, *columns], device=device)
-    counts, wants, seeds, *held = zip(*(x.tolist() for x in _gather(mine, group)), strict=True)
+    counts, wants, seeds, *widths = zip(*(x.tolist() for x in _gather(mine, group)), strict=True)
     if len(set(counts)) > 1:
         raise ValueError(
             "`vocab_group`: every rank must hold the same tokens (gather a sharded sequence "
@@ -144,14 +144,14 @@ def join(
             "`vocab_group`: the same tensors must require grad on every rank; got "
             f"{[f'{x:b}' for x in wants]}, a bit for each of the student's, the first lowest"
         )
-    return [Shard((0, *accumulate(c)), group.rank(), group) for c in held], seeds[0]
+    return [Shard((0, *accumulate(c)), group.rank(), group) for c in widths], seeds[0]
 
 
 def check_alike(student: Shard, teachers: Sequence[Shard], compared: int) -> None:
-    """The columns that are compared are shared out in one way.
+    """Check that student and teachers share out the columns that are compared in one way.
 
     Raises:
-        ValueError: where they are not, with both ways.
+        ValueError: they do not; the message has both ways.
     """
     ours = student.widths(compared)
     for teacher in teachers:

@@ -31,9 +31,8 @@ class Tiles:
         self.widths = [c.stop - c.start for c in plan.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1
-        self.slots: list[Tensor] = list(
-            torch.empty(count, self.size, dtype=head.dtype, device=device)
-        )
+        memory = torch.empty(count, self.size, dtype=head.dtype, device=device)
+        self.slots: list[Tensor] = list(memory.unbind(0))
         if kept.loan is not None and self.codes is None and self.size:
             self.slots += kept.loan.slots(self.size, head.dtype)
         self.first = len(self.columns) - len(self.slots)

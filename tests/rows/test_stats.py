@@ -48,8 +48,9 @@ def test_fields_are_those_of_dense_rows(backend: str, dtype: str, situation: Sit
         )  # fmt: skip
     assert not out.values[:, ~valid].any()
     for side, x in (("s", z), ("t", v)):
-        x = x[:, : spec.compared]
-        assert torch.equal(out[f"argmax_{side}"][valid], x.argmax(1)[valid])
+        tempered = x[:, : spec.compared] / spec.temperature  # rounding may make two columns equal
+        best = tempered.gather(1, out[f"argmax_{side}"][:, None].clamp_min(0))[:, 0]
+        assert torch.equal(best[valid], tempered.amax(1)[valid])
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp64", "fp32"))

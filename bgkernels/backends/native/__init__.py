@@ -1,4 +1,4 @@
-"""The compiled backend: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
+"""The native backend is compiled: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
 
 On the CPU, the instruction set is chosen at import by what the processor has;
 ``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are shared out among
@@ -13,25 +13,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.backends.native.call import (
     DTYPES,
     MISSING,
     Kernels,
-    Normalisers,
+    compiled,
+    corner_of,
     dense,
     is_dense,
-)
-from bgkernels.backends.native.cpu import Cpu
+    numbers_of,
+    rows_of,
+)  # fmt: skip
 from bgkernels.backends.native.cuda import Cuda, unusable
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
 
-CPU = Cpu()
+CPU = Kernels()
 
 
-class NativeBackend:
-    """See :class:`bgkernels.backends.base.Backend`.
+class NativeBackend(Backend):
+    """This backend runs compiled loops over rows, on a CPU or an NVIDIA GPU.
 
     Logits whose inner stride is not 1 are copied first; rows may have any stride.
     """
@@ -40,7 +42,6 @@ class NativeBackend:
     scratch_bytes = 0
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-        """None, or the reason why not."""
         if MISSING is not None:
             return f"the compiled module cannot be imported: {MISSING}"
         if device.type not in ("cpu", "cuda"):
@@ -51,7 +52,7 @@ class NativeBackend:
         return None if device.type == "cpu" else unusable(device)
 
     def kernels(self, device: torch.device) -> Kernels:
-        """Those of a device."""
+        """Return the compiled functions for tensors on this device."""
         return CPU if device.type == "cpu" else Cuda(device)
 
     def absorb_(
@@ -62,43 +63,41 @@ class NativeBackend:
         spec: RowSpec,
         normalisers: Normalisers | None = None,
     ) -> None:
-        """Pass 1, of which the second read needs both normalisers."""
-        floats = state.floats
+        floats, ints = state.floats, state.ints
         if floats.dtype != torch.float32 or not is_dense(floats):
             raise ValueError(
                 f"`state.floats` must be float32 with an inner stride of 1; got {floats.dtype}, "
                 f"strides {floats.stride()}"
             )
         kernels, tile, labels = self.kernels(floats.device), dense(tile), labels.contiguous()
+        logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
+        args = compiled(spec), *logits, numbers_of(floats)
         if normalisers is None:
-            status = kernels.absorb(state, tile, labels, spec)
-        else:
-            status = kernels.absorb_pairs(state, tile, labels, spec, normalisers)
-        _check(status)
+            places = numbers_of(ints), labels.data_ptr()
+            kernels.run("absorb", *args, *places, columns_of=tile.student, written=(floats, ints))
+        elif tile.teacher is not None:
+            vectors = (x.data_ptr() for x in (labels, *normalisers))
+            kernels.run("absorb_pairs", *args, *vectors, columns_of=tile.teacher, written=(floats,))
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
-        """State to statistics."""
-        _check(self.kernels(out.device).finalize(state, labels.contiguous(), spec, out))
+        kernels, labels = self.kernels(out.device), labels.contiguous()
+        matrices = numbers_of(state.floats), numbers_of(state.ints)
+        args = compiled(spec), out.size(1), *matrices, labels.data_ptr(), numbers_of(out)
+        kernels.run("finalize", *args)
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
-        """Derivatives to coefficients of pass 2."""
         out = statistics.new_empty(spec.factor_count, statistics.size(1))
-        _check(self.kernels(out.device).fold(statistics, grads, spec, out))
+        matrices = (numbers_of(x) for x in (statistics, grads, out))
+        self.kernels(out.device).run("fold", compiled(spec), out.size(1), *matrices)
         return out
 
     def vjp(
         self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
     ) -> None:
-        """Pass 2."""
         gradient = out if is_dense(out) else out.new_empty(out.shape)
-        kernels, tile = self.kernels(out.device), dense(tile)
-        _check(kernels.vjp(gradient, tile, coefficients, labels.contiguous(), spec))
+        kernels, tile, labels = self.kernels(out.device), dense(tile), labels.contiguous()
+        logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
+        args = *logits, rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
+        kernels.run("vjp", compiled(spec), *args, columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
-
-
-def _check(status: int) -> None:
-    if status:
-        raise RuntimeError(
-            f"the compiled module refused its arguments, status {status}: please report it"
-        )

@@ -1,9 +1,9 @@
-"""How tensors and specifications cross into the compiled module: as addresses and strides."""
+"""Tensors and specifications cross into the compiled module as addresses and strides."""
 
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from bgkernels.backends.base import Tile
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.state import RowState
 
 try:
     from bgkernels.backends.native import _C
@@ -22,38 +21,46 @@ except ImportError as error:
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RULES = {"index": 0, "argmax": 1, "sample": 2}
-Normalisers = tuple[Tensor, Tensor]
 
 
-class Kernels(Protocol):
-    """The primitives on one device. Each returns a status (``csrc/row_args.h``), 0 for success.
+class Kernels:
+    """The compiled primitives run on the CPU here, on as many threads as torch uses."""
 
-    Logits have an inner stride of 1, normalisers and coefficients are in fp64, labels contiguous.
-    """
+    def run(
+        self,
+        primitive: str,
+        *args: Any,
+        columns_of: Tensor | None = None,
+        written: tuple[Tensor, ...] = (),
+    ) -> None:
+        """Call a function of the compiled module.
 
-    def absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> int:
-        """Pass 1, first read."""
+        Logits have an inner stride of 1, normalisers and coefficients are in fp64, and labels are
+        contiguous.
 
-    def absorb_pairs(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, normalisers: Normalisers
-    ) -> int:
-        """Pass 1, second read."""
+        Args:
+            primitive: name of the function.
+            args: of the function, but for the last, which says where and how it runs.
+            columns_of: the matrix whose columns several blocks of a GPU may share out.
+            written: matrices ``(·, rows)`` of which each of these blocks needs one to itself.
 
-    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> int:
-        """State to statistics."""
+        Raises:
+            RuntimeError: the function refused its arguments.
+        """
+        check_status(getattr(_C, primitive)(*args, torch.get_num_threads()))
 
-    def fold(self, statistics: Tensor, grads: Tensor, spec: RowSpec, out: Tensor) -> int:
-        """Derivatives to coefficients, which ``out`` receives."""
 
-    def vjp(
-        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
-    ) -> int:
-        """Pass 2."""
+def check_status(status: int) -> None:
+    """Raise where a status (``csrc/row_args.h``) is not 0."""
+    if status:
+        raise RuntimeError(
+            f"the compiled module refused its arguments, status {status}: please report it"
+        )
 
 
 @functools.lru_cache(maxsize=256)
 def compiled(spec: RowSpec) -> _C.Spec:
-    """What the kernels are told of a specification, once for all its tiles."""
+    """Translate a specification for the kernels, once for all its tiles."""
     if len(spec.extras) > _C.MAX_EXTRAS:
         raise NotImplementedError(
             f"the native backend takes at most {_C.MAX_EXTRAS} extra statistics in one objective, "
@@ -78,29 +85,29 @@ def compiled(spec: RowSpec) -> _C.Spec:
 
 
 def rows_of(x: Tensor | None) -> _C.Rows:
-    """Address, row stride, columns and dtype of a matrix of logits; zeros for none."""
+    """Return address, row stride, columns and dtype of a matrix of logits; zeros for None."""
     if x is None:
         return 0, 0, 0, 0
     return x.data_ptr(), x.stride(0), x.size(1), DTYPES[x.dtype]
 
 
 def corner_of(tile: Tile) -> _C.Corner:
-    """Number of rows, first row and first column of a tile."""
+    """Return number of rows, first row and first column of a tile."""
     return tile.student.size(0), tile.first_row, tile.first_column
 
 
 def numbers_of(x: Tensor) -> _C.Numbers:
-    """Address and stride of a matrix of one number a row in each of its rows."""
+    """Return address and stride of a matrix ``(·, rows)``."""
     return x.data_ptr(), x.stride(0)
 
 
 def is_dense(x: Tensor) -> bool:
-    """Whether rows have an inner stride of 1."""
+    """Tell whether rows have an inner stride of 1."""
     return x.stride(1) == 1 or x.size(1) <= 1
 
 
 def dense(tile: Tile) -> Tile:
-    """The same tile with an inner stride of 1."""
+    """Return the same tile with an inner stride of 1."""
     student, teacher = tile.student, tile.teacher
     if is_dense(student) and (teacher is None or is_dense(teacher)):
         return tile

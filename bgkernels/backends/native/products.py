@@ -1,4 +1,4 @@
-"""How a CPU multiplies 16-bit matrices: the choice between :mod:`.ways`.
+"""This module chooses between the :mod:`.ways` in which a CPU multiplies 16-bit matrices.
 
 torch's own product rounds its result to the operands' dtype: 8 bits of a logit in bf16, of which
 nothing is left in the difference between a teacher and a student near it. Three others keep what
@@ -38,14 +38,14 @@ _forced: list[str] = []
 
 @functools.cache
 def way(name: str, dtype: torch.dtype) -> Product:
-    """A way to multiply matrices of a 16-bit dtype."""
+    """Return the way of that name to multiply matrices of a 16-bit dtype."""
     return WAYS[name](dtype)
 
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
     """Multiply in the named way, in all threads, whatever the environment says."""
-    _forced.append(_known(name))
+    _forced.append(_checked(name))
     try:
         yield
     finally:
@@ -53,17 +53,17 @@ def using(name: str) -> Iterator[None]:
 
 
 def chosen(dtype: torch.dtype) -> str:
-    """The name of the way in which matrices of a 16-bit dtype are multiplied."""
+    """Return the name of the way in which matrices of a 16-bit dtype are multiplied."""
     return _decide(dtype)[0]
 
 
 def reasons(dtype: torch.dtype) -> str:
-    """Why the ways before the chosen one are not taken; empty where it is the first."""
+    """Say why the ways before the chosen one are not taken; empty where it is the first."""
     return "; ".join(_decide(dtype)[1])
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
-    """``a @ b`` of 16-bit matrices into fp32 or 16-bit ``out``, or added to fp32 ``out``."""
+    """Write ``a @ b`` of 16-bit matrices to fp32 or 16-bit ``out``, or add it to fp32 ``out``."""
     if a.numel() and b.numel():
         way(chosen(a.dtype), a.dtype).mm(a, b, out, add)
     elif not add:
@@ -72,18 +72,18 @@ def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
 
 
 def _decide(dtype: torch.dtype) -> tuple[str, list[str]]:
-    name = _forced[-1] if _forced else _known(os.environ.get(VARIABLE) or "auto")
-    seen: list[str] = []
+    name = _forced[-1] if _forced else _checked(os.environ.get(VARIABLE) or "auto")
+    refusals: list[str] = []
     for candidate in WAYS if name == "auto" else (name, "widen"):
         product = way(candidate, dtype)
         reason = (product.slow() if name == "auto" else None) or product.unusable()
         if reason is None:
-            return candidate, seen
-        seen.append(f"{candidate}: {reason}")
+            return candidate, refusals
+        refusals.append(f"{candidate}: {reason}")
     raise AssertionError("widening is always usable")
 
 
-def _known(name: str) -> str:
+def _checked(name: str) -> str:
     if name in ("auto", *WAYS):
         return name
     raise ValueError(f"{VARIABLE} must be one of auto, {', '.join(WAYS)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""Ways to multiply 16-bit matrices on a CPU that leave fp32 results.
+"""Each class here multiplies 16-bit matrices on a CPU, and leaves fp32 results.
 
 Functions that torch's CPU library exports are looked up by name and tried on a small product before
 anything else. In whatever order another version of torch takes the arguments, the trial provides
@@ -29,23 +29,20 @@ WRONG = "its numbers are not those of a small product"
 
 
 class Product(Protocol):
-    """A way to multiply matrices of one 16-bit dtype."""
+    """A product is a way to multiply matrices of one 16-bit dtype."""
 
     def unusable(self) -> str | None:
-        """None, or the reason why it cannot run here."""
+        """Return None, or the reason why it cannot run here."""
 
     def slow(self) -> str | None:
-        """None, or the reason why widened operands are multiplied as fast."""
+        """Return None, or the reason why widened operands are multiplied as fast."""
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """``a (m, k) @ b (k, n)`` into fp32 or 16-bit ``out``, or added to fp32 ``out``.
-
-        No size is 0.
-        """
+        """Write ``a (m, k) @ b (k, n)`` to ``out``, or add it to fp32 ``out``; no size is 0."""
 
 
-class Blocked:
-    """Blocks over oneDNN's micro-kernel, ``at::native::cpublas::brgemm`` (csrc/cpu/product.cpp)."""
+class Blocked(Product):
+    """It runs blocks over oneDNN's micro-kernel, which torch exports (csrc/cpu/product.cpp)."""
 
     NAMES: ClassVar = {
         torch.bfloat16: "_ZN2at6native7cpublas6brgemmEllllllbPKN3c108BFloat16ES5_Pfb",
@@ -58,7 +55,6 @@ class Blocked:
         self.kernels = address(self.NAMES[dtype]), address(self.RELEASE)
 
     def unusable(self) -> str | None:
-        """None, or the reason why not."""
         return self._fault if torch._C._get_mkldnn_enabled() else "torch.backends.mkldnn is off"
 
     @functools.cached_property
@@ -71,11 +67,9 @@ class Blocked:
         return reason.partition("\n")[0] or None
 
     def slow(self) -> str | None:
-        """None, or the reason why not."""
         return None if multiplies(self.dtype) else NO_INSTRUCTIONS
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """See :class:`Product`."""
         direct = out.stride(1) == 1 and out.dtype in (torch.float32, torch.bfloat16)
         to = out if direct else out.new_empty(out.shape, dtype=torch.float32)
         _C.product(
@@ -91,8 +85,8 @@ class Blocked:
             _ = out.add_(to) if add else out.copy_(to)
 
 
-class Cblas:
-    """MKL's ``cblas_gemm_bf16bf16f32`` and ``cblas_gemm_f16f16f32``."""
+class Cblas(Product):
+    """It calls MKL's ``cblas_gemm_bf16bf16f32`` and ``cblas_gemm_f16f16f32``."""
 
     NAMES: ClassVar = {
         torch.bfloat16: "cblas_gemm_bf16bf16f32",
@@ -104,7 +98,6 @@ class Cblas:
         self.dtype, self.address = dtype, address(self.NAMES[dtype])
 
     def unusable(self) -> str | None:
-        """None, or the reason why not."""
         return self._fault
 
     @functools.cached_property
@@ -124,7 +117,6 @@ class Cblas:
         return None
 
     def slow(self) -> str | None:
-        """None, or the reason why not."""
         if not multiplies(self.dtype):
             return NO_INSTRUCTIONS
         return None if "GenuineIntel" in processor() else "MKL widens on other makers' processors"
@@ -137,7 +129,6 @@ class Cblas:
         return ctypes.CFUNCTYPE(None, *types)(self.address)
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """See :class:`Product`."""
         direct = out.dtype == torch.float32 and out.stride(1) == 1 and bool(leading(out))
         to = out if direct else out.new_empty(out.shape, dtype=torch.float32)
         a, b = (x if leading(x) else x.contiguous() for x in (a, b))
@@ -151,28 +142,25 @@ class Cblas:
             _ = out.add_(to) if add else out.copy_(to)
 
 
-class Widened:
-    """torch's fp32 product of widened operands, which runs anywhere."""
+class Widened(Product):
+    """It takes torch's fp32 product of widened operands, which runs anywhere."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
     def unusable(self) -> str | None:
-        """None."""
         return None
 
     def slow(self) -> str | None:
-        """None."""
         return None
 
     def mm(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
-        """See :class:`Product`."""
         product = torch.mm(a.float(), b.float())
         _ = out.add_(product) if add else out.copy_(product)
 
 
 def leading(x: Tensor) -> int:
-    """The leading dimension by which BLAS knows a matrix, or 0 where it cannot."""
+    """Return the leading dimension by which BLAS knows a matrix, or 0 where it cannot."""
     rows, columns = x.shape
     if x.stride(1) == 1 and (x.stride(0) >= columns or rows == 1):
         return max(x.stride(0), columns)
@@ -183,7 +171,7 @@ def leading(x: Tensor) -> int:
 
 @functools.cache
 def address(name: str) -> int:
-    """Address of a function in torch's CPU library, or 0."""
+    """Return the address of a function in torch's CPU library, or 0."""
     version = tuple(int(x) for x in torch.__version__.split(".")[:2])
     if not TRIED[0] <= version < TRIED[1]:
         return 0
@@ -201,7 +189,7 @@ def address(name: str) -> int:
 
 @functools.cache
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether the processor has instructions that multiply pairs of a 16-bit dtype."""
+    """Tell whether the processor has instructions that multiply pairs of a 16-bit dtype."""
     names = {
         torch.bfloat16: ("_is_avx512_bf16_supported",),
         torch.float16: ("_is_amx_fp16_supported",),
@@ -213,7 +201,7 @@ def multiplies(dtype: torch.dtype) -> bool:
 
 @functools.cache
 def processor() -> str:
-    """What the system says of the first processor."""
+    """Return what the system says of the first processor."""
     try:
         return Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""Triton on CUDA and HIP devices, and in Triton's interpreter on CPU tensors.
+"""The Triton backend serves CUDA and HIP devices, and CPU tensors in Triton's interpreter.
 
 Kernels are in :mod:`.absorb`, :mod:`.reread`, :mod:`.statistics` and :mod:`.vjp`, what they know of
 each statistic in :mod:`.extras`. Nothing of Triton is imported before a call needs it.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Normalisers, Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import Cap, RowSpec
@@ -31,8 +31,8 @@ ROWS = {"BLOCK": 32, "num_warps": 1}
 """Of kernels that have a thread for each row: small programs, since fp64 units are few."""
 
 
-class TritonBackend:
-    """See :class:`bgkernels.backends.base.Backend`.
+class TritonBackend(Backend):
+    """This backend compiles its kernels when they are first called.
 
     Logits whose inner stride is not 1 are copied first; rows may have any stride.
 
@@ -48,7 +48,6 @@ class TritonBackend:
         self.launch, self.splits = launch, splits
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
-        """None, or the reason why not."""
         wrong = [d for d in dtypes if d not in DTYPES]
         if wrong:
             return f"logits must be float32, bfloat16 or float16, got {wrong[0]}"
@@ -73,7 +72,6 @@ class TritonBackend:
         spec: RowSpec,
         normalisers: Normalisers | None = None,
     ) -> None:
-        """Pass 1, one tile; with normalisers, its second read."""
         _contiguous("state", state.floats, state.ints)
         labels = labels.contiguous()
         if normalisers is not None:
@@ -85,11 +83,11 @@ class TritonBackend:
     def _absorb(self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec) -> None:
         def run(launch: Launch, floats: Tensor, ints: Tensor) -> None:
             (rows, width), plan = tile.student.shape, self._plan(launch, tile, tile.student)
-            parts = _parts(plan.splits, floats), _parts(plan.splits, ints)
+            targets = _targets(plan.splits, floats), _targets(plan.splits, ints)
             inv_t, *caps = _numbers(spec)
             key = key_of(spec.seed)
             kernel_module().absorb_kernel[rows, plan.splits](
-                *_logits(tile), labels, *parts, rows, width, tile.compared, plan.blocks,
+                *_logits(tile), labels, *targets, rows, width, tile.compared, plan.blocks,
                 tile.first_row, tile.first_column, key - (key >> 31 << 32),
                 inv_t, *caps, _parameters(spec),
                 **constants("absorb", spec, tile.teacher is not None, plan.splits == 1),
@@ -97,7 +95,7 @@ class TritonBackend:
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().merge_kernel[blocks_of(rows)](
-                    floats, ints, *parts, labels, rows, plan.splits, inv_t, _parameters(spec),
+                    floats, ints, *targets, labels, rows, plan.splits, inv_t, _parameters(spec),
                     **constants("merge", spec), **ROWS,
                 )  # fmt: skip
 
@@ -115,15 +113,15 @@ class TritonBackend:
 
         def run(launch: Launch, sums: Tensor) -> None:
             (rows, width), plan = columns.shape, self._plan(launch, tile, columns)
-            part = _parts(plan.splits, sums)
+            target = _targets(plan.splits, sums)
             kernel_module().reread_kernel[rows, plan.splits](
-                *_logits(tile), labels, *normalisers, part, rows, width, plan.blocks,
+                *_logits(tile), labels, *normalisers, target, rows, width, plan.blocks,
                 *_numbers(spec), _parameters(spec),
                 **constants("reread", spec, resume=plan.splits == 1), **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().add_kernel[blocks_of(rows)](
-                    sums, part, labels, rows, plan.splits, **constants("add", spec), **ROWS
+                    sums, target, labels, rows, plan.splits, **constants("add", spec), **ROWS
                 )
 
         def trial(launch: Launch) -> None:
@@ -133,7 +131,6 @@ class TritonBackend:
             run(self._launch("reread", spec, tile, trial), sums)
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
-        """State to statistics."""
         _contiguous("state", state.floats, state.ints)
         rows = len(labels)
         if not rows:
@@ -146,7 +143,6 @@ class TritonBackend:
             )  # fmt: skip
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
-        """Derivatives to coefficients."""
         rows = statistics.shape[1]
         out = statistics.new_empty(spec.factor_count, rows)
         if not rows:
@@ -162,7 +158,6 @@ class TritonBackend:
     def vjp(
         self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
     ) -> None:
-        """Pass 2, one tile."""
         if not out.numel():
             return
         _contiguous("coefficients", coefficients)
@@ -207,7 +202,7 @@ class TritonBackend:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A launch over the columns of a tile.
+    """A plan says how the columns of a tile are shared out among programs.
 
     Args:
         splits: programs that share a row.
@@ -226,13 +221,13 @@ class _Plan:
 
 
 def interpreted() -> bool:
-    """Whether Triton is told to interpret kernels."""
+    """Tell whether Triton is to interpret kernels."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 
 
 @functools.cache
 def kernel_module() -> ModuleType:
-    """The module of the kernels, which imports Triton."""
+    """Import the module of the kernels, and with it Triton."""
     from bgkernels.backends.triton import kernels
 
     return kernels
@@ -251,20 +246,20 @@ def _import_error() -> str | None:
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
+    """Return the number of multiprocessors of a device."""
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 CONSTANTS = {
-    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME",
     "merge": "SHARED RULE EXTRAS COLUMNS",
-    "reread": "SHARED S_MAP T_MAP EXTRAS COLUMNS RESUME",
+    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME",
     "add": "EXTRAS COLUMNS",
     "finalize": "HAS_TEACHER SHARED EXTRAS",
     "fold": "SHARED EXTRAS",
-    "vjp": "HAS_TEACHER SHARED S_MAP T_MAP EXTRAS",
+    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS",
 }
 """What is compiled into each kernel."""
 
@@ -272,14 +267,13 @@ CONSTANTS = {
 def constants(
     kernel: str, spec: RowSpec, teacher: bool = True, resume: bool = True
 ) -> dict[str, Any]:
-    """The values that are compiled into a kernel: all but what changes from call to call."""
+    """Return the values that are compiled into a kernel, since they decide over its code."""
     values = {
         "HAS_TEACHER": teacher,
         "SHARED": spec.shared_softmax,
         "RULE": RULES[spec.label_rule],
         "LOGIT_SUM": spec.logit_sum,
-        "S_MAP": _map(spec.student),
-        "T_MAP": _map(spec.teacher),
+        "MAPS": (_map(spec.student), _map(spec.teacher)),
         "EXTRAS": _extras(kernel, spec),
         "COLUMNS": spec.sum_count,
         "RESUME": resume,
@@ -288,27 +282,27 @@ def constants(
 
 
 def _extras(kernel: str, spec: RowSpec) -> tuple[tuple[int, int, int, int], ...]:
-    """Kind, variant, first matrix row and their count, of each extra statistic.
+    """Describe each extra statistic by kind, variant, first matrix row and number of them.
 
-    Of the state in pass 1, where a read knows the sums of its own statistics alone; of what the
-    other kernels read.
+    Rows are those of the state in pass 1, where a read has none for statistics of the other read;
+    elsewhere they are those of the statistics or coefficients.
     """
     places = {"fold": spec.fields, "vjp": spec.factors}.get(kernel, spec.sums)
     read = {"absorb": False, "merge": False, "reread": True, "add": True}.get(kernel)
-    described = []
+    descriptions = []
     for extra, place in zip(spec.extras, places, strict=True):
         count = place.stop - place.start if read in (None, extra.second_read) else 0
-        described.append((extra.kind, kernel_module().variant(extra), place.start, count))
-    return tuple(described)
+        descriptions.append((extra.kind, kernel_module().variant(extra), place.start, count))
+    return tuple(descriptions)
 
 
 def _map(cap: Cap) -> int:
-    """``math.RAW``, ``SCALED`` or ``CAPPED``."""
+    """Return ``math.RAW``, ``SCALED`` or ``CAPPED``."""
     return 2 if cap.cap else int(cap.scale != 1)
 
 
 def _on(device: torch.device) -> torch.cuda.device:
-    """Makes a device current: Triton launches on the current device and its current stream."""
+    """Make a device current: Triton launches on the current device and its current stream."""
     return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
@@ -322,18 +316,18 @@ def _contiguous(name: str, *tensors: Tensor) -> None:
             raise ValueError(f"`{name}` must be contiguous, got strides {x.stride()}")
 
 
-def _parts(splits: int, x: Tensor) -> Tensor:
-    """Where programs write: to ``x`` itself, or each to a matrix of its own."""
+def _targets(splits: int, x: Tensor) -> Tensor:
+    """Return where programs write: ``x`` itself, or a matrix for each of those that share a row."""
     return x if splits == 1 else x.new_empty(splits, *x.shape)
 
 
 def blocks_of(rows: int) -> tuple[int]:
-    """The grid of a kernel that has a thread for each row."""
+    """Return the grid of a kernel that has a thread for each row."""
     return (ceil(rows / ROWS["BLOCK"]),)
 
 
 def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
-    """Pointers and row strides; the student's stand in for those of a missing teacher, unread."""
+    """Return pointers and row strides; the student's stand in for a teacher's that is None."""
     s = _rows(tile.student)
     t = s if tile.teacher is None else _rows(tile.teacher)
     return s, s.stride(0), t, t.stride(0)
@@ -346,7 +340,7 @@ Number = tuple[float, float]
 
 
 def _numbers(spec: RowSpec) -> tuple[Number, Number, Number]:
-    """``1/T``, and ``(scale, cap)`` of student and teacher."""
+    """Return ``1/T``, and ``(scale, cap)`` of student and teacher."""
     s, t = ((float(c.scale), float(c.cap)) for c in (spec.student, spec.teacher))
     return _number(1.0 / spec.temperature), s, t
 

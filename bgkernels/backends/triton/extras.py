@@ -1,15 +1,13 @@
-"""The statistics of :mod:`bgkernels.rows.extras` in Triton: all that kernels know of each kind.
+"""This module restates :mod:`bgkernels.rows.extras` in Triton: all that kernels know of a kind.
 
-A kernel loops over the extras of its specification. Each is described by a kind and a *variant*,
-which are compiled in, and by three parameters, which are not. For every kind there are, in this
+A kernel loops over the extras of its specification. The ``i``-th is described by ``EXTRAS[i]``,
+``(kind, variant, first row, rows)``, which is compiled in, and by three parameters, which are not:
+``numbers`` are ``1/T`` and the parameters of all. For every kind there are, in this
 order: what a block of columns (or a single one) adds to the state, how two states merge, what the
 second read adds, the statistics, the coefficients of pass 2, what fp32 loses of those, and the
-gradient. Functions take fp32 and fp64 alike. Last come the eight functions that kernels call.
+gradient. Functions take fp32 and fp64 alike. Last come the eight functions
+that kernels call.
 """
-
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# Triton compiles these functions: their types are its own, and it knows no starred tuples.
 
 import triton
 import triton.language as tl
@@ -39,7 +37,7 @@ ANY, BOTH, TEACHER, STUDENT = (tl.constexpr(i) for i in range(4))
 
 
 def variant(extra: extras.Extra) -> int:
-    """What of the parameters of a statistic is compiled in."""
+    """Return what of the parameters of a statistic is compiled in."""
     if not isinstance(extra, extras.Tilt):
         return 0
     a, b, moments = extra.parameters
@@ -49,7 +47,7 @@ def variant(extra: extras.Extra) -> int:
 
 @triton.jit
 def tilted(parameters, u, v, VARIANT: tl.constexpr):
-    """``a·u + b·v``, or -inf where both models mask the column; less work for tamer signs."""
+    """Return ``a·u + b·v``, or -inf where both models mask the column."""
     a, b = parameters[0], parameters[1]
     if VARIANT % 4 == TEACHER:
         return b * v
@@ -62,8 +60,9 @@ def tilted(parameters, u, v, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
-    """``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
+def tilt_absorb(parameters, pair, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
+    """Return ``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
+    u, v, du, dv = pair
     w = tilted(parameters, u, v, VARIANT)
     if VARIANT % 4 >= TEACHER:  # or STUDENT
         # Rounding is monotone: this is the maximum of w.
@@ -94,7 +93,7 @@ def tilt_merge(a, b, drop_a, drop_b, VARIANT: tl.constexpr):
 
 @triton.jit
 def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
-    """The log-sum-exp, and the moments of ``u - v``."""
+    """Return the log-sum-exp, and the moments of ``u - v``."""
     m, d, k, q = sums
     lse = shift(m) + tl.log(d)
     if VARIANT < 4:
@@ -106,7 +105,7 @@ def tilt_finalize(sums, maxima, VARIANT: tl.constexpr):
 
 @triton.jit
 def tilt_fold(parameters, inv_t, fields, grads, VARIANT: tl.constexpr):
-    """``lse, P0, P1, P2``."""
+    """Return ``lse, P0, P1, P2``."""
     a, zero = parameters[0], tl.zeros_like(grads[0])
     if VARIANT < 4:
         return fields[0], a * grads[0] * inv_t, zero, zero
@@ -119,7 +118,8 @@ def tilt_fold(parameters, inv_t, fields, grads, VARIANT: tl.constexpr):
 
 @triton.jit
 def tilt_narrow(parameters, factors, lse_s, lse_t):
-    """With exponents as pass 1 had them, since the maxima in the state are not centred."""
+    """Round the factors to fp32; their log-sum-exp becomes a difference, as in narrow_extra."""
+    # With exponents as pass 1 had them, since the maxima in the state are not centred.
     a = parameters[0].to(tl.float32).to(tl.float64)
     b = parameters[1].to(tl.float32).to(tl.float64)
     lse = times(a, lse_s) + times(b, lse_t) - factors[0]
@@ -129,7 +129,7 @@ def tilt_narrow(parameters, factors, lse_s, lse_t):
 
 @triton.jit
 def tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT: tl.constexpr):
-    """``e^(a·lp+b·lq+lse)·(P0 + P1·x + P2·x²)`` with ``x = u - v``."""
+    """Add ``e^(a·lp+b·lq+lse)·(P0 + P1·x + P2·x²)``, with ``x = u - v``."""
     if VARIANT != TEACHER:  # else nothing of it depends on the student
         lse, terms, p1, p2 = factors
         if VARIANT >= 4:
@@ -141,14 +141,14 @@ def tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT: tl.constexpr):
 
 @triton.jit
 def tempered_side(d, h, x):
-    """``d, h`` around a maximum that lies ``-x`` higher."""
+    """Return ``d, h`` about a maximum that lies ``-x`` higher."""
     weight = exp(x)
     return weight * d, times(weight, h + times(d, x))
 
 
 @triton.jit
 def tempered_absorb(ratio, du, dv, REDUCE: tl.constexpr):
-    """``d_s, h_s, d_t, h_t`` around the state's own maxima."""
+    """Return ``d_s, h_s, d_t, h_t`` about the maxima in the state."""
     x, y = ratio * du, ratio * dv
     p, q = exp(x), exp(y)
     s = total(p, REDUCE), total(times(p, x), REDUCE)
@@ -158,7 +158,7 @@ def tempered_absorb(ratio, du, dv, REDUCE: tl.constexpr):
 
 @triton.jit
 def tempered_merge(ratio, a, b, drop_a, drop_b):
-    """The maxima drop by ``ratio`` times as much."""
+    """Return the sums about the common maxima, from which the drops are ``ratio`` times as far."""
     d_a, h_a = tempered_side(a[0], a[1], ratio * drop_a[0])
     d_b, h_b = tempered_side(b[0], b[1], ratio * drop_b[0])
     x_a, y_a = tempered_side(a[2], a[3], ratio * drop_a[1])
@@ -168,7 +168,7 @@ def tempered_merge(ratio, a, b, drop_a, drop_b):
 
 @triton.jit
 def tempered_statistics(ratio, m, d, h, m_others, d_others, logit):
-    """``lse, entropy, logp, max_prob`` of one model."""
+    """Return ``lse, entropy, logp, max_prob`` of one model."""
     log_d = tl.log(d)
     lse = ratio * shift(m) + log_d
     rest = times(d_others, exp(ratio * shift(m_others) - lse))
@@ -177,7 +177,7 @@ def tempered_statistics(ratio, m, d, h, m_others, d_others, logit):
 
 @triton.jit
 def tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label):
-    """Four statistics of each model."""
+    """Return four statistics of each model."""
     d_s, h_s, d_t, h_t = sums
     s = tempered_statistics(ratio, maxima[0], d_s, h_s, maxima_of_others[0], others[0], label[0])
     t = tempered_statistics(ratio, maxima[1], d_t, h_t, maxima_of_others[1], others[2], label[1])
@@ -186,7 +186,7 @@ def tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label):
 
 @triton.jit
 def tempered_fold(parameters, fields, grads, hot):
-    """``lse, A, B``, and the sum at the label."""
+    """Return ``lse, A, B``, and ``hot`` with what it gains."""
     inverse = 1 / parameters[0]
     a = grads[0] - grads[2] - times(grads[1], fields[1])
     return (fields[0], a * inverse, -grads[1] * inverse), hot + grads[2] * inverse
@@ -194,16 +194,16 @@ def tempered_fold(parameters, fields, grads, hot):
 
 @triton.jit
 def tempered_vjp(ratio, factors, lp):
-    """``e^y·(A + B·y)`` with ``y`` the log-probability at the other temperature."""
+    """Return ``e^y·(A + B·y)``, with ``y`` the log-probability at the other temperature."""
     y = ratio * lp + factors[0]
     return times(exp(y), factors[1] + factors[2] * y)
 
 
 @triton.jit
 def mixture_terms(lp, lq, omega):
-    """``p_t/m``, ``log(p_s/m)`` and ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
+    """Return ``p_t/m``, ``log(p_s/m)``, ``log(p_t/m)`` for ``m = omega·p_t + (1-omega)·p_s``.
 
-    Written from the side of the larger probability, so that no exponential overflows. NaN where a
+    It goes from the side of the larger probability, so that no exponential overflows. NaN where a
     column is masked in both models: their factors are 0 there.
     """
     delta = lq - lp
@@ -217,7 +217,7 @@ def mixture_terms(lp, lq, omega):
 
 @triton.jit
 def mixture_read(lp, lq, omega):
-    """``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` and ``Σ p_s·p_t/m``."""
+    """Return ``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` and ``Σ p_s·p_t/m``."""
     p, q = exp(lp), exp(lq)
     ratio, log_s, log_t = mixture_terms(lp, lq, omega)
     kl_tm, kl_sm = tl.sum(times(q, log_t), 0), tl.sum(times(p, log_s), 0)
@@ -226,7 +226,7 @@ def mixture_read(lp, lq, omega):
 
 @triton.jit
 def mixture_fold(omega, inv_t, fields, grads):
-    """``Y0, Y1, Y2``."""
+    """Return ``Y0, Y1, Y2``."""
     kl_sm, overlap, g_tm, g_sm = fields[1], fields[2], grads[0], grads[1]
     y0 = g_tm * (1 - omega) * overlap - g_sm * (omega * overlap + kl_sm)
     return y0 * inv_t, (omega * g_sm - (1 - omega) * g_tm) * inv_t, g_sm * inv_t
@@ -234,130 +234,132 @@ def mixture_fold(omega, inv_t, fields, grads):
 
 @triton.jit
 def mixture_vjp(omega, factors, lp, lq):
-    """``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
+    """Return ``e^lp·(Y0 + Y1·p_t/m + Y2·log(p_s/m))``."""
     ratio, log_ratio, _ = mixture_terms(lp, lq, omega)
     return times(exp(lp), factors[0] + factors[1] * ratio + factors[2] * log_ratio)
 
 
 @triton.jit
 def variation_read(lp, lq):
-    """``½ Σ |p_s - p_t|`` and ``Σ p_s·sgn(p_s - p_t)``."""
+    """Return ``½ Σ |p_s - p_t|`` and ``Σ p_s·sgn(p_s - p_t)``."""
     p, q = exp(lp), exp(lq)
     return 0.5 * tl.sum(tl.abs(p - q), 0), tl.sum(p * sign(p - q), 0)
 
 
 @triton.jit
 def variation_fold(inv_t, fields, grads):
-    """``V0, V1``."""
+    """Return ``V0, V1``."""
     half = 0.5 * grads[0] * inv_t
     return -half * fields[1], half
 
 
 @triton.jit
 def variation_vjp(factors, lp, lq):
-    """``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
+    """Return ``e^lp·(V0 + V1·sgn(p_s - p_t))``."""
     p = exp(lp)
     return p * (factors[0] + factors[1] * sign(p - exp(lq)))
 
 
 @triton.jit
-def ratio_of(parameters, inv_t):
-    """What turns logits at the temperature of the rows into logits at another."""
-    return 1 / (inv_t * parameters[0])
+def ratio_of(i: tl.constexpr, numbers):
+    """Return what turns logits at the temperature of the rows into logits at another."""
+    return 1 / (numbers[0] * numbers[1][i][0])
 
 
 # What kernels call. A statistic of one read has no sums in the other.
 
 
 @triton.jit
-def empty_extra(zero, KIND: tl.constexpr):
-    """The neutral element, in the shape and dtype of ``zero``."""
-    if KIND == TILT:
+def empty_extra(i: tl.constexpr, zero, EXTRAS: tl.constexpr):
+    """Return the sums of no column, in the shape and dtype of ``zero``."""
+    if EXTRAS[i][0] == TILT:
         return zero + NEG_INF, zero, zero, zero
-    elif KIND == TEMPERED:
+    elif EXTRAS[i][0] == TEMPERED:
         return zero, zero, zero, zero
     else:
         return ()
 
 
 @triton.jit
-def absorb_extra(parameters, inv_t, u, v, du, dv, maxima, KIND: tl.constexpr,
-                 VARIANT: tl.constexpr, REDUCE: tl.constexpr):  # fmt: skip
-    """The sums of a block of columns, or of a single one.
+def absorb_extra(
+    i: tl.constexpr, numbers, pair, maxima, EXTRAS: tl.constexpr, REDUCE: tl.constexpr
+):
+    """Return the sums of a block of columns, or of a single one.
 
-    ``du, dv`` are the tempered logits ``u, v`` below their ``maxima`` in the block.
+    ``pair`` is ``(u, v, du, dv)``: tempered logits, and how far below their ``maxima`` in the block
+    they are.
     """
-    if KIND == TILT:
-        return tilt_absorb(parameters, u, v, du, dv, maxima, VARIANT, REDUCE)
-    elif KIND == TEMPERED:
-        return tempered_absorb(ratio_of(parameters, inv_t), du, dv, REDUCE)
+    if EXTRAS[i][0] == TILT:
+        return tilt_absorb(numbers[1][i], pair, maxima, EXTRAS[i][1], REDUCE)
+    elif EXTRAS[i][0] == TEMPERED:
+        return tempered_absorb(ratio_of(i, numbers), pair[2], pair[3], REDUCE)
     else:
         return ()
 
 
 @triton.jit
-def merge_extra(parameters, inv_t, a, b, drop_a, drop_b, KIND: tl.constexpr,
-                VARIANT: tl.constexpr):  # fmt: skip
-    """The sums of a union; the drops are how far the two maxima lie below the common ones."""
-    if KIND == TILT:
-        return tilt_merge(a, b, drop_a, drop_b, VARIANT)
-    elif KIND == TEMPERED:
-        return tempered_merge(ratio_of(parameters, inv_t), a, b, drop_a, drop_b)
+def merge_extra(i: tl.constexpr, numbers, a, b, drop_a, drop_b, EXTRAS: tl.constexpr):
+    """Return the sums of a union; drops are how far the old maxima lie below the common ones."""
+    if EXTRAS[i][0] == TILT:
+        return tilt_merge(a, b, drop_a, drop_b, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        return tempered_merge(ratio_of(i, numbers), a, b, drop_a, drop_b)
     else:
         return a
 
 
 @triton.jit
-def read_extra(parameters, lp, lq, KIND: tl.constexpr):
-    """What a block of columns adds in the second read, given both log-probabilities."""
-    if KIND == MIXTURE:
-        return mixture_read(lp, lq, parameters[0])
-    elif KIND == TOTAL_VARIATION:
+def read_extra(i: tl.constexpr, numbers, lp, lq, EXTRAS: tl.constexpr):
+    """Return what a block of columns adds in the second read, from both log-probabilities."""
+    if EXTRAS[i][0] == MIXTURE:
+        return mixture_read(lp, lq, numbers[1][i][0])
+    elif EXTRAS[i][0] == TOTAL_VARIATION:
         return variation_read(lp, lq)
     else:
         return ()
 
 
 @triton.jit
-def finalize_extra(parameters, inv_t, sums, others, maxima, maxima_of_others, label,
-                   KIND: tl.constexpr, VARIANT: tl.constexpr):  # fmt: skip
-    """The statistics; ``others`` are without the label's column, ``label`` its logits."""
-    if KIND == TILT:
-        return tilt_finalize(sums, maxima, VARIANT)
-    elif KIND == TEMPERED:
-        ratio = ratio_of(parameters, inv_t)
+def finalize_extra(
+    i: tl.constexpr, numbers, sums, others, maxima, maxima_of_others, label, EXTRAS: tl.constexpr
+):
+    """Return the statistics; ``others`` are without the label's column, ``label`` its logits."""
+    if EXTRAS[i][0] == TILT:
+        return tilt_finalize(sums, maxima, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        ratio = ratio_of(i, numbers)
         return tempered_finalize(ratio, sums, others, maxima, maxima_of_others, label)
-    elif KIND == MIXTURE:
+    elif EXTRAS[i][0] == MIXTURE:
         return at_least_0(sums[0]), at_least_0(sums[1]), sums[2]
     else:
         return sums
 
 
 @triton.jit
-def fold_extra(parameters, inv_t, fields, grads, hot, KIND: tl.constexpr,
-               VARIANT: tl.constexpr):  # fmt: skip
-    """The coefficients, and what the gradient gains at the label's column."""
-    if KIND == TILT:
-        return tilt_fold(parameters, inv_t, fields, grads, VARIANT), hot
-    elif KIND == TEMPERED:
+def fold_extra(i: tl.constexpr, numbers, fields, grads, hot, EXTRAS: tl.constexpr):
+    """Return the coefficients, and ``hot`` with what the gradient gains at the label's column."""
+    inv_t, parameters = numbers[0], numbers[1][i]
+    if EXTRAS[i][0] == TILT:
+        return tilt_fold(parameters, inv_t, fields, grads, EXTRAS[i][1]), hot
+    elif EXTRAS[i][0] == TEMPERED:
         return tempered_fold(parameters, fields, grads, hot)
-    elif KIND == MIXTURE:
+    elif EXTRAS[i][0] == MIXTURE:
         return mixture_fold(parameters[0], inv_t, fields, grads), hot
     else:
         return variation_fold(inv_t, fields, grads), hot
 
 
 @triton.jit
-def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.constexpr):
-    """The coefficients in fp32; all is fp64 here but ``mend``.
+def narrow_extra(i: tl.constexpr, numbers, factors, lse_s, lse_t, mend, EXTRAS: tl.constexpr):
+    """Round the coefficients to fp32; all is fp64 here but ``mend``.
 
     Log-sum-exps become differences from ``lse_s, lse_t`` as the kernel has them, rounded, and keep
     their digits; by ``mend``, ``e^lp`` is too small there.
     """
-    if KIND == TILT:
-        return tilt_narrow(parameters, factors, lse_s, lse_t)
-    elif KIND == TEMPERED:
-        lse = ratio_of(parameters, inv_t) * lse_s - factors[0]
+    if EXTRAS[i][0] == TILT:
+        return tilt_narrow(numbers[1][i], factors, lse_s, lse_t)
+    elif EXTRAS[i][0] == TEMPERED:
+        lse = ratio_of(i, numbers) * lse_s - factors[0]
         return lse.to(tl.float32), factors[1].to(tl.float32), factors[2].to(tl.float32)
     else:
         mended = ()
@@ -367,14 +369,14 @@ def narrow_extra(parameters, inv_t, factors, lse_s, lse_t, mend, KIND: tl.conste
 
 
 @triton.jit
-def vjp_extra(g, parameters, inv_t, factors, u, v, lp, lq, KIND: tl.constexpr,
-              VARIANT: tl.constexpr):  # fmt: skip
-    """``g`` and the gradient in ``u`` of a block of compared columns."""
-    if KIND == TILT:
-        return tilt_vjp(g, parameters, factors, u, v, lp, lq, VARIANT)
-    elif KIND == TEMPERED:
-        return g + tempered_vjp(ratio_of(parameters, inv_t), factors, lp)
-    elif KIND == MIXTURE:
-        return g + mixture_vjp(parameters[0], factors, lp, lq)
+def vjp_extra(i: tl.constexpr, numbers, g, factors, pair, EXTRAS: tl.constexpr):
+    """Add the gradient in ``u`` of a block of compared columns, ``pair = (u, v, lp, lq)``."""
+    u, v, lp, lq = pair
+    if EXTRAS[i][0] == TILT:
+        return tilt_vjp(g, numbers[1][i], factors, u, v, lp, lq, EXTRAS[i][1])
+    elif EXTRAS[i][0] == TEMPERED:
+        return g + tempered_vjp(ratio_of(i, numbers), factors, lp)
+    elif EXTRAS[i][0] == MIXTURE:
+        return g + mixture_vjp(numbers[1][i][0], factors, lp, lq)
     else:
         return g + variation_vjp(factors, lp, lq)

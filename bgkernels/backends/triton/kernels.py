@@ -1,4 +1,4 @@
-"""The kernels, for the host: importing them imports Triton."""
+"""The host imports the kernels from here, and with them Triton."""
 
 from bgkernels.backends.triton.absorb import absorb_kernel, merge_kernel
 from bgkernels.backends.triton.extras import variant

@@ -1,4 +1,4 @@
-"""How Triton kernels are started: defaults, and measuring instead, for those who ask for it.
+"""This module says how Triton kernels are started: by defaults, or by timing where asked for.
 
 With ``BGKERNELS_TRITON_TUNE=file.json`` in the environment, the first call of each kind of kernel
 on each kind of device times the candidates, which waits for the device, and the file remembers the
@@ -24,7 +24,7 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is started.
+    """A launch says how a kernel is started.
 
     Args:
         block: columns a step.
@@ -40,13 +40,13 @@ class Launch:
     registers: int | None = None
 
     def options(self, cuda: bool) -> dict[str, int]:
-        """Of the compiler."""
+        """Return the options of the compiler."""
         limit = {"maxnreg": self.registers} if cuda and self.registers else {}
         return {"num_warps": self.warps, **limit}
 
 
 def launch_of(kernel: str, spec: RowSpec) -> Launch:
-    """The default, from compiled code (registers, instructions a column), not yet from timings.
+    """Return the default, from compiled code (registers, instructions), not yet from timings.
 
     Few warps a program, so that many programs share a multiprocessor and the loads of one run under
     the arithmetic of another; 16-byte loads; no spills (``tests/backends/test_triton_compile.py``).
@@ -57,7 +57,7 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
         # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
         sample = spec.label_rule == "sample"
         extras = [extra for extra in spec.extras if not extra.second_read]
-        # Of a sum that no value reads, nothing is computed.
+        # The compiler drops sums that no field reads.
         sums = sum(min(len(extra.sums), len(extra.fields) + 1) for extra in extras)
         light = spec.shared_softmax and sums <= 2 and not sample
         alive = sums + 4 * sample + 4 * capped
@@ -70,7 +70,7 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
 
 
 def candidates(kernel: str) -> list[Launch]:
-    """What is tried beside the default."""
+    """Return the launches that are timed beside the default."""
     if kernel == "vjp":
         return [Launch(n * w, w, 32) for n in (128, 256, 512) for w in (2, 4, 8)]
     limits = (128, 168, 255)
@@ -78,7 +78,7 @@ def candidates(kernel: str) -> list[Launch]:
 
 
 def tuning(device: torch.device) -> str | None:
-    """The file, where tuning is asked for and possible."""
+    """Return the file of tuned launches, or None where tuning is not asked for or impossible."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None
     return os.environ.get(VARIABLE)
@@ -92,7 +92,7 @@ def tuned(
     device: torch.device,
     run: Callable[[Launch], None],
 ) -> Launch:
-    """The fastest candidate.
+    """Return the fastest launch, timed now or read from the file.
 
     Args:
         path: of the file.
@@ -107,12 +107,12 @@ def tuned(
     """
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else device.type
-    key, known = f"{name}: {kernel} {kind}", _load(path)
-    if key not in known:
+    key, launches = f"{name}: {kernel} {kind}", _load(path)
+    if key not in launches:
         best = min((default, *candidates(kernel)), key=lambda x: _milliseconds(x, run, device))
-        known[key] = best
-        _save(path, known)
-    return known[key]
+        launches[key] = best
+        _save(path, launches)
+    return launches[key]
 
 
 @functools.cache
@@ -128,15 +128,15 @@ def _load(path: str) -> dict[str, Launch]:
         ) from error
 
 
-def _save(path: str, known: dict[str, Launch]) -> None:
-    """Whole or not at all: several processes may tune at once, and the last one wins."""
-    made = Path(f"{path}.{os.getpid()}")
-    made.write_text(json.dumps({k: asdict(x) for k, x in known.items()}, indent=1))
-    made.replace(path)
+def _save(path: str, launches: dict[str, Launch]) -> None:
+    """Write the file as a whole: several processes may tune at once, and the last one wins."""
+    temporary = Path(f"{path}.{os.getpid()}")
+    temporary.write_text(json.dumps({k: asdict(x) for k, x in launches.items()}, indent=1))
+    temporary.replace(path)
 
 
 def _milliseconds(launch: Launch, run: Callable[[Launch], None], device: torch.device) -> float:
-    """The fastest of a few runs; infinite where it does not compile."""
+    """Return the time of the fastest of a few runs; infinite where it does not compile."""
     try:
         run(launch)
     except Exception:  # a candidate that a device refuses is no candidate

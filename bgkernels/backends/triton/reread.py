@@ -1,25 +1,20 @@
-"""Pass 1, second read: sums of statistics that need both normalisers first.
+"""The second read of pass 1 adds to sums that need both normalisers first.
 
-``EXTRAS`` are ``(kind, variant, first, count)`` as in the state; statistics of the first read have
-no sums here.
+Statistics of the first read have no sums here. Grids and arguments are as in :mod:`.absorb`.
 """
-
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# See math; the conventions of grids and arguments are those of absorb.
 
 import triton
 import triton.language as tl
 
 from bgkernels.backends.triton.absorb import column_range, load_logits
 from bgkernels.backends.triton.extras import read_extra
-from bgkernels.backends.triton.math import NEG_INF, SKIP, number, numbers, tempered
-from bgkernels.backends.triton.state import load_columns
+from bgkernels.backends.triton.math import LOGITS, NEG_INF, SKIP, kernel, numbers_of, tempered
+from bgkernels.backends.triton.state import load_extras, store_extras
 
 
 @triton.jit
 def added(a, b):
-    """The sums of two parts."""
+    """Add two tuples, number by number."""
     out = ()
     for i in tl.static_range(len(b)):
         out = out + (a[i] + b[i],)
@@ -27,18 +22,8 @@ def added(a, b):
 
 
 @triton.jit
-def load_sums(ptr, stride, mask, EXTRAS: tl.constexpr):
-    """Sums of the second read."""
-    sums = ()
-    for i in tl.static_range(len(EXTRAS)):
-        x = load_columns(ptr, stride, EXTRAS[i][2], EXTRAS[i][3], mask, tl.float32)
-        sums = sums + (x,)
-    return sums
-
-
-@triton.jit
 def no_sums(EXTRAS: tl.constexpr):
-    """Those of no column of one row."""
+    """Return the sums of no column of one row."""
     sums = ()
     for i in tl.static_range(len(EXTRAS)):
         sums = sums + (zeros(EXTRAS[i][3]),)
@@ -47,34 +32,21 @@ def no_sums(EXTRAS: tl.constexpr):
 
 @triton.jit
 def zeros(count: tl.constexpr):
-    """A tuple of them."""
+    """Return a tuple of that many zeros."""
     out = ()
     for _ in tl.static_range(count):
         out = out + (tl.full((), 0.0, tl.float32),)
     return out
 
 
-@triton.jit
-def store_sums(ptr, stride, mask, sums, EXTRAS: tl.constexpr):
-    """The inverse of :func:`load_sums`."""
-    for i in tl.static_range(len(EXTRAS)):
-        for k in tl.static_range(len(sums[i])):
-            tl.store(ptr + (EXTRAS[i][2] + k) * stride, sums[i][k], mask=mask)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "labels_ptr", "lse_s_ptr", "lse_t_ptr", "sums_ptr", "rows", "blocks", "inv_t", "s_cap",
-        "t_cap", "parameters",
-    ]
-)  # fmt: skip
+@kernel(LOGITS)
 def reread_kernel(
     s_ptr, s_stride, t_ptr, t_stride, labels_ptr, lse_s_ptr, lse_t_ptr, sums_ptr,
     rows, width, blocks, inv_t, s_cap, t_cap, parameters,
-    SHARED: tl.constexpr, S_MAP: tl.constexpr, T_MAP: tl.constexpr, EXTRAS: tl.constexpr,
-    COLUMNS: tl.constexpr, RESUME: tl.constexpr, BLOCK: tl.constexpr,
+    SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr,
+    RESUME: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pairwise sums over a range of columns of one row.
+    """Sum over a range of columns of one row.
 
     ``lse_s_ptr, lse_t_ptr (rows,)`` are fp64. With RESUME the sums are added to those of the state
     ``(·, rows)``, else written to ``(splits, ·, rows)``.
@@ -84,43 +56,44 @@ def reread_kernel(
         return
     stride = tl.cast(rows, tl.int64)
     out = sums_ptr + split * COLUMNS * stride + row
-    wide_s, wide_t = tl.load(lse_s_ptr + row), tl.load(lse_t_ptr + row)
-    lse_s, lse_t = wide_s.to(tl.float32), wide_t.to(tl.float32)
-    rest_s, rest_t = (wide_s - lse_s).to(tl.float32), (wide_t - lse_t).to(tl.float32)
-    inv_t, parameters = number(inv_t, tl.float32), numbers(parameters, tl.float32)
+    exact_s, exact_t = tl.load(lse_s_ptr + row), tl.load(lse_t_ptr + row)
+    lse_s, lse_t = exact_s.to(tl.float32), exact_t.to(tl.float32)
+    rest_s, rest_t = (exact_s - lse_s).to(tl.float32), (exact_t - lse_t).to(tl.float32)
+    numbers = numbers_of(inv_t, parameters, tl.float32)
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
     total = no_sums(EXTRAS)
     if RESUME:
-        total = load_sums(out, stride, None, EXTRAS)
+        total = load_extras(out, stride, None, EXTRAS, tl.float32)
     for begin in range(start, stop, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
-        z = load_logits(s_row, columns, stop, s_cap, S_MAP)
-        v = load_logits(t_row, columns, stop, t_cap, T_MAP)
-        lp = tl.where(columns < stop, tempered(z, inv_t, SHARED) - lse_s - rest_s, NEG_INF)
-        lq = tl.where(columns < stop, tempered(v, inv_t, SHARED) - lse_t - rest_t, NEG_INF)
+        z = load_logits(s_row, columns, stop, s_cap, MAPS[0])
+        v = load_logits(t_row, columns, stop, t_cap, MAPS[1])
+        lp = tl.where(columns < stop, tempered(z, numbers[0], SHARED) - lse_s - rest_s, NEG_INF)
+        lq = tl.where(columns < stop, tempered(v, numbers[0], SHARED) - lse_t - rest_t, NEG_INF)
         new = ()
         for i in tl.static_range(len(EXTRAS)):
-            new = new + (added(total[i], read_extra(parameters[i], lp, lq, EXTRAS[i][0])),)
+            new = new + (added(total[i], read_extra(i, numbers, lp, lq, EXTRAS)),)
         total = new
-    store_sums(out, stride, None, total, EXTRAS)
+    store_extras(out, stride, None, total, EXTRAS)
 
 
-@triton.jit(do_not_specialize=["sums_ptr", "part_ptr", "labels_ptr", "rows", "splits"])
+@kernel()
 def add_kernel(
-    sums_ptr, part_ptr, labels_ptr, rows, splits,
-    EXTRAS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    sums_ptr, part_ptr, labels_ptr, rows, splits, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add ``(splits, ·, rows)`` sums of the second read to those of the state ``(·, rows)``."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     mask &= tl.load(labels_ptr + row, mask=mask, other=SKIP) != SKIP
     stride = tl.cast(rows, tl.int64)
-    total = load_sums(sums_ptr + row, stride, mask, EXTRAS)
+    total = load_extras(sums_ptr + row, stride, mask, EXTRAS, tl.float32)
     for split in range(splits):
-        part = load_sums(part_ptr + split * COLUMNS * stride + row, stride, mask, EXTRAS)
+        part = part_ptr + split * COLUMNS * stride + row
+        more = load_extras(part, stride, mask, EXTRAS, tl.float32)
         new = ()
         for i in tl.static_range(len(EXTRAS)):
-            new = new + (added(total[i], part[i]),)
+            new = new + (added(total[i], more[i]),)
         total = new
-    store_sums(sums_ptr + row, stride, mask, total, EXTRAS)
+    store_extras(sums_ptr + row, stride, mask, total, EXTRAS)

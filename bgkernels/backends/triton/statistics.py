@@ -1,12 +1,8 @@
-"""Between the passes, in fp64: states to statistics, and derivatives to coefficients.
+"""Between the passes, states become statistics, and derivatives coefficients, in fp64.
 
-A program works on a block of rows. ``EXTRAS`` are ``(kind, variant, first, count)``: the last two
-say where the sums, or the fields, of an extra stand in what is read; what is written is in order.
+A program works on a block of rows. ``EXTRAS`` say where the sums, or the fields, of each extra are
+in what is read; what is written is in order.
 """
-
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# See math.
 
 import triton
 import triton.language as tl
@@ -17,13 +13,19 @@ from bgkernels.backends.triton.math import (
     SKIP,
     at_least_0,
     exp,
+    kernel,
     log_prob,
-    number,
-    numbers,
+    numbers_of,
     shift,
     times,
 )
-from bgkernels.backends.triton.state import load_columns, load_state, merge_sums, one_column
+from bgkernels.backends.triton.state import (
+    load_columns,
+    load_extras,
+    load_state,
+    merge_sums,
+    one_column,
+)
 from bgkernels.rows import spec
 
 FIELDS = tl.constexpr(len(spec.FIELDS))
@@ -31,7 +33,7 @@ FIELDS = tl.constexpr(len(spec.FIELDS))
 
 @triton.jit
 def softmax_of(m, d, m_others, d_others):
-    """``lse``, ``log d``, and the probability outside the label."""
+    """Return ``lse``, ``log d``, and the probability outside the label."""
     log_d = tl.log(d)
     lse = shift(m) + log_d
     return lse, log_d, times(d_others, exp(shift(m_others) - lse))
@@ -39,7 +41,7 @@ def softmax_of(m, d, m_others, d_others):
 
 @triton.jit
 def compared_fields(s, t, s_others, t_others, u, v):
-    """Fields of both softmaxes, and what they give to other columns than the label's.
+    """Return the fields of both softmaxes, and what these give to columns other than the label's.
 
     ``u, v`` are the label's logits, -inf where not compared.
     """
@@ -52,31 +54,26 @@ def compared_fields(s, t, s_others, t_others, u, v):
     ), rest_s, rest_t  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=[
-        "floats_ptr", "ints_ptr", "labels_ptr", "out_ptr", "out_stride", "rows", "columns",
-        "compared", "inv_t", "parameters",
-    ]
-)  # fmt: skip
+@kernel()
 def finalize_kernel(
     floats_ptr, ints_ptr, labels_ptr, out_ptr, out_stride, rows, columns, compared, inv_t,
-    parameters,
-    HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, EXTRAS: tl.constexpr, BLOCK: tl.constexpr,
+    parameters, HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, EXTRAS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The statistics ``out_ptr (fields, rows)`` of ``floats_ptr (·, rows), ints_ptr (3, rows)``.
+    """Write the statistics ``(fields, rows)`` of states ``(·, rows)`` and ``(3, rows)``.
 
-    The integers become those of all columns, the label's too.
+    The integers of the state become those of all columns, the label's too.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     keep = tl.load(labels_ptr + row, mask=mask, other=SKIP) != SKIP
-    inv_t, parameters = number(inv_t, tl.float64), numbers(parameters, tl.float64)
+    numbers = numbers_of(inv_t, parameters, tl.float64)
     others = load_state(floats_ptr + row, ints_ptr + row, rows, mask, EXTRAS, tl.float64)
     z, v, label = others[4][1], others[4][2], others[4][3]
     in_pair = (label >= 0) & (label < compared)
-    u = tl.where(in_pair, z * inv_t, NEG_INF)
-    one = one_column((z, v, label), in_pair, parameters, inv_t, SHARED, EXTRAS)
-    whole = merge_sums(others, one, (), parameters, inv_t, EXTRAS)
+    u = tl.where(in_pair, z * numbers[0], NEG_INF)
+    column = one_column((z, v, label), in_pair, numbers, SHARED, EXTRAS)
+    whole = merge_sums(others, column, (), numbers, EXTRAS)
 
     at = ints_ptr + row
     tl.store(at, tl.where(keep, label, SKIP).to(tl.int64), mask=mask)
@@ -96,32 +93,28 @@ def finalize_kernel(
     for i in tl.static_range(len(pair)):
         fields = fields + (pair[i] + lost,)
     mean = whole[3][2] / columns
+    maxima, maxima_of_others = (whole[0][0], whole[1][0]), (others[0][0], others[1][0])
     fields = fields + (nll + lost, lse_c + lost, mean + lost, rest_s, rest_t, rest_c)
     for i in tl.static_range(len(EXTRAS)):
         fields = fields + finalize_extra(
-            parameters[i], inv_t, whole[5][i], others[5][i], (whole[0][0], whole[1][0]),
-            (others[0][0], others[1][0]), (u, v), EXTRAS[i][0], EXTRAS[i][1],
-        )  # fmt: skip
+            i, numbers, whole[5][i], others[5][i], maxima, maxima_of_others, (u, v), EXTRAS
+        )
     for i in tl.static_range(len(fields)):
         at = out_ptr + i * tl.cast(out_stride, tl.int64) + row
         tl.store(at, tl.where(keep, fields[i], 0.0), mask=mask)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "statistics_ptr", "statistics_stride", "grads_ptr", "grads_stride", "out_ptr", "rows",
-        "columns", "inv_t", "parameters",
-    ]
-)  # fmt: skip
+@kernel()
 def fold_kernel(
     statistics_ptr, statistics_stride, grads_ptr, grads_stride, out_ptr, rows, columns, inv_t,
     parameters, SHARED: tl.constexpr, EXTRAS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The coefficients ``out_ptr (·, rows)`` of two matrices ``(fields, rows)``."""
+    """Write the coefficients ``(·, rows)`` of two matrices ``(fields, rows)``."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = row < rows
     s_ptr, g_ptr = statistics_ptr + row, grads_ptr + row
-    inv, parameters = number(inv_t, tl.float64), numbers(parameters, tl.float64)
+    numbers = numbers_of(inv_t, parameters, tl.float64)
+    inv = numbers[0]
     s = load_columns(s_ptr, statistics_stride, 0, FIELDS, mask, tl.float64)
     g = load_columns(g_ptr, grads_stride, 0, FIELDS, mask, tl.float64)
     lse_s, lse_t, entropy_s, _, _, kl_st, _, _, _, _, _, lse_c, _, rest_s, rest_t, rest_c = s
@@ -133,12 +126,11 @@ def fold_kernel(
     hot = (times(g_logp, rest_s) + times(g_kl_ts, rest_t - rest_s)) * inv - times(g_nll, rest_c)
     if SHARED:
         a, a_y, h, h_y = a + h, a_y + h_y, zero, zero
+    fields = load_extras(s_ptr, statistics_stride, mask, EXTRAS, tl.float64)
+    grads = load_extras(g_ptr, grads_stride, mask, EXTRAS, tl.float64)
     factors = ()
     for i in tl.static_range(len(EXTRAS)):
-        fields = load_columns(s_ptr, statistics_stride, EXTRAS[i][2], EXTRAS[i][3], mask,
-                              tl.float64)  # fmt: skip
-        grads = load_columns(g_ptr, grads_stride, EXTRAS[i][2], EXTRAS[i][3], mask, tl.float64)
-        x, hot = fold_extra(parameters[i], inv, fields, grads, hot, EXTRAS[i][0], EXTRAS[i][1])
+        x, hot = fold_extra(i, numbers, fields[i], grads[i], hot, EXTRAS)
         factors = factors + x
     row_factors = (lse_s, lse_t, lse_c, a, (g_kl_st - g_entropy) * inv, g_kl_st * inv,
                    g_kl_ts * inv, h, g_mean / columns, a_y, zero, h_y, hot)  # fmt: skip

@@ -1,8 +1,7 @@
-"""Pass 2: the gradient in the student's logits, of a range of columns of one row a program."""
+"""Pass 2 writes the gradient in the student's logits, a range of columns of one row a program.
 
-# mypy: ignore-errors
-# ruff: noqa: RUF005
-# See math; the conventions of grids and arguments are those of absorb.
+Grids and arguments are as in :mod:`.absorb`.
+"""
 
 import triton
 import triton.language as tl
@@ -11,15 +10,16 @@ from bgkernels.backends.triton.absorb import column_range, load_logits
 from bgkernels.backends.triton.extras import narrow_extra, vjp_extra
 from bgkernels.backends.triton.math import (
     CAPPED,
+    LOGITS,
     RAW,
     SKIP,
     exp,
-    number,
-    numbers,
+    kernel,
+    numbers_of,
     tempered,
     times,
 )
-from bgkernels.backends.triton.state import load_columns
+from bgkernels.backends.triton.state import load_columns, load_extras
 from bgkernels.rows import spec
 
 COEFFICIENTS = tl.constexpr(len(spec.COEFFICIENTS))
@@ -27,30 +27,28 @@ COEFFICIENTS = tl.constexpr(len(spec.COEFFICIENTS))
 
 @triton.jit
 def narrowed(factor, mend):
-    """An fp64 coefficient in fp32, times what its exponential lacks."""
+    """Round an fp64 coefficient to fp32, and multiply it with what its exponential lacks."""
     return factor.to(tl.float32) * mend
 
 
 @triton.jit
 def load_coefficients(ptr, stride, parameters, inv_t, EXTRAS: tl.constexpr):
-    """The coefficients of one row in fp32, from fp64.
+    """Load the coefficients of one row, and round them to fp32.
 
     A log-sum-exp of hundreds loses digits there; what it loses is moved into the factors.
-    ``EXTRAS`` are ``(kind, variant, first, count)``, as in the state.
     """
-    wide_s, wide_t, wide_c, a, b, c, d, h, m, a_y, d_y, h_y, hot = load_columns(
+    exact_s, exact_t, exact_c, a, b, c, d, h, m, a_y, d_y, h_y, hot = load_columns(
         ptr, stride, 0, COEFFICIENTS, None, tl.float64
     )
-    lse_s, lse_t, lse_c = wide_s.to(tl.float32), wide_t.to(tl.float32), wide_c.to(tl.float32)
-    lost_s, lost_t = (lse_s - wide_s).to(tl.float32), (lse_t - wide_t).to(tl.float32)
-    mend_s, mend_t, mend_c = exp(lost_s), exp(lost_t), exp((lse_c - wide_c).to(tl.float32))
+    lse_s, lse_t, lse_c = exact_s.to(tl.float32), exact_t.to(tl.float32), exact_c.to(tl.float32)
+    lost_s, lost_t = (lse_s - exact_s).to(tl.float32), (lse_t - exact_t).to(tl.float32)
+    mend_s, mend_t, mend_c = exp(lost_s), exp(lost_t), exp((lse_c - exact_c).to(tl.float32))
     bend = b.to(tl.float32) * lost_s - c.to(tl.float32) * lost_t
-    lse_wide_s, lse_wide_t = lse_s.to(tl.float64), lse_t.to(tl.float64)
-    wide, wide_inv_t = numbers(parameters, tl.float64), number(inv_t, tl.float64)
-    factors = ()
+    rounded_s, rounded_t = lse_s.to(tl.float64), lse_t.to(tl.float64)
+    numbers = numbers_of(inv_t, parameters, tl.float64)
+    exact, factors = load_extras(ptr, stride, None, EXTRAS, tl.float64), ()
     for i in tl.static_range(len(EXTRAS)):
-        x = load_columns(ptr, stride, EXTRAS[i][2], EXTRAS[i][3], None, tl.float64)
-        x = narrow_extra(wide[i], wide_inv_t, x, lse_wide_s, lse_wide_t, mend_s, EXTRAS[i][0])
+        x = narrow_extra(i, numbers, exact[i], rounded_s, rounded_t, mend_s, EXTRAS)
         factors = factors + (x,)
     pair = (
         (a.to(tl.float32) + bend) * mend_s, narrowed(b, mend_s), narrowed(c, mend_s),
@@ -62,7 +60,7 @@ def load_coefficients(ptr, stride, parameters, inv_t, EXTRAS: tl.constexpr):
 
 @triton.jit
 def vjp_line(lp, lq, a, b, c, d):
-    """``e^lp·(A + B·lp - C·lq) - D·e^lq``: the gradient over compared columns."""
+    """Return ``e^lp·(A + B·lp - C·lq) - D·e^lq``, the gradient over compared columns."""
     p = exp(lp)
     # Where p is not 0, lp is finite, so that lq alone needs the rule 0·(±inf) = 0.
     slope = tl.where(p == 0, 0.0, b * lp - times(c, lq))
@@ -70,8 +68,8 @@ def vjp_line(lp, lq, a, b, c, d):
 
 
 @triton.jit
-def store_gradient(out_row, columns, stop, local, begin, z, g, ce, s_cap, SHARED: tl.constexpr,
-                   S_MAP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def store_gradient(out_row, columns, stop, local, begin, z, g, ce, cap, SHARED: tl.constexpr,
+                   MAP: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Add the gradient through the cross-entropy, go back through the soft-cap, and store."""
     lse_c, h, h_y, m, hot = ce
     g += m
@@ -83,27 +81,22 @@ def store_gradient(out_row, columns, stop, local, begin, z, g, ce, s_cap, SHARED
         g += x
     if (local >= begin) & (local < begin + BLOCK):
         g += tl.where(columns == local, hot, 0.0)
-    if S_MAP == CAPPED:
-        ratio = z * (1 / tl.cast(s_cap[1], tl.float32))
+    if MAP == CAPPED:
+        ratio = z * (1 / tl.cast(cap[1], tl.float32))
         g *= 1 - ratio * ratio
-    if S_MAP != RAW:
-        g *= tl.cast(s_cap[0], tl.float32)
+    if MAP != RAW:
+        g *= tl.cast(cap[0], tl.float32)
     tl.store(out_row + columns, g, mask=columns < stop)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "coefficients_ptr", "labels_ptr", "rows", "blocks", "first_column", "inv_t", "s_cap",
-        "t_cap", "parameters",
-    ]
-)  # fmt: skip
+@kernel(LOGITS)
 def vjp_kernel(
     out_ptr, out_stride, s_ptr, s_stride, t_ptr, t_stride, coefficients_ptr, labels_ptr,
     rows, width, compared, blocks, first_column, inv_t, s_cap, t_cap, parameters,
-    HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, S_MAP: tl.constexpr, T_MAP: tl.constexpr,
-    EXTRAS: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2.
+    """Write the gradient of a range of columns of one row.
 
     ``out_ptr (rows, width)`` may be ``s_ptr``: an element is read and written by the same program,
     in that order. ``coefficients_ptr (·, rows)`` is fp64, ``labels_ptr (rows,)`` int64.
@@ -126,25 +119,25 @@ def vjp_kernel(
         coefficients_ptr + row, rows, parameters, inv_t, EXTRAS
     )
     a, b, c, d, a_y, d_y = pair
-    inv_t, parameters = number(inv_t, tl.float32), numbers(parameters, tl.float32)
+    numbers = numbers_of(inv_t, parameters, tl.float32)
     if HAS_TEACHER:
         for begin in range(start, pair_stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
-            z = load_logits(s_row, columns, pair_stop, s_cap, S_MAP)
-            v = tempered(load_logits(t_row, columns, pair_stop, t_cap, T_MAP), inv_t, SHARED)
-            u = tempered(z, inv_t, SHARED)
+            z = load_logits(s_row, columns, pair_stop, s_cap, MAPS[0])
+            v = load_logits(t_row, columns, pair_stop, t_cap, MAPS[1])
+            u, v = tempered(z, numbers[0], SHARED), tempered(v, numbers[0], SHARED)
             lp, lq = u - lse_s, v - lse_t
             g = vjp_line(lp, lq, a, b, c, d)
             if (local >= begin) & (local < begin + BLOCK):
                 g = tl.where(columns == local, vjp_line(lp, lq, a_y, b, c, d_y), g)
             for i in tl.static_range(len(EXTRAS)):
-                g = vjp_extra(g, parameters[i], inv_t, factors[i], u, v, lp, lq, EXTRAS[i][0],
-                              EXTRAS[i][1])  # fmt: skip
+                g = vjp_extra(i, numbers, g, factors[i], (u, v, lp, lq), EXTRAS)
             store_gradient(out_row, columns, pair_stop, local, begin, z, g, ce, s_cap, SHARED,
-                           S_MAP, BLOCK)  # fmt: skip
+                           MAPS[0], BLOCK)  # fmt: skip
     if not SHARED:
         for begin in range(pair_stop, stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
-            z = load_logits(s_row, columns, stop, s_cap, S_MAP)
-            store_gradient(out_row, columns, stop, local, begin, z, tl.zeros_like(z), ce, s_cap,
-                           SHARED, S_MAP, BLOCK)  # fmt: skip
+            z = load_logits(s_row, columns, stop, s_cap, MAPS[0])
+            g = tl.zeros_like(z)
+            store_gradient(out_row, columns, stop, local, begin, z, g, ce, s_cap, SHARED,
+                           MAPS[0], BLOCK)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every kind of teacher says of itself, and what a walk does for it."""
+"""Every kind of teacher extends the class here, and walks by the protocol here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kind = TypeVar("Kind", bound="Teacher")
 
 
 class Label(NamedTuple):
-    """How labels are given.
+    """A label is a word or comes with the data.
 
     Args:
         word: ``"teacher_argmax"`` or ``"teacher_sample"``, or None for labels of the data.
@@ -34,14 +34,14 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Teacher(ABC):
-    """Where soft labels come from: plain tensors, with leading shape ``(...)`` or ``(rows,)``.
+    """A teacher gives soft labels from plain tensors, ``(..., n)`` or ``(rows, n)``.
 
     Attributes:
         names: of its tensors.
         dense: whether it has a logit for each column; then ranks may share its columns out.
         compiles: whether ``torch.compile`` carries it.
         excludes_columns: whether it rules out columns that the student may choose.
-        weighs_statistics: whether a function of statistics says how much its members count.
+        weighs_statistics: whether a function of the statistics weighs its members.
         memory: rows of :class:`Statistics` in which its walk remembers things for pass 2.
     """
 
@@ -64,18 +64,18 @@ class Teacher(ABC):
 
     @property
     def parts(self) -> tuple[Teacher, ...]:
-        """The teachers with which the student is compared, one after the other."""
+        """The teachers with which the student is compared, each for itself."""
         return (self,)
 
     @property
     def members(self) -> tuple[Teacher, ...]:
-        """The teachers that a mixture is made of, or itself."""
+        """The teachers that it mixes, or itself."""
         return (self,)
 
     def check(
         self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"
     ) -> None:
-        """Its tensors fit ``leading``, live where ``reference`` does, and want no gradient."""
+        """Check that its tensors fit ``leading``, lie with ``reference``, and need no gradient."""
         tensors = {
             f"{name}.{n}": x for n, x in zip(self.names, self.tensors, strict=True) if x is not None
         }
@@ -96,32 +96,32 @@ class Teacher(ABC):
             )
 
     def check_parameters(self, name: str, *, mixed: bool) -> None:
-        """What is not a tensor, and how tensors fit each other."""
+        """Check what is not a tensor, and that tensors fit each other."""
         return
 
     def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
-        """It can be compared on so many columns, at that temperature, and give that label."""
+        """Check that it fits a number of compared columns, a temperature and a label."""
         return
 
     def choose(self, word: str, seed: int) -> Tensor | None:
-        """The label ``(...)`` that it gives without a walk; None where pass 1 chooses it."""
+        """Return the labels ``(...)`` that it gives without a walk; None: pass 1 chooses them."""
         return None
 
     @abstractmethod
     def flat(self: Kind, rows: int) -> Kind:
-        """The same teacher with its leading dimensions flattened to ``rows``."""
+        """Return the same teacher with its leading dimensions flattened to ``rows``."""
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
-        """Of each pair of distributions whose statistics it gives, from that of the call."""
+        """Return a specification for each pair of distributions it compares, from the call's."""
         return (spec,)
 
     def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
-        """What policies and divergences see of it: see :meth:`Statistics.row_stats`."""
+        """Return what policies and divergences see of it: see :meth:`Statistics.row_stats`."""
         stats = statistics.row_stats(problem.ignore_index, rows)
         return stats, stats
 
     def part_weights(self, stats: list[RowStats], rows: slice) -> Tensor | None:
-        """How much each of its parts counts in some rows, ``(rows, parts)``; None for a single one.
+        """Return the weights of its parts in some rows, ``(rows, parts)``; None for a single part.
 
         Args:
             stats: of these rows, as policies see each part.
@@ -131,41 +131,44 @@ class Teacher(ABC):
 
     @abstractmethod
     def demand(self, problem: Problem) -> Demand:
-        """Bytes that its walk takes, for the planner."""
+        """Return the bytes that its walk takes, for the planner."""
 
     @abstractmethod
     def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
-        """What the two passes do for it."""
+        """Return what the two passes call for it."""
 
 
 class Comparison(Protocol):
-    """A teacher in the driver's walks. ``x`` is the student's ``i``-th tile, raw."""
+    """It compares a teacher with the student's tiles, which the driver hands it one by one.
+
+    Attributes:
+        second_read: whether it wants to see every tile twice in pass 1.
+    """
 
     second_read: bool
-    """Whether pass 1 walks twice."""
 
     def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:
-        """Begin a chunk of rows, whose ``statistics`` are known, or will be written."""
+        """Begin a chunk of rows, whose ``statistics`` are there already if ``known``."""
 
     def absorb(self, i: int, x: Tensor) -> None:
-        """Pass 1, in its second read after :meth:`close`."""
+        """Take the student's raw ``i``-th tile: pass 1, and after :meth:`close` its second read."""
 
     def close(self) -> None:
-        """End a read of pass 1: write the statistics."""
+        """End a read of pass 1, and write the statistics."""
 
     def open_vjp(self, grads: Tensor) -> None:
-        """Begin pass 2, with the derivatives ``(fields, rows)`` by the statistics."""
+        """Begin pass 2, from the derivatives ``(fields, rows)`` by the statistics."""
 
     def vjp(self, i: int, x: Tensor, out: Tensor) -> None:
-        """Pass 2: write the gradient of the tile to ``out``, which may be ``x``."""
+        """Write the gradient of the ``i``-th tile to ``out``, which may be ``x``: pass 2."""
 
 
 def flat_rows(x: Tensor, rows: int) -> Tensor:
-    """Leading dimensions flattened; the last kept at stride 1."""
+    """Flatten the leading dimensions, and give the last one stride 1."""
     x = x if x.ndim == 2 else x.reshape(rows, x.shape[-1])
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def empty_tile(plan: Plan, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised memory for the widest tile."""
+    """Allocate memory for the widest tile."""
     return torch.empty(plan.chunk * plan.width, dtype=dtype, device=device)

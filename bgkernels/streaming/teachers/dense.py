@@ -170,7 +170,7 @@ class Dense:
             self.codes.start(labels)
         if not known:
             self.state = empty(
-                len(labels), self.spec, dtype=self.problem.dtype, device=labels.device
+                labels.size(0), self.spec, dtype=self.problem.dtype, device=labels.device
             )
 
     def _tile(self, i: int, x: Tensor) -> Tile:

@@ -1,4 +1,4 @@
-"""Several teachers as one: a weighted sum of losses, or the tiles of ``log Σ λ_i·p_i``.
+"""A mixture of teachers is a weighted sum of losses, or one teacher ``log Σ λ_i·p_i``.
 
 A tile of a mixed distribution needs every teacher's normaliser, so each chunk of rows begins with a
 walk over the teachers alone. It also gives the statistics on which weights may depend.
@@ -17,11 +17,11 @@ from bgkernels.backends.base import Tile, close
 from bgkernels.backends.eager import real_logits_
 from bgkernels.rows.arithmetic import NEG_INF
 from bgkernels.rows.extras import Tilt
-from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import AT_ONE, RowStats, Statistics
 from bgkernels.streaming import checks
-from bgkernels.streaming.heads import head_demand, make_head
+from bgkernels.streaming.heads import Logits, head_demand, make_head
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem
@@ -34,7 +34,7 @@ Weigh = Callable[[list[RowStats]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class MixtureTeacher(Teacher):
-    """Several teachers, each weighed per token.
+    """A mixture has several teachers, each weighed per token.
 
     * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, ``L_i`` being the loss with teacher i, but for one
       cross-entropy: its weight is the mean of what routing says of each teacher, weighed by λ. So
@@ -70,57 +70,49 @@ class MixtureTeacher(Teacher):
 
     @property
     def vocab(self) -> int | None:
-        """Number of columns that all teachers have; None: as many as the student."""
         return min((t.vocab for t in self.teachers if t.vocab is not None), default=None)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """Those of all teachers."""
         return tuple(chain.from_iterable(t.tensors for t in self.teachers))
 
     @property
     def parts(self) -> tuple[Teacher, ...]:
-        """Of a sum, each teacher; a distribution is one."""
         return tuple(self.teachers) if self.kind == "sum" else (self,)
 
     @property
     def members(self) -> tuple[Teacher, ...]:
-        """The teachers."""
         return tuple(self.teachers)
 
     @property
     def excludes_columns(self) -> bool:  # type: ignore[override]
-        """Whether one of them does."""
         return any(t.excludes_columns for t in self.teachers)
 
     @property
     def weighs_statistics(self) -> bool:  # type: ignore[override]
-        """Whether the weights are a function."""
         return callable(self.weights)
 
     @property
     def memory(self) -> int:  # type: ignore[override]
-        """What mixes the tiles: a number for each teacher."""
-        return len(self.teachers)
+        return len(self.teachers)  # a number for each, by which tiles are mixed
 
     def check(
         self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"
     ) -> None:
-        """Each teacher fits, and so do the weights."""
         checks.choice("teacher.kind", self.kind, ("sum", "distribution"))
         if not self.teachers:
             raise ValueError("`teacher.teachers` must hold a teacher at least; got none")
-        for i, one in enumerate(self.teachers):
+        for i, member in enumerate(self.teachers):
             name = f"teacher.teachers[{i}]"
-            if isinstance(one, MixtureTeacher):
+            if isinstance(member, MixtureTeacher):
                 raise TypeError(f"`{name}` must not be a MixtureTeacher; give its teachers instead")
-            checks.instance(name, one, Teacher)
-            if not one.dense and self.kind == "distribution":
+            checks.instance(name, member, Teacher)
+            if not member.dense and self.kind == "distribution":
                 raise NotImplementedError(
-                    f"`{name}` is a {type(one).__name__}, whose tail has no columns to mix; "
+                    f"`{name}` is a {type(member).__name__}, whose tail has no columns to mix; "
                     "use kind='sum'"
                 )
-            one.check(reference, leading, mixed=mixed, name=name)
+            member.check(reference, leading, mixed=mixed, name=name)
         if not callable(self.weights):
             self._check_weights(reference, leading)
 
@@ -148,9 +140,8 @@ class MixtureTeacher(Teacher):
             )
 
     def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
-        """Of each teacher; a sum is no distribution to take a label from."""
-        for one in self.teachers:
-            one.check_comparison(compared, temperature, Label(None, label.valid))
+        for member in self.teachers:
+            member.check_comparison(compared, temperature, Label(None, label.valid))
         if label.word is not None and self.kind == "sum":
             raise ValueError(
                 f"`target` cannot be {label.word!r} for a MixtureTeacher with kind='sum', which is "
@@ -163,7 +154,6 @@ class MixtureTeacher(Teacher):
             )
 
     def flat(self, rows: int) -> MixtureTeacher:
-        """The same teachers with ``rows`` rows, and weights ``(rows, teachers)``."""
         weights, count = self.weights, len(self.teachers)
         if isinstance(weights, Tensor):
             weights = weights.detach().reshape(rows, count).double()
@@ -175,36 +165,33 @@ class MixtureTeacher(Teacher):
         return replace(self, teachers=[t.flat(rows) for t in self.teachers], weights=weights)
 
     def weigh(self, stats: list[RowStats], rows: slice = slice(None)) -> Tensor:
-        """The weights ``(rows, teachers)`` of some rows, of which ``stats`` are."""
+        """Return the weights ``(rows, teachers)`` of some rows, whose statistics are ``stats``."""
         if isinstance(self.weights, Tensor):
             return self.weights[rows]
         assert callable(self.weights)
         return weights_of(self.weights, stats, normalised=self.kind == "distribution")
 
     def part_weights(self, stats: list[RowStats], rows: slice) -> Tensor | None:
-        """Of a sum, the weights of its terms."""
         return self.weigh(stats, rows) if self.kind == "sum" else None
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
-        """One pair: its tiles are real logits."""
-        return (replace(spec, teacher=Cap()),)
+        return (replace(spec, teacher=Cap()),)  # its tiles are real logits
 
     def demand(self, problem: Problem) -> Demand:
-        """A mixed tile, those that it is made of, and states of each teacher."""
+        # A mixed tile, a tile of each teacher, and their states.
         size = problem.dtype.itemsize
         total = Demand(logit_bytes=size, tile_bytes=size)
-        for one in self.teachers:
-            tile = head_demand(one.tensors, problem)
+        for member in self.teachers:
+            tile = head_demand(member.tensors, problem)
             total += replace(tile, logit_bytes=0, tile_bytes=tile.logit_bytes)
         return total + state_demand(problem, 2 + len(self.teachers))
 
     def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
-        """A dense comparison whose teacher is the mixture."""
         return Mixed(MixtureHead(self, problem, plan), Cap(), problem, plan, kept)
 
 
-class MixtureHead:
-    """See :class:`bgkernels.streaming.heads.Logits`. Its real logits are ``T·log Σ λ_i·p_i``."""
+class MixtureHead(Logits):
+    """It gives tiles of the real logits ``T·log Σ λ_i·p_i``, from the heads of all teachers."""
 
     def __init__(self, teacher: MixtureTeacher, problem: Problem, plan: Plan) -> None:
         self.teacher, self.problem, self.plan = teacher, problem, plan
@@ -215,13 +202,12 @@ class MixtureHead:
         self.scratch = empty_tile(plan, self.dtype, device)
 
     def start(self, rows: slice) -> None:
-        """Begin a chunk of rows."""
         self.chunk, self.offsets = rows, torch.empty(0)
         for head in self.heads:
             head.start(rows)
 
     def weigh(self, labels: Tensor) -> Tensor:
-        """``log λ_i - lse_i`` of each teacher, ``(rows, teachers)``, by which tiles are mixed."""
+        """Return ``log λ_i - lse_i`` of each teacher, ``(rows, teachers)``, which mixes tiles."""
         stats = [self._statistics(i, labels) for i in range(len(self.heads))]
         temperature = self.problem.spec.temperature
         at_one = [s.at_one(temperature, ()) if AT_ONE in s.extras else s for s in stats]
@@ -230,49 +216,43 @@ class MixtureHead:
         return weights.to(lse).log() - lse
 
     def _statistics(self, i: int, labels: Tensor) -> RowStats:
-        """Of one teacher, which stands on both sides of the comparison."""
+        """Walk over one teacher, which is on both sides of the pair; return its statistics."""
         problem, cap, compared = self.problem, self.caps[i], self.problem.spec.compared
         single = (e for e in problem.spec.extras if not e.second_read)
         extras = tuple(e for e in single if not isinstance(e, Tilt) or e.a == 0)
-        spec = replace(
-            problem.spec, columns=compared, student=cap, teacher=cap, logit_sum=False,
-            extras=extras,
-        )  # fmt: skip
+        spec = replace(problem.spec, columns=compared, logit_sum=False, extras=extras)
+        spec = replace(spec, student=cap, teacher=cap)
         beyond = labels >= compared
         inside = labels.masked_fill(beyond, 0)
         state = empty(len(labels), spec, dtype=self.dtype, device=labels.device)
         shard = problem.shard
         for columns in self.plan.tiles():
-            part = slice(columns.start, min(columns.stop, shard.own(compared)))
-            if part.start < part.stop:
-                x = self.heads[i].logits(part, self.raw[self.heads[i].dtype])
-                tile = Tile(x, x, self.chunk.start, shard.first + part.start)
+            columns = slice(columns.start, min(columns.stop, shard.own(compared)))
+            if columns.start < columns.stop:
+                x = self.heads[i].logits(columns, self.raw[self.heads[i].dtype])
+                tile = Tile(x, x, self.chunk.start, shard.first + columns.start)
                 problem.backend.absorb_(state, tile, inside, spec)
-        rows, device = len(labels), labels.device
-        values = torch.empty(spec.field_count, rows, dtype=torch.float64, device=device)
-        ints = torch.empty(len(INTS), rows, dtype=torch.int64, device=device)
-        statistics = Statistics((spec,), values, ints)
+        statistics = Statistics.empty(spec, len(labels), labels.device)
         close(problem.backend, shard.merged(state), inside, statistics)
         s = statistics.row_stats(problem.ignore_index)
         logp = s.logp_t.masked_fill(beyond, NEG_INF)
         return replace(s, logp_s=logp, logp_t=logp, label=torch.where(beyond, labels, s.label))
 
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
-        """``(rows, width)`` real logits of the chunk, in ``buffer``."""
         shape = (self.chunk.stop - self.chunk.start, columns.stop - columns.start)
-        out, part = (x[: shape[0] * shape[1]].view(shape) for x in (buffer, self.scratch))
+        out, term = (x[: shape[0] * shape[1]].view(shape) for x in (buffer, self.scratch))
         temperature = self.problem.spec.temperature
         for i, (head, cap) in enumerate(zip(self.heads, self.caps, strict=True)):
-            to = part if i else out
-            real_logits_(to.copy_(head.logits(columns, self.raw[head.dtype])), cap)
-            to.div_(temperature).add_(self.offsets[i, :, None])
+            target = term if i else out
+            real_logits_(target.copy_(head.logits(columns, self.raw[head.dtype])), cap)
+            target.div_(temperature).add_(self.offsets[i, :, None])
             if i:
-                torch.logaddexp(out, part, out=out)
+                torch.logaddexp(out, term, out=out)
         return out.mul_(temperature)
 
 
 class Mixed(Dense):
-    """A dense comparison whose teacher is a mixture."""
+    """It compares the student with a mixed distribution, whose weights each chunk needs first."""
 
     def __init__(
         self, head: MixtureHead, cap: Cap, problem: Problem, plan: Plan, kept: Kept
@@ -281,7 +261,6 @@ class Mixed(Dense):
         self.head = head
 
     def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:
-        """Begin a chunk of rows; the weights are known where pass 1 is left out."""
         super().start(rows, labels, statistics, known=known)
         if not known:
             statistics.memory.copy_(self.head.weigh(labels).t())
@@ -289,7 +268,7 @@ class Mixed(Dense):
 
 
 def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> Tensor:
-    """What a function of the teachers' statistics says, ``(rows, teachers)``, checked.
+    """Return the weights that a function says of the teachers' statistics, checked.
 
     Where looking would wait for the device, weights that are wrong become NaN.
 
@@ -317,6 +296,6 @@ def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> T
 
 
 def wrong_weights(weights: Tensor, *, normalised: bool) -> Tensor:
-    """Where weights ``(..., teachers)`` are negative, infinite or, ``normalised``, not of sum 1."""
+    """Tell where weights are negative, infinite or, if ``normalised``, do not add up to 1."""
     wrong = ~((weights >= 0) & weights.isfinite()).all(-1)
     return wrong | ((weights.sum(-1) - 1).abs() > 1e-3) if normalised else wrong

@@ -1,4 +1,4 @@
-"""A teacher of which only some columns are known: its tensors, checks, bytes, and what is seen."""
+"""A top-k teacher has some columns of each row: its tensors, its checks, and what is seen of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bgkernels.streaming.teachers.topk_walk import ROW_BYTES, TopK, teacher_tilt
 
 @dataclass(frozen=True, eq=False)
 class TopKTeacher(Teacher):
-    """A teacher that was asked before: the log-probabilities of each token's likeliest columns.
+    """A top-k teacher is the log-probabilities of each token's likeliest columns, kept before.
 
     No head is multiplied: a step takes three products instead of four. The rest of the vocabulary,
     the *tail*, is one of three things:
@@ -72,21 +72,18 @@ class TopKTeacher(Teacher):
 
     @property
     def k(self) -> int:
-        """Columns kept a row, padding included."""
+        """Number of columns kept a row, padding included."""
         return self.indices.shape[-1]
 
     @property
     def memory(self) -> int:  # type: ignore[override]
-        """The student's logits of the kept columns and of the rest."""
-        return self.k + 1
+        return self.k + 1  # the student's logits of the kept columns and of the rest
 
     @property
     def excludes_columns(self) -> bool:  # type: ignore[override]
-        """Those that were not kept, where it is renormalised."""
         return self.tail == "renormalize"
 
     def check_parameters(self, name: str, *, mixed: bool) -> None:
-        """Shapes fit the indices."""
         if self.indices.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"`{name}.indices` must be int64 or int32; got {self.indices.dtype}")
         shape = tuple(self.indices.shape)
@@ -100,7 +97,6 @@ class TopKTeacher(Teacher):
             checks.integer(f"{name}.vocab", self.vocab, low=1)
 
     def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
-        """On a CPU the numbers are looked at, of the tokens that take part."""
         if not 1 <= self.k <= compared:
             raise ValueError(
                 f"`teacher.indices` must keep from 1 to {compared} columns, which are compared; "
@@ -126,9 +122,9 @@ class TopKTeacher(Teacher):
             )
 
     def choose(self, word: str, seed: int) -> Tensor:
-        """The best kept column, or a sample of them; -1 where none was kept.
+        """Return the best kept column, or a sample of them; -1 where none was kept.
 
-        The sample is the same token as from all logits, where all columns are kept.
+        Where all columns are kept, the sample is the same token as from all logits.
         """
         ids = self.indices.long()
         score = self.logprobs.float().where(ids >= 0, NEG_INF)
@@ -138,7 +134,6 @@ class TopKTeacher(Teacher):
         return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
 
     def flat(self, rows: int) -> TopKTeacher:
-        """The same teacher with ``rows`` rows."""
         n = self.indices.ndim - 1
         pairs = zip(self.names, self.tensors, strict=True)
         flat: dict[str, Any] = {
@@ -147,7 +142,7 @@ class TopKTeacher(Teacher):
         return replace(self, **flat)
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
-        """Of the whole (the student on both sides) and of the small problem."""
+        """Return that of the whole (the student on both sides) and of the small problem."""
         tempered = tuple(e for e in spec.extras if isinstance(e, Tempered))
         if self.tail == "bucket" and any(e.temperature != 1 for e in tempered):
             raise NotImplementedError(
@@ -155,15 +150,13 @@ class TopKTeacher(Teacher):
                 "use tail='renormalize' or 'drop'"
             )
         drop, n = self.tail == "drop", self.k + 1
-        whole = replace(
-            spec, logit_sum=False, compared=0 if drop else spec.compared, teacher=spec.student,
-            extras=(*(() if drop else tempered), *teacher_tilts(spec)),
-        )  # fmt: skip
-        small = replace(spec, logit_sum=False, columns=n, compared=n, student=Cap(), teacher=Cap())
-        return whole, small
+        extras, compared = (*(() if drop else tempered), *teacher_tilts(spec)), spec.compared
+        spec = replace(spec, logit_sum=False)
+        whole = replace(spec, compared=0 if drop else compared, teacher=spec.student, extras=extras)
+        return whole, replace(spec, columns=n, compared=n, student=Cap(), teacher=Cap())
 
     def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
-        """Policies see single columns, divergences see categories; the label is the same."""
+        # Policies see single columns, divergences see categories; the label is the same.
         rows = list(statistics.values.unbind(0) if rows is None else rows)
         first, views = 0, []
         for pair in statistics.pairs():
@@ -185,17 +178,15 @@ class TopKTeacher(Teacher):
         return replace(whole, kl_ts=small.kl_ts, kl_st=small.kl_st, extras=extras), divergence
 
     def demand(self, problem: Problem) -> Demand:
-        """Numbers of the kept columns, and a tile beside the student's where that is needed."""
         tile = 0 if problem.masks_in_place else 4
         return Demand(tile_bytes=tile, row_bytes=ROW_BYTES * (self.k + 1)) + state_demand(problem)
 
     def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
-        """The student's tiles without the kept columns."""
         return TopK(self, problem, plan)
 
 
 def check_columns(teacher: TopKTeacher, compared: int, valid: Tensor | None) -> None:
-    """What is kept makes sense among ``compared`` columns, where ``valid (...)``."""
+    """Check the kept columns and their probabilities, in the tokens that are ``valid (...)``."""
     rows = slice(None) if valid is None else valid
     ids, logp = teacher.indices[rows].long(), teacher.logprobs[rows].double()
     if ids.numel() and not -1 <= int(ids.min()) <= int(ids.max()) < compared:

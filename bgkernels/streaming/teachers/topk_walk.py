@@ -1,4 +1,4 @@
-"""A teacher of which only some columns are known.
+"""The walk of a top-k teacher needs one product, and a small dense problem.
 
 A row splits into the columns that the teacher kept and the *rest*. One walk over the student's
 tiles, kept columns masked, gives the rest's log-sum-exp. With the kept logits gathered on the way,
@@ -30,6 +30,7 @@ from bgkernels.rows.state import RowState, absorb_column, empty
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
+from bgkernels.streaming.teachers.base import Comparison
 
 if TYPE_CHECKING:
     from bgkernels.streaming.teachers.topk import TopKTeacher
@@ -39,13 +40,13 @@ ROW_BYTES = 64
 
 
 def teacher_tilts(spec: RowSpec) -> tuple[Tilt, ...]:
-    """The power sums of the teacher alone, which policies read."""
+    """Return the tilts that are power sums of the teacher alone, which policies read."""
     tilts = (e for e in spec.extras if isinstance(e, Tilt))
     return tuple(t for t in tilts if t.a == 0 < t.b and not t.moments)
 
 
-class TopK:
-    """See :class:`bgkernels.streaming.teachers.base.Comparison`."""
+class TopK(Comparison):
+    """It compares the student with a teacher that has some columns of each row."""
 
     second_read = False
 
@@ -61,7 +62,6 @@ class TopK:
         self.columns = plan.tiles()
 
     def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:
-        """Begin a chunk of rows; find the labels among the kept columns."""
         self.first_row, self.labels, dtype = rows.start, labels, self.problem.dtype
         self.statistics, (self.whole, self.categories) = statistics, statistics.pairs()
         tensors = (None if x is None else x[rows] for x in self.teacher.tensors)
@@ -81,7 +81,7 @@ class TopK:
             self.state = empty(len(labels), self.kernel, dtype=dtype, device=labels.device)
 
     def _teacher_categories(self, logprobs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Log-probabilities ``(rows, k + 1)``, and how many columns the last one holds.
+        """Return log-probabilities ``(rows, k + 1)``, and how many columns the last one stands for.
 
         What rounding leaves of the tail is at least half an ulp of 1, so that the student may have
         mass there.
@@ -99,14 +99,14 @@ class TopK:
         return torch.cat([logp, tail.to(dtype)[:, None]], 1), missing
 
     def _masked(self, i: int, x: Tensor, gather: bool) -> tuple[Tile, Tensor, Tensor]:
-        """The tile without the kept columns, where they are in it, and which of them are."""
+        """Return the tile without the kept columns, their places in it, and which are in it."""
         first = self.problem.shard.first + self.columns[i].start
         local = self.ids - first
         inside = (local >= 0) & (local < x.shape[1])
         local.clamp_(0, x.shape[1] - 1)
         if len(self.scratch):  # real logits beside the tile
-            beside = self.scratch[: x.numel()].view(x.shape).copy_(x)
-            x = real_logits_(beside, self.spec.student)
+            copied = self.scratch[: x.numel()].view(x.shape).copy_(x)
+            x = real_logits_(copied, self.spec.student)
         if gather:
             scale = self.kernel.student.scale
             values = x.gather(1, local).to(self.z.dtype) * scale
@@ -121,12 +121,10 @@ class TopK:
         return tile, local, inside
 
     def absorb(self, i: int, x: Tensor) -> None:
-        """Pass 1."""
         tile, *_ = self._masked(i, x, gather=True)
         self.backend.absorb_(self.state, tile, self.outside, self.kernel)
 
     def close(self) -> None:
-        """Statistics of the whole and of the small problem."""
         shard, labels = self.problem.shard, self.labels
         self.state = shard.merged(self.state)
         self.z[:, :-1] = shard.picked(self.z[:, :-1], self.ids)
@@ -143,7 +141,7 @@ class TopK:
         self.statistics.memory.copy_(self.z.t())
 
     def _complete(self, rest: RowState, z_sum: Tensor) -> None:
-        """What the whole knows beside the student's own: captured, or of an even tail."""
+        """Write the teacher's statistics of the whole: captured ones, or those of an even tail."""
         whole, small, labels = self.whole, self.categories, self.labels
         valid = labels != SKIP
         best, at = (self.z[:, :-1] / self.spec.temperature).max(1)
@@ -176,11 +174,11 @@ class TopK:
                 whole.extra(extra).copy_(torch.where(valid, self._power_sum(extra, log_tail), 0.0))
 
     def _power_sum(self, tilt: Tilt, log_tail: Tensor) -> Tensor:
-        """A tilt that reads the teacher alone, completed in the same way."""
+        """Return a tilt of the teacher alone, over the kept columns and an even tail."""
         small, count = self.categories, self.missing.clamp_min(1)
         value = small.extra(tilt)[0] - tilt.b * small["lse_t"]
-        more = times((tilt.b * log_tail).exp(), count ** (1 - tilt.b) - 1)
-        value = torch.where(self.missing > 0, (value.exp() + more).log(), value)
+        gain = times((tilt.b * log_tail).exp(), count ** (1 - tilt.b) - 1)
+        value = torch.where(self.missing > 0, (value.exp() + gain).log(), value)
         if self.power_sum is not None and tilt.b == self.teacher.gamma:
             value = self.power_sum.double()
         return value + tilt.b * small["lse_t"]
@@ -190,12 +188,12 @@ class TopK:
         return Tile(kept, kept if self.kernel.compared else None, self.first_row, 0)
 
     def open_vjp(self, grads: Tensor) -> None:
-        """Gradients in the kept logits and the bucket; what the bucket's asks of the rest."""
+        # The gradient in the bucket is spread over the rest by the coefficients of its tiles.
         backend, cap = self.backend, self.spec.student
         z = self.statistics.memory.t().to(self.problem.dtype).contiguous()
-        fields, more = self.kernel.field_count, len(self.whole.values)
+        fields, first = self.kernel.field_count, len(self.whole.values)
         whole = self.whole.values[:fields], grads[:fields], self.labels
-        small = self.categories.values, grads[more : more + len(self.categories.values)]
+        small = self.categories.values, grads[first : first + len(self.categories.values)]
         factors = backend.fold(*small, self.category, self.small)
         g = torch.empty_like(z)
         tile = Tile(z, self.v, self.first_row, 0)
@@ -215,7 +213,6 @@ class TopK:
         self.coefficients = torch.stack([*row.values(), *extras])
 
     def vjp(self, i: int, x: Tensor, out: Tensor) -> None:
-        """Pass 2."""
         tile, local, inside = self._masked(i, x, gather=False)
         self.backend.vjp(out, tile, self.coefficients, self.outside, self.kernel)
         cap = self.spec.student
@@ -229,7 +226,7 @@ class TopK:
 
 
 def _over_rest(row: dict[str, Tensor], lse: Tensor, bucket: Tensor) -> dict[str, Tensor]:
-    """Coefficients about the rest's own log-sum-exp, of which none overflows however small it is.
+    """Return coefficients about the rest's log-sum-exp, none of which overflows if it is small.
 
     With ``lp = lp' + δ`` for ``lp' = u - lse``, ``e^lp·(A + B·lp) = e^lp'·e^δ·(A + B·δ + B·lp')``.
 
@@ -241,9 +238,9 @@ def _over_rest(row: dict[str, Tensor], lse: Tensor, bucket: Tensor) -> dict[str,
     present = (lse > NEG_INF) | lse.isnan()
     delta = torch.where(present, lse - row["lse_s"], NEG_INF)
     weight = delta.exp()
-    more = times(weight * row["B"], delta) + torch.where(present, bucket, 0.0)
+    gain = times(weight * row["B"], delta) + torch.where(present, bucket, 0.0)
     centre = torch.where(present, lse, 0.0)
     return {
         "lse_s": centre, "lse_t": centre, "B": weight * row["B"],
-        "A": weight * row["A"] + more, "A_y": weight * row["A_y"] + more,
+        "A": weight * row["A"] + gain, "A_y": weight * row["A_y"] + gain,
     }  # fmt: skip
