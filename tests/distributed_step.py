@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from bgkernels.integrations.causal_lm import attach
-from tests.integrations.test_transformers import SHANNON, trained
+from tests.integrations.steps import SHANNON, trained
 from tests.models import batch, tiny
 
 OPTIONS = {"routing": SHANNON, "temperature": 2.0}

@@ -17,7 +17,7 @@ from bgkernels import labels
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.labels import CachedTeacher
 from bgkernels.integrations.transformers import HybridDistillationTrainer
-from tests.integrations.test_transformers import arguments
+from tests.integrations.steps import arguments
 from tests.models import VOCAB, batch, tiny
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("transformers", reason="needs the extra `integrations`: transformers")
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
-from tests.integrations.test_transformers import sgd_step
+from tests.integrations.steps import sgd_step
 from tests.models import batch, dense, tiny
 
 pytestmark = pytest.mark.slow
