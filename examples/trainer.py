@@ -1,11 +1,13 @@
 """The ``Trainer`` of transformers: a teacher, the options of the loss, and all else as always.
 
 python examples/trainer.py --output distilled
+accelerate launch --config_file examples/zero3.yaml examples/trainer.py  # or fsdp2.yaml
 """
 
 import argparse
 
 import tiny
+import torch
 from transformers import LlamaForCausalLM, TrainingArguments
 
 from bgkernels.integrations.transformers import HybridDistillationTrainer
@@ -35,16 +37,18 @@ trainer = HybridDistillationTrainer(
         logging_steps=10,
         save_strategy="no",
         report_to=[],
-        use_cpu=True,
+        eval_on_start=True,
+        use_cpu=not torch.cuda.is_available(),
     ),
     teacher=tiny.teacher(),  # or a path, or a name
     loss={"routing": "entropy", "temperature": 2.0},
     train_dataset=examples(32, seed=1),
     eval_dataset=examples(4, seed=2),
 )
-before = trainer.evaluate()["eval_loss"]
 trainer.train()  # logs hard_loss, soft_loss, teacher_entropy and bridge_share too
+before = next(x["eval_loss"] for x in trainer.state.log_history if "eval_loss" in x)
 after = trainer.evaluate()["eval_loss"]
 trainer.save_model()
+trainer.accelerator.wait_for_everyone()  # one process writes it
 student = LlamaForCausalLM.from_pretrained(args.output)  # an ordinary model
 print(f"held-out loss {before:.3f} -> {after:.3f}; saved to {args.output}")

@@ -27,8 +27,13 @@ def ddp(folder: Path) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in student.named_parameters()}
 
 
-def fsdp(tied: bool) -> dict[str, torch.Tensor]:
-    """Gradients of a sharded student that learns from a sharded teacher."""
+def fsdp(tied: bool, apart: bool = False) -> dict[str, torch.Tensor]:
+    """Gradients of a sharded student that learns from a sharded teacher.
+
+    Args:
+        tied: whether the student's head is its embedding.
+        apart: whether the heads are sharded apart from the rest.
+    """
     mesh = init_device_mesh("cpu", (2,))
     student = tiny("llama tied" if tied else "llama")
     teacher = tiny(seed=1, hidden_size=24)
@@ -36,6 +41,9 @@ def fsdp(tied: bool) -> dict[str, torch.Tensor]:
     for model in (student, teacher):
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
+        if apart:  # as accelerate does
+            tail = [model.model.norm, model.lm_head]
+            fully_shard(tail, mesh=mesh, reshard_after_forward=model is teacher)
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
     data = {k: v[dist.get_rank() :: 2] for k, v in batch(rows=4).items()}
     items = (batch(rows=4)["labels"][:, 1:] != -100).sum() / dist.get_world_size()
@@ -47,6 +55,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     found = {"ddp": ddp(folder), "fsdp": fsdp(tied=False), "fsdp tied": fsdp(tied=True)}
+    found["fsdp apart"] = fsdp(tied=False, apart=True)
     if dist.get_rank() == 0:
         torch.save(found, folder / "found.pt")
     dist.destroy_process_group()

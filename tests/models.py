@@ -124,7 +124,7 @@ def dense(student: Any, teacher: Any, data: dict[str, Tensor], temperature: floa
     z_s, z_t, labels = z_s[valid], z_t[valid], labels[valid]
     lp_s, lp_t = (torch.log_softmax(z / temperature, -1) for z in (z_s, z_t))
     sure = torch.log_softmax(z_t, -1)
-    entropy = -(sure.exp() * sure).sum(-1) / math.log(VOCAB)
+    entropy = -(sure.exp() * sure).sum(-1) / math.log(z_t.shape[-1])
     kl = (lp_t.exp() * (lp_t - lp_s)).sum(-1)
     ce = torch.nn.functional.cross_entropy(z_s, labels, reduction="none")
     return ((1 - entropy) * ce + entropy * temperature**2 * kl).sum()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.integrations import heads
+from bgkernels.integrations import heads, zero3
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.measures import Measures
 from bgkernels.integrations.probe.install import install, own_forward, watches
@@ -153,16 +153,18 @@ class Attachment:
             rows = None
         elif rows is None:
             rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
-        head = heads.read(model)
-        device = head.weight.device
-        loss, stats = self._loss_of(head)(
-            select(hidden, rows).to(device),
-            head.weight,
-            self.teacher(inputs, rows) if self._reads_teacher else None,
-            select(target, rows).to(device) if self.target == "labels" else self.target,
-            head.bias,
-            num_items=_at_least_one(num_items),
-        )
+        teacher = self.teacher(inputs, rows) if self._reads_teacher else None
+
+        def loss_of(states: Tensor, head: heads.Head) -> tuple[Tensor, bg.RowStats]:
+            device = head.weight.device
+            label = select(target, rows).to(device) if self.target == "labels" else self.target
+            made: tuple[Tensor, bg.RowStats] = self._loss_of(head)(
+                states.to(device), head.weight, teacher, label, head.bias,
+                num_items=_at_least_one(num_items),
+            )  # fmt: skip
+            return made
+
+        loss, stats = heads.with_head(model, loss_of, select(hidden, rows))
         self.measures[model.training].add(stats)
         if extras:
             loss = loss + sum(f * output[n].to(loss) for n, f in own.extras.items() if n in output)
@@ -195,7 +197,9 @@ class Attachment:
                 "tokens; choose two of one kind"
             )
         table, known = embeddings(model), self.teacher.reader.tokens
-        self.teacher.reader.waits = table is not None and known is not None and known < len(table)
+        self.teacher.reader.waits = (
+            table is not None and known is not None and known < zero3.shape(table)[0]
+        )
 
     @property
     def _reads_teacher(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
+from bgkernels.integrations import zero3
 from bgkernels.integrations.probe import tap as taps
 from bgkernels.integrations.probe.curve import Curve, NotAHead, fit
 from bgkernels.integrations.probe.tokens import embeddings, probe_tokens, settings
@@ -81,19 +82,25 @@ def linear(model: Any) -> nn.Linear:
         chosen = [] if head.disable_adapters else head.active_adapters
         trained = chosen and all(name in head.modules_to_save for name in chosen)
         head = head.modules_to_save[chosen[0]] if trained else head.original_module
-    if type(head) is not nn.Linear:
+    if nn.Linear not in (type(head), _unsharded(head)):
         what = "no output head" if head is None else f"a head of type {type(head).__name__}"
         raise HeadError(
             f"{type(model).__name__} has {what}; the loss reads the weight of a plain "
             "torch.nn.Linear. Leave `lm_head` out of quantisation and of an adapter's "
             "target_modules, or merge the adapter: model.merge_and_unload()"
         )
-    if head.weight.is_meta or hasattr(head.weight, "ds_id"):
+    if head.weight.is_meta:
         raise HeadError(
-            "the weight of `lm_head` is not in memory here (a meta device, or DeepSpeed ZeRO-3); "
-            "use FSDP2 or ZeRO-2, or keep the head on a device"
+            "the weight of `lm_head` is not in memory here, but on the meta device; load it, or "
+            "keep the head on a device"
         )
-    return head
+    linear: nn.Linear = head
+    return linear
+
+
+def _unsharded(layer: Any) -> type | None:
+    """The class of a layer that FSDP2 shards by itself, as accelerate does with the head."""
+    return type(layer).__bases__[-1] if isinstance(layer, FSDPModule) else None
 
 
 def read(model: Any) -> Head:
@@ -116,6 +123,25 @@ def read(model: Any) -> Head:
         verify(model)
     curve = tap.curve or Curve()  # sharded, and never run: nothing was read of it yet
     return Head(head.weight, head.bias, curve.scale, curve.cap)
+
+
+def with_head(
+    model: Any, function: Callable[[Tensor, Head], tuple[Tensor, Any]], hidden: Tensor
+) -> tuple[Tensor, Any]:
+    """``function(hidden, head)`` while the head's parameters are in memory, in its backward too.
+
+    Args:
+        model: see :func:`read`.
+        function: returns a tensor, through which all gradients flow, and what else is wanted.
+        hidden: states, through which they flow on.
+
+    Raises:
+        HeadError: see :func:`read`.
+    """
+    layer = linear(causal_lm(model))
+    if zero3.gathers(layer):
+        return zero3.within(layer, lambda x: function(x, read(model)), hidden)
+    return function(hidden, read(model))
 
 
 def hidden_states(model: Any, **inputs: Any) -> Tensor:
@@ -149,6 +175,12 @@ def until_head(
             model does more to its logits than scale and soft-cap them.
     """
     head = linear(model)
+    if zero3.away(head):
+        raise HeadError(
+            f"the parameters of {type(model).__name__} are partitioned by DeepSpeed ZeRO-3, and no "
+            "engine gathers them; make one: model = deepspeed.initialize(model=model, config=...)"
+            "[0], or accelerator.prepare(model)"
+        )
     tap = taps.on(head)
     if tap.settings is None:
         tap.settings = settings(model)
@@ -180,10 +212,12 @@ def until_head(
 def through(model: Any, function: Callable[..., Any], **inputs: Any) -> Any:
     """``function(causal_lm, **inputs)``, with the parameters of a sharded model gathered.
 
-    FSDP does so around the forward of what it wraps, which is replaced for this call.
+    FSDP does so around the forward of what it wraps, and DeepSpeed counts modules from there; it is
+    replaced for this call.
     """
     inner = causal_lm(model)
     sharded = isinstance(model, (FSDPModule, FullyShardedDataParallel))
+    sharded = sharded or any(map(zero3.partitioned, inner.parameters()))
     if not sharded:
         return function(inner, **inputs)
     own = inner.__dict__.get("forward")
@@ -226,7 +260,7 @@ def verify(model: Any) -> None:
 def runs_here(model: Any) -> bool:
     """Whether an unwrapped model can be run in this process alone."""
     return not any(
-        p.is_meta or hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in model.parameters()
+        p.is_meta or hasattr(p, "device_mesh") or zero3.partitioned(p) for p in model.parameters()
     ) and not any(isinstance(m, FullyShardedDataParallel) for m in model.modules())
 
 

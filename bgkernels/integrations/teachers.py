@@ -13,6 +13,7 @@ import bgkernels as bg
 from bgkernels.integrations import heads
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.probe.reading import Reader
+from bgkernels.integrations.zero3 import partitioned
 
 Teacher = bg.LinearTeacher | bg.LogitsTeacher | bg.TopKTeacher | bg.MixtureTeacher
 
@@ -37,7 +38,8 @@ class ModelTeacher:
     """A causal language model as teacher: evaluated without gradient, its logits never whole.
 
     Args:
-        model: a ``transformers`` model, wrapped by FSDP or not, or a path to load one from.
+        model: a ``transformers`` model, wrapped by FSDP or DeepSpeed or not, or a path to load one
+            from.
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.verify`; or it cannot be loaded.
@@ -62,7 +64,8 @@ class ModelTeacher:
     def to(self, device: torch.device) -> None:
         """Move the model, unless it is sharded or placed already."""
         placed = hasattr(self.model, "hf_device_map")
-        if not placed and not any(hasattr(p, "device_mesh") for p in self.model.parameters()):
+        parts = any(hasattr(p, "device_mesh") or partitioned(p) for p in self.model.parameters())
+        if not placed and not parts:
             self.model.to(device)
 
     @torch.no_grad()
@@ -71,11 +74,15 @@ class ModelTeacher:
         self.model.eval()
         hidden = heads.through(self.model, heads.hidden_states, **self.reader(inputs))
         # Read after the forward, which may free what it gathers.
-        head = heads.read(self.model).detached(hidden.dtype)
+        _, head = heads.with_head(self.model, _detached, hidden)
         return bg.LinearTeacher(
             select(hidden, rows).to(head.weight.device),
             head.weight, head.bias, head.logit_scale, head.logit_softcap,
         )  # fmt: skip
+
+
+def _detached(hidden: Tensor, head: heads.Head) -> tuple[Tensor, heads.Head]:
+    return hidden, head.detached(hidden.dtype)
 
 
 def _load(name: str | PathLike[str]) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from bgkernels.integrations import measures
+from bgkernels.integrations import heads, measures, zero3
 from bgkernels.integrations.causal_lm import Attachment, attach
 from bgkernels.integrations.probe.tokens import IGNORE
 from bgkernels.integrations.probe.watch import NotDistillingError, never_asked
@@ -75,8 +75,12 @@ class HybridLoss(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         self.attachment = attach(model, teacher, **options)
         self.model_accepts_loss_kwargs = True
-        if isinstance(self.attachment.teacher, ModelTeacher):
-            self.attachment.teacher.to(self.accelerator.device)
+        source = self.attachment.teacher
+        if isinstance(source, ModelTeacher):
+            plugin: Any = getattr(self.accelerator.state, "deepspeed_plugin", None)
+            if plugin and zero3.away(heads.linear(heads.causal_lm(source.model))):
+                source.model = zero3.engine(source.model, plugin.deepspeed_config)
+            source.to(self.accelerator.device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step of the trainer; a curriculum is told which."""
@@ -101,9 +105,9 @@ class HybridDistillationTrainer(HybridLoss):
     """A ``Trainer`` whose loss is the hybrid distillation loss.
 
     Everything else is the ``Trainer``'s: arguments, gradient accumulation, mixed precision,
-    gradient checkpointing, DDP and FSDP, PEFT models, evaluation, checkpoints. The dataset needs
-    ``labels``, as for any causal language model; positions with -100 cost no head product. The
-    teacher is neither trained nor saved.
+    gradient checkpointing, DDP, FSDP and DeepSpeed, PEFT models, evaluation, checkpoints. The
+    dataset needs ``labels``, as for any causal language model; positions with -100 cost no head
+    product. The teacher is neither trained nor saved.
 
     Args:
         model: the student.

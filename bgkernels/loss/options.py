@@ -10,9 +10,8 @@ from torch.distributed import ProcessGroup
 
 from bgkernels.loss.objective import Divergence, Policy, Weights
 from bgkernels.rows.caching import lazy, remembered
-from bgkernels.rows.spec import Cap
+from bgkernels.rows.spec import Cap, cap_of
 from bgkernels.streaming import checks
-from bgkernels.streaming.teachers.dense import cap_of
 
 Routing = str | Policy | Weights
 

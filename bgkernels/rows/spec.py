@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from bgkernels.rows.caching import lazy
+from bgkernels.rows.caching import lazy, remembered
 from bgkernels.rows.extras import Extra
 
 FLOATS = ("m_s", "d_s", "h_s", "k_s", "m_t", "d_t", "h_t", "k_t",
@@ -37,6 +37,12 @@ class Cap:
 
     scale: float = 1.0
     cap: float = 0.0
+
+
+@remembered
+def cap_of(scale: float, softcap: float | None) -> Cap:
+    """The map from raw to real logits of a model."""
+    return Cap(float(scale), float(softcap or 0))
 
 
 @dataclass(frozen=True)

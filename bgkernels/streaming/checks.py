@@ -19,11 +19,27 @@ def tensor(name: str, value: object, *, floating: bool = True) -> Tensor:
         raise NotImplementedError(
             f"`{name}` is a DTensor; pass `{name}.full_tensor()`, or `{name}.to_local()`"
         )
+    here(name, value)
     if value.layout is not torch.strided:
         raise TypeError(f"`{name}` must be a dense tensor; got layout {value.layout}")
     if floating and not value.is_floating_point():
         raise TypeError(f"`{name}` must be floating point; got {value.dtype}")
     return value
+
+
+def here(name: str, value: Tensor) -> None:
+    """Not what is left of a parameter that is kept in parts; detached, it has no ``ds_id``."""
+    parts = hasattr(value, "ds_id") or (
+        value.ndim == 1 and name.endswith(("linear_weight", ".weight"))
+    )
+    if parts and not value.numel():
+        raise ValueError(
+            f"`{name}` is empty here: its elements are on other processes (DeepSpeed ZeRO-3, "
+            "FSDP). Let bgkernels.integrations.causal_lm.attach(model, teacher) gather it, or do "
+            "so in the module that calls the loss: "
+            "deepspeed.zero.register_external_parameter(module, weight), for a teacher "
+            "deepspeed.zero.GatheredParameters(weight)"
+        )
 
 
 def instance(name: str, value: object, kind: type) -> None:

@@ -49,12 +49,12 @@ def test_ddp(found: dict[str, Any]) -> None:
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_fsdp2(found: dict[str, Any], tied: bool) -> None:
-    student = tiny("llama tied" if tied else "llama").double()
+@pytest.mark.parametrize("case", ["fsdp", "fsdp tied", "fsdp apart"])
+def test_fsdp2(found: dict[str, Any], case: str) -> None:
+    student = tiny("llama tied" if case == "fsdp tied" else "llama").double()
     data = batch(rows=4)
     items = (data["labels"][:, 1:] != -100).sum()
     (dense(student, tiny(seed=1, hidden_size=24).double(), data, 2.0) / items).backward()
-    got = found["fsdp tied" if tied else "fsdp"]
+    got = found[case]
     for name, p in student.named_parameters():
         torch.testing.assert_close(got[name].double(), p.grad, rtol=1e-4, atol=1e-5, msg=name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
 import runpy
 import shlex
@@ -145,6 +147,31 @@ def test_script(test: Callable[..., None], run: Any, capsys: pytest.CaptureFixtu
     if package := NEEDS.get(test.__name__):
         pytest.importorskip(package, reason=f"needs the extra `integrations`: {package}")
     test(run, capsys)
+
+
+LAUNCHED = {"fsdp2": "FSDP", "zero3": "DEEPSPEED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", LAUNCHED)
+def test_accelerate_launch(config: str, tmp_path: Path) -> None:
+    """The configurations, on two processes of a CPU."""
+    pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
+    if config == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs the extra `deepspeed`")
+    root = FOLDER.parent
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launch += ["--config_file", str(FOLDER / f"{config}.yaml"), "--module", "tests.launched"]
+    settings = {"PYTHONPATH": f"{root}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(FOLDER / "trainer.py"), "--steps", "6"],
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env=os.environ | settings,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = map(float, re.findall(r"held-out loss ([\d.]+) -> ([\d.]+)", done.stdout)[0])
+    assert after < 0.9 * before
+    assert done.stdout.count(f"{LAUNCHED[config]}: 2 processes, parts=True") == 2
+    assert (tmp_path / "distilled" / "model.safetensors").exists()
 
 
 def test_every_script_has_a_test() -> None:

@@ -129,6 +129,27 @@ def without_a_package() -> None:
         import pyarrow  # noqa: F401
 
 
+def part(shape: tuple[int, ...]) -> torch.nn.Parameter:
+    """What ZeRO-3 leaves of a parameter."""
+    weight = torch.nn.Parameter(torch.empty(0))
+    weight.ds_id, weight.ds_shape = 0, torch.Size(shape)
+    return weight
+
+
+def partitioned(model: Any) -> None:
+    for module in model.modules():
+        for name, p in [*module.named_parameters(recurse=False)]:
+            setattr(module, name, part(tuple(p.shape)))
+
+
+def in_parts() -> None:
+    """A call of a student that no engine has."""
+    student = tiny()
+    partitioned(student)
+    attached_to(student)
+    student(**batch())
+
+
 def negative(s: bg.RowStats) -> Any:
     return 1.0, torch.full_like(s.entropy_t, -0.1)
 
@@ -154,6 +175,8 @@ PRODUCERS: dict[str, Callable[[Path], Any]] = {
         divergence="reverse_kl",
     ),
     "head": lambda _: attached(lambda m: setattr(m, "lm_head", torch.nn.Sequential(m.lm_head))),
+    "part": lambda _: loss(linear_weight=part((VOCAB, 8))),
+    "parts": lambda _: in_parts(),
     "meta": lambda _: attached(lambda m: m.lm_head.to("meta") and None),
     "logits": lambda _: attached(
         lambda m: m.lm_head.register_forward_hook(lambda *a: a[2].square()) and None

@@ -239,6 +239,23 @@ def test_codes_lent_by_the_gradient_of_the_weight_change_no_bit(
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_a_rank_may_have_fewer_tiles_than_the_plan_keeps(kept: Coding) -> None:
+    """The plan is that of the rank with most columns."""
+    data = heads(0.1)
+    kept(96, 512)
+    expected = gradients(data)
+    planned = driver.plan
+
+    def larger(work: Workload, budget: int | None) -> Plan:
+        p = planned(work, budget)
+        return Plan(**vars(p) | {"kept": p.kept + 2, "coded": p.coded + 2})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "plan", larger)
+        driver.PLANS.clear()
+        assert all(torch.equal(a, b) for a, b in zip(gradients(data), expected, strict=True))
+
+
 def works(*data: Tensor, **options: Any) -> list[Workload]:
     """What the planner is asked of a step."""
     asked: list[Workload] = []

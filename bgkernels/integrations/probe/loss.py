@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,6 @@ def examine(model: Any, forward: Callable[..., Any], **flags: Any) -> OwnLoss:
         _, hidden = heads.until_head(model, forward, body)
         with torch.enable_grad():
             own = _own_loss(model, forward, {**inputs, "labels": labels})
-    head = heads.read(model)
     if own.hidden.shape != hidden.shape or not torch.allclose(
         own.hidden.detach(), hidden.to(own.hidden.dtype), rtol=1e-2, atol=1e-3
     ):
@@ -71,7 +71,8 @@ def examine(model: Any, forward: Callable[..., Any], **flags: Any) -> OwnLoss:
     value, tried = own.loss - sum(own.extras.values()), []
     for shifted in (True, False):
         candidate = OwnLoss(shifted, own.factors)
-        ours, gradient = _hard_loss(own.hidden, head, candidate.aligned(labels))
+        target = candidate.aligned(labels)
+        gradient, ours = heads.with_head(model, partial(_hard_loss, target), own.hidden.detach())
         if _close(own, value, ours, gradient):
             return candidate
         tried.append(ours)
@@ -98,13 +99,13 @@ def _own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any]
     """A model's loss in fp32 or wider, and its gradient at the input of the head."""
     layer, leaves = heads.linear(model), []
     wide = torch.promote_types(layer.weight.dtype, torch.float32)
-    bias = None if layer.bias is None else layer.bias.detach().to(wide)
 
     def cut(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         leaves.append(args[0].detach().to(wide).requires_grad_())
         return (args[0].detach(), *args[1:])
 
     def widened(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        bias = None if layer.bias is None else layer.bias.detach().to(wide)
         return nn.functional.linear(leaves[-1], layer.weight.detach().to(wide), bias)
 
     hooks = [
@@ -140,7 +141,9 @@ def _own_loss(model: Any, forward: Callable[..., Any], inputs: Mapping[str, Any]
     )
 
 
-def _hard_loss(hidden: Tensor, head: Head, target: Tensor) -> tuple[float, Tensor]:
+@torch.enable_grad()
+def _hard_loss(target: Tensor, hidden: Tensor, head: Head) -> tuple[Tensor, float]:
+    """The gradient at the input of the head, and the loss."""
     leaf = hidden.detach().requires_grad_()
     weight = head.weight.detach().to(leaf.dtype)
     bias = None if head.bias is None else head.bias.detach().to(leaf.dtype)
@@ -149,7 +152,7 @@ def _hard_loss(hidden: Tensor, head: Head, target: Tensor) -> tuple[float, Tenso
         logit_scale=head.logit_scale, logit_softcap=head.logit_softcap,
     )  # fmt: skip
     assert isinstance(loss, Tensor)
-    return float(loss.detach()), torch.autograd.grad(loss, leaf)[0]
+    return torch.autograd.grad(loss, leaf)[0], float(loss.detach())
 
 
 def _close(own: _Own, value: float, ours: float, gradient: Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bgkernels.integrations.probe.tokens import arguments, embeddings
+from bgkernels.integrations.zero3 import shape
 
 OF_THE_CALL = {
     "labels", "shift_labels", "num_items_in_batch", "loss_rows", "extra_losses", "return_dict",
@@ -35,7 +36,7 @@ class Reader:
         self.arguments = arguments(model)
         self.limit = positions(model)
         table = embeddings(model)
-        self.tokens = None if table is None else table.shape[0]
+        self.tokens = None if table is None else shape(table)[0]
         self.waits = False
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:

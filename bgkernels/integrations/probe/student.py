@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.integrations import heads
+from bgkernels.integrations import heads, zero3
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.probe.loss import OwnLoss, examine, extra_losses
 from bgkernels.integrations.probe.tokens import decoder_inputs
@@ -33,7 +33,8 @@ class Student:
         self.original = original
         self.own = OwnLoss(shifted=not getattr(model.config, "is_encoder_decoder", False))
         heads.linear(model)
-        if heads.runs_here(model):
+        self.examined = heads.runs_here(model)
+        if self.examined:
             self.own = examine(model, partial(original, model))
         self.settings = dict(_settings(model))
 
@@ -47,8 +48,10 @@ class Student:
         settings = self.settings if torch.compiler.is_compiling() else dict(_settings(model))
         if settings != self.settings:
             self.settings = settings
-            if heads.runs_here(model):
+            if _runs(model):
                 self.own = examine(model, forward)
+        if not self.examined and zero3.gathers(heads.linear(model)):  # it came in parts
+            self.own, self.examined = examine(model, forward), True
         output, hidden = heads.until_head(model, forward, inputs)
         new = [name for name, _ in extra_losses(output) if name not in self.own.extras]
         if new:
@@ -58,7 +61,7 @@ class Student:
     def _examine_again(self, model: Any, new: list[str], inputs: Mapping[str, Any]) -> None:
         """Measure the factors of losses that appear for the first time."""
         flags = {name: x for name, x in inputs.items() if isinstance(x, bool)}
-        if not torch.compiler.is_compiling() and heads.runs_here(model):
+        if _runs(model) and not torch.compiler.is_compiling():
             self.own = examine(model, partial(self.original, model), **flags)
         missing = [name for name in new if name not in self.own.extras]
         if missing:
@@ -68,6 +71,11 @@ class Student:
                 "in its loss could not be measured here; set it in the configuration before "
                 "attach(), while the model is whole, or leave it out of the call"
             )
+
+
+def _runs(model: Any) -> bool:
+    """Whether a model that is being called can be called on other tokens too, on every rank."""
+    return heads.runs_here(model) or zero3.gathers(heads.linear(model))
 
 
 def completed(model: Any, inputs: dict[str, Any], labels: Tensor | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bgkernels.integrations.zero3 import shape
+
 LENGTH = 8
 IGNORE = -100
 
@@ -25,7 +27,7 @@ def embeddings(model: Any) -> Tensor | None:
 def probe_tokens(model: Any) -> Tensor:
     """``(2, LENGTH)`` tokens, none of which means something special to the model."""
     table = embeddings(model)
-    vocab = int(model.config.get_text_config().vocab_size if table is None else table.shape[0])
+    vocab = int(model.config.get_text_config().vocab_size if table is None else shape(table)[0])
     special = set(_special(model.config)) | set(_special(model.config.get_text_config()))
     plain = [i for i in range(min(vocab, 4096)) if i not in special] or [0]
     chosen = [plain[(7 * i + 3) % len(plain)] for i in range(2 * LENGTH)]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from bgkernels.backends.base import Tile, close
-from bgkernels.rows.caching import remembered
-from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.rows.spec import Cap, RowSpec, cap_of
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import checks
@@ -20,12 +19,6 @@ from bgkernels.streaming.teachers.base import Comparison, Teacher, flat_rows
 from bgkernels.streaming.tiles import Tiles
 
 RAW = Cap()
-
-
-@remembered
-def cap_of(scale: float, softcap: float | None) -> Cap:
-    """The map from raw to real logits of a model."""
-    return Cap(float(scale), float(softcap or 0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,112 @@
+"""DeepSpeed ZeRO-3: two processes give what one does, in a plain loop and in the ``Trainer``."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
+
+from tests.models import REPORTED, batch, dense, tiny
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"
+    ),
+]
+ROOT = Path(__file__).resolve().parents[2]
+RATE = 0.1
+CASES = {
+    "untied": "llama", "tied": "llama tied", "biased": "llama", "frozen": "llama", "own": "llama",
+    "trainer": "llama", "trainer tied": "llama tied",
+}  # fmt: skip
+"""Families of the students, by what is done with them in ``tests/zero3_step.py``."""
+
+
+def student(case: str) -> Any:
+    """The model of a case, before it is trained."""
+    model = tiny(CASES[case], **REPORTED)
+    if case == "biased":
+        model.lm_head = torch.nn.Linear(REPORTED["hidden_size"], REPORTED["vocab_size"])
+    model.lm_head.requires_grad_(case != "frozen")
+    return model
+
+
+def teacher() -> Any:
+    """Another model."""
+    return tiny(seed=1, **REPORTED)
+
+
+def steps(case: str) -> Iterator[dict[str, Tensor]]:
+    """The batches of both processes; in the second, process 1 has no label at all."""
+    if case.startswith("trainer"):
+        yield batch(rows=8, length=14)
+        return
+    yield batch(rows=4)
+    data = batch(rows=4)
+    data["labels"][1::2] = -100
+    yield data
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What process 0 of two saved."""
+    folder = tmp_path_factory.mktemp("zero3")
+    teacher().save_pretrained(folder / "teacher")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.zero3_step", str(folder)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    output = [p.communicate(timeout=300)[0] for p in processes]
+    assert not any(p.returncode for p in processes), "\n".join(output)
+    result: dict[str, Any] = torch.load(folder / "found.pt")
+    return result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_updates_are_those_of_one_process(found: dict[str, Any], case: str) -> None:
+    model, other = student(case).double(), teacher().double()
+    for data in steps(case):
+        items = (data["labels"][:, 1:] != -100).sum()
+        model.zero_grad()
+        (dense(model, other, data, 2.0) / items).backward()
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= RATE * p.grad if p.requires_grad else 0
+    for name, p in model.named_parameters():
+        got = found[case][name].double()
+        torch.testing.assert_close(got, p.detach(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_parts_are_refused_by_name(found: dict[str, Any]) -> None:
+    for name in ("`linear_weight`", "`teacher.weight`"):
+        assert f"{name} is empty here: its elements are on other processes" in found["refused"]
+    assert "LlamaForCausalLM are partitioned by DeepSpeed ZeRO-3, and no engine" in found["refused"]
+    assert "LlamaForCausalLM computes another loss than the cross-entropy" in found["refused"]
+
+
+def test_the_parts_of_the_loss_are_logged(found: dict[str, Any]) -> None:
+    logged = found["logged"]
+    assert logged["soft_loss"] > 0 and logged["eval_loss"] == pytest.approx(logged["expected"])

@@ -1,0 +1,35 @@
+"""One process of ``accelerate launch``: runs a script, and says how it was trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from typing import Any
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+BEGIN = AcceleratorState.__init__
+
+
+def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+    """accelerate's own, which on CPUs takes no notice of a configuration of FSDP."""
+    BEGIN(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+
+AcceleratorState.__init__ = begin
+if importlib.util.find_spec("deepspeed"):
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
+
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+trainer = runpy.run_path(sys.argv[0], run_name="__main__")["trainer"]
+weight = trainer.model.get_output_embeddings().weight
+parts = hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor"
+kind = trainer.accelerator.distributed_type.name
+print(f"{kind}: {trainer.accelerator.num_processes} processes, {parts=}")
