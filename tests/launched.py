@@ -7,10 +7,11 @@ import runpy
 import sys
 from typing import Any
 
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-BEGIN = AcceleratorState.__init__
+BEGIN, STATE = AcceleratorState.__init__, Accelerator.get_state_dict
 
 
 def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
@@ -20,7 +21,35 @@ def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
 
-AcceleratorState.__init__ = begin
+def gathered(self: Any, model: Any, **kwargs: Any) -> Any:
+    """accelerate's own, which on CPUs does not gather what FSDP shards."""
+    state = STATE(self, model, **kwargs)
+    for name, x in (state or {}).items():  # None where another process writes it
+        state[name] = x.full_tensor().clone() if hasattr(x, "full_tensor") else x
+    return state
+
+
+AcceleratorState.__init__, Accelerator.get_state_dict
+
+
+def begin(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+    """accelerate's own, which on CPUs takes no notice of a configuration of FSDP."""
+    BEGIN(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+
+def gathered(self: Any, model: Any, **kwargs: Any) -> Any:
+    """accelerate's own, which on CPUs does not wait for what it gathers."""
+    state = STATE(self, model, **kwargs)
+    import torch
+    for name, x in (state or {}).items():  # None where another process writes it
+        print("TYPE", name, type(x), x.device, type(x.data))
+        state[name] = x.trigger_wait() if hasattr(x, "trigger_wait") else x
+    return state
+
+
+AcceleratorState.__init__, Accelerator.get_state_dict = begin, gathered
 if importlib.util.find_spec("deepspeed"):
     import deepspeed
 
