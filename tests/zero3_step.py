@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.transformers import HybridDistillationTrainer
-from tests.integrations.test_transformers import SHANNON, arguments, examples
-from tests.integrations.test_zero3 import RATE, steps, student, teacher
+from tests.integrations.steps import SHANNON, arguments, examples
+from tests.integrations.zero3 import RATE, steps, student, teacher
 from tests.models import REPORTED, batch, dense, tiny
 
 OPTIONS = {"routing": SHANNON, "temperature": 2.0}

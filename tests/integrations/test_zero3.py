@@ -7,17 +7,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
-from tests.models import REPORTED, batch, dense, tiny
+from tests.integrations.zero3 import CASES, RATE, steps, student, teacher
+from tests.models import dense
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,37 +25,6 @@ pytestmark = [
     ),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-RATE = 0.1
-CASES = {
-    "untied": "llama", "tied": "llama tied", "biased": "llama", "frozen": "llama", "own": "llama",
-    "trainer": "llama", "trainer tied": "llama tied",
-}  # fmt: skip
-"""Families of the students, by what is done with them in ``tests/zero3_step.py``."""
-
-
-def student(case: str) -> Any:
-    """The model of a case, before it is trained."""
-    model = tiny(CASES[case], **REPORTED)
-    if case == "biased":
-        model.lm_head = torch.nn.Linear(REPORTED["hidden_size"], REPORTED["vocab_size"])
-    model.lm_head.requires_grad_(case != "frozen")
-    return model
-
-
-def teacher() -> Any:
-    """Another model."""
-    return tiny(seed=1, **REPORTED)
-
-
-def steps(case: str) -> Iterator[dict[str, Tensor]]:
-    """The batches of both processes; in the second, process 1 has no label at all."""
-    if case.startswith("trainer"):
-        yield batch(rows=8, length=14)
-        return
-    yield batch(rows=4)
-    data = batch(rows=4)
-    data["labels"][1::2] = -100
-    yield data
 
 
 @pytest.fixture(scope="module")
