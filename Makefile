@@ -9,7 +9,7 @@ CPP := $(shell find csrc -name '*.[chi]*')
 TORCH ?= 2.8.0 2.13.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
-CORE := $(addprefix tests/,rows loss streaming backends/test_native.py repo/test_repo.py \
+CORE := $(addprefix tests/,rows loss streaming backends/test_native*.py repo/test_repo.py \
   repo/test_journey.py repo/test_public_api.py repo/test_yardstick.py)
 
 define suite

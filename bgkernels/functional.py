@@ -190,7 +190,7 @@ def plan(
     seed: int | None = None,
     return_stats: bool = False,
 ) -> StepPlan:
-    """How :func:`linear_hybrid_distillation` would run with these arguments; nothing is computed.
+    """Say how :func:`linear_hybrid_distillation` would run with these arguments; compute nothing.
 
     Values of tensors do not matter but for labels, which are checked; shapes, dtypes, device, and
     which tensors ask for a gradient do. A plan also depends on the number of threads.

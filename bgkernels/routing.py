@@ -209,10 +209,8 @@ def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
         hard_weight, soft_weight = base(s)
         return soft_weight, hard_weight
 
-    return Policy(
-        f"reverse({base.name})", weights, base.extras, base.batchwide, base.hard_term,
-        fixed=base.fixed,
-    )  # fmt: skip
+    name, args = f"reverse({base.name})", (base.extras, base.batchwide, base.hard_term)
+    return Policy(name, weights, *args, fixed=base.fixed)
 
 
 @register

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from bgkernels.integrations.causal_lm import attach
+from tests.integrations.steps import SHANNON, trained
 from tests.models import batch, tiny
-from tests.trainers import SHANNON, trained
 
 OPTIONS = {"routing": SHANNON, "temperature": 2.0}
 

@@ -22,7 +22,7 @@ from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import Interrupted
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Silent
-from tests.training.test_training import Signals
+from tests.training.signals import Signals
 
 CASES = [("entropy", "ddp"), ("gkd", "ddp"), ("entropy", "fsdp"), ("gkd", "fsdp")]
 """Methods, and how the models are shared."""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.transformers import HybridDistillationTrainer
+from tests.integrations.steps import SHANNON, arguments, examples
+from tests.integrations.zero3 import RATE, steps, student, teacher
 from tests.models import REPORTED, batch, dense, tiny
-from tests.trainers import SHANNON, arguments, examples
-from tests.zero3_cases import RATE, steps, student, teacher
 
 OPTIONS = {"routing": SHANNON, "temperature": 2.0}
 CONFIG: dict[str, Any] = {

@@ -57,7 +57,7 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def needs_of(student: Tensors, wanted: Sequence[bool]) -> Needs:
-    """What fused mode gathers, of the tensors that want a gradient."""
+    """Return the gradients that fused mode gathers, and in which dtype they wait."""
     half = any(x is not None and x.dtype == torch.float16 for x in student)
     return Needs(*wanted)._replace(held=half)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HEADS = ("linear_weight", "linear_bias", "teacher.weight", "teacher.bias")
 LOGITS = ("logits", "teacher.logits")
-TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 STRIDED_SINCE = (2, 10)
 """Older releases hand the rows of a gradient that FSDP2 shards once more to the wrong ranks."""
 

@@ -1,4 +1,4 @@
-"""What a step would do: its walks, their tiles and bytes, and how it would multiply."""
+"""A forecast says what a step would do: its walks, their tiles and bytes, how it multiplies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bgkernels.streaming.problem import Problem
 
 @dataclass(frozen=True)
 class Walk:
-    """One way through the vocabulary and back, for each chunk of rows.
+    """A walk goes through the vocabulary, and back, for each chunk of rows.
 
     Attributes:
         chunks, rows: how many chunks of rows, and rows in each.
@@ -43,7 +43,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How a step would run: what :func:`bgkernels.plan` returns.
+    """A step plan says how a step would run; :func:`bgkernels.plan` returns it.
 
     Attributes:
         mode: ``"fused"``: one walk gives loss and gradient. ``"recompute"``: the forward pass is a
@@ -61,7 +61,7 @@ class StepPlan:
 
     @property
     def bytes(self) -> int:
-        """Of temporaries, at most."""
+        """Bytes of temporaries, at most."""
         return max(walk.bytes for walk in self.walks)
 
     @property
@@ -71,7 +71,7 @@ class StepPlan:
 
 
 def forecast(problem: Problem, objective: Objective, options: Options) -> StepPlan:
-    """The plan of a loss.
+    """Return the plan of a loss.
 
     Raises:
         BudgetError: nothing fits the memory budget.
@@ -88,9 +88,9 @@ def forecast(problem: Problem, objective: Objective, options: Options) -> StepPl
     if not walks:
         p = planned(problem, Needs(), statistics=True, backward=False)
         walks.append(_walk(problem, p, Needs(), statistics=True, backward=False))
-        for part in backward_walks(problem, needs) if needs.any else ():
-            p = planned(problem, part, statistics=False, backward=True)
-            walks.append(_walk(problem, p, part, statistics=False, backward=True))
+        for walk_needs in backward_walks(problem, needs) if needs.any else ():
+            p = planned(problem, walk_needs, statistics=False, backward=True)
+            walks.append(_walk(problem, p, walk_needs, statistics=False, backward=True))
     return StepPlan(mode, tuple(walks), *_multiplied(problem))
 
 
@@ -100,9 +100,9 @@ def _walk(problem: Problem, p: Plan, needs: Needs, *, statistics: bool, backward
     tiles = len(p.tiles())
     reads = (1 + problem.spec.second_read) * statistics + backward
     gradients = (needs.input + needs.weight) * (len(problem.student) > 1)
-    made = heads * (1 + p.repeated(reads)) + gradients * backward
+    multiplied = heads * (1 + p.repeated(reads)) + gradients * backward
     size = p.chunk_count, p.chunk, tiles, p.width, p.kept, p.coded, p.bytes
-    return Walk(*size, products=round(made, 3))
+    return Walk(*size, products=round(multiplied, 3))
 
 
 def _multiplied(problem: Problem) -> tuple[str, str]:

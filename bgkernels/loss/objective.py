@@ -133,9 +133,13 @@ class Objective:
         return [(s, tempered) for s, (_, tempered) in zip(at_one, pairs, strict=True)]
 
     def differentiate(
-        self, problem: Problem, blocks: Sequence[Statistics], values: Tensor, rows: slice,
+        self,
+        problem: Problem,
+        blocks: Sequence[Statistics],
+        values: Tensor,
+        rows: slice,
         scale: Tensor | float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:
         """Return each row's loss times ``scale``, and the derivative of their sum by ``values``."""
         grads, complete = torch.zeros_like(values), problem.items == problem.labels.size(0)
         with torch.enable_grad():
@@ -211,14 +215,14 @@ def reachable(x: Tensor) -> set[int]:
     Autograd could say which of many leaves are used, but takes longer than the rest of the loss.
     """
     nodes = [] if x.grad_fn is None else [x.grad_fn]
-    seen, leaves = set(nodes), {id(x)}
+    visited, leaves = set(nodes), {id(x)}
     for node in nodes:  # grows on the way
         variable = getattr(node, "variable", None)
         if variable is not None:
             leaves.add(id(variable))
             continue
-        parents = [parent for parent, _ in node.next_functions if parent and parent not in seen]
-        seen.update(parents)
+        parents = [parent for parent, _ in node.next_functions if parent and parent not in visited]
+        visited.update(parents)
         nodes += parents
     return leaves
 

@@ -224,9 +224,7 @@ class Tempered(Extra):
     kind = 1
     sums = ("d_s", "h_s", "d_t", "h_t")
     factors = ("lse", "A", "B")
-    fields = ("lse_s", "entropy_s", "logp_s", "max_prob_s",
-              "lse_t", "entropy_t", "logp_t", "max_prob_t")  # fmt: skip
-
+    fields = tuple(f"{name}_{x}" for x in "st" for name in ("lse", "entropy", "logp", "max_prob"))
     differentiable = range(3)
 
     def __post_init__(self) -> None:

@@ -217,7 +217,7 @@ class Statistics:
         spec, (label, argmax_s, argmax_t, *_) = self.specs[0], self.ints.unbind(0)
         x = self.values.unbind(0) if rows is None else rows
         valid = label != SKIP
-        extras = {extra: tuple(x[part]) for extra, part in spec.shown}
+        extras = {extra: tuple(x[place]) for extra, place in spec.shown}
         label = torch.where(valid, label, ignore_index)
         mean = x[12] if spec.logit_sum else torch.full_like(x[12], float("nan"))
         tensors = (

@@ -54,7 +54,7 @@ def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) 
 
 
 def scratch_bytes(product: torch.dtype, to: torch.dtype, device: torch.device) -> int:
-    """Bytes of an element of the scratch by which a product reaches a gradient of dtype ``to``."""
+    """Return the bytes of an element of scratch by which a product reaches a gradient's dtype."""
     if _half_on_cpu(product, device):
         direct = to == torch.float32 or (products.chosen(product) == "brgemm" and to == product)
         return 0 if direct and to != torch.float16 else 4
@@ -63,7 +63,7 @@ def scratch_bytes(product: torch.dtype, to: torch.dtype, device: torch.device) -
 
 
 def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:
-    """Bytes of packed operands that a product of one of these dtypes fills, if it can."""
+    """Return the bytes of packed operands that a product of one of these dtypes takes."""
     half = (x for x in dtypes if _half_on_cpu(x, device))
     packs = any(products.chosen(dtype) == "brgemm" for dtype in half)
     return products.PACKED_BYTES * torch.get_num_threads() * packs

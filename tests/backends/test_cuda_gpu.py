@@ -14,12 +14,12 @@ from torch import Tensor
 import bgkernels as bg
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native.cuda import Cuda, unusable
-from bgkernels.rows.arithmetic import NONE, SKIP
+from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Mixture, Tempered, Tilt
 from bgkernels.rows.spec import RowSpec
 from bgkernels.streaming import planner
 from tests import on_gpu
-from tests.backends.test_native import CASES, LABELS, PADDED
+from tests.backends.cases import CASES, PADDED, labels_of
 from tests.conformance import KINDS, check, make, statistics
 from tests.on_gpu import DEVICE
 from tests.problems import make as logits_problem
@@ -42,10 +42,6 @@ def _usable() -> None:
     reason = unusable(DEVICE)
     if reason:
         pytest.skip(f"native on {DEVICE}: {reason}")
-
-
-def labels_of(spec: RowSpec) -> list[int]:
-    return LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, *[NONE] * 10]
 
 
 @pytest.mark.parametrize("splits", [1, 3])

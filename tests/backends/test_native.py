@@ -3,31 +3,34 @@ CUDA kernels in emulation."""
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from bgkernels.backends.base import Tile
 from bgkernels.backends.native import NativeBackend
 from bgkernels.rows import sampling
 from bgkernels.rows.arithmetic import NONE, SKIP
-from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
-from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
+from bgkernels.rows.extras import Mixture, Tempered, Tilt
+from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState, empty
+from tests.backends.cases import (
+    BLOCK,
+    CASES,
+    INF,
+    LABELS,
+    LANES,
+    NAN,
+    PADDED,
+    PAIRS,
+    TILTS,
+    WIDTH,
+    labels_of,
+)
 from tests.conformance import (
     CPU,
     DIFFERENTIABLE,
     KINDS,
-    Case,
     check,
     finalized,
     gradient,
@@ -35,75 +38,9 @@ from tests.conformance import (
     random_grads,
     settled,
     statistics,
-    sums_of,
 )
-from tests.cuda_emulation import Emulated
 
 _C = pytest.importorskip("bgkernels.backends.native._C")
-
-NAN, INF = float("nan"), float("inf")
-BLOCK, LANES = 512, 16  # csrc/cpu/blocks.h on AVX2, twice as on baseline; the widest vectors
-WIDTH = 2 * BLOCK + 22
-PADDED = WIDTH - 30
-
-
-@pytest.fixture(params=_C.cpu_targets())
-def target(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that was compiled and that this processor has."""
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield request.param
-    _C.set_cpu_target(before)
-
-
-@pytest.fixture(params=[*_C.cpu_targets(), "cuda"])
-def native(request: pytest.FixtureRequest) -> Iterator[NativeBackend]:
-    """The backend on every target, and with the CUDA kernels emulated."""
-    if request.param == "cuda":
-        yield Emulated()
-        return
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield NativeBackend()
-    _C.set_cpu_target(before)
-
-
-def exact(temperature: float) -> float:
-    """A temperature nearby whose inverse, by which the kernels multiply, is a float."""
-    return 1 / torch.tensor(1 / temperature).item()
-
-
-LABELS = [3, BLOCK, SKIP, WIDTH - 1, *range(100, 1000, 100)]  # enough rows for a yardstick
-TILTS = (
-    Tilt(0, 0.1), Tilt(0.5, 0), Tilt(0.3, 0.6), Tilt(-0.4, 0.7), Tilt(0, 0, True),
-    Tilt(0.8, 0, True), Tilt(0.3, 0.3, True),
-)  # fmt: skip
-PAIRS = (Mixture(0.5), Mixture(0.1), TotalVariation())
-MIXED = (Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered(), Tilt(0, 0.1),
-         Mixture(0.1), Tempered(exact(0.5)))  # fmt: skip
-CAPS = {"student": Cap(1.5, 8.0), "teacher": Cap(0.5, 12.0)}
-CASES: dict[str, tuple[RowSpec, str]] = {
-    "plain": (RowSpec(WIDTH, WIDTH), "ff"),
-    "bf16": (RowSpec(WIDTH, WIDTH, logit_sum=True), "bb"),
-    "fp16": (RowSpec(WIDTH, WIDTH), "hh"),
-    "padded": (RowSpec(WIDTH, PADDED), "hb"),
-    "tempered": (RowSpec(WIDTH, WIDTH, exact(3.0)), "fb"),
-    "padded, tempered": (RowSpec(WIDTH, PADDED, 2.0, logit_sum=True), "bf"),
-    "cross-entropy": (RowSpec(WIDTH, 0, logit_sum=True), "h"),
-    "argmax": (RowSpec(WIDTH, WIDTH, label_rule="argmax", logit_sum=True), "bb"),
-    "argmax, padded": (RowSpec(WIDTH, PADDED, exact(1.5), "argmax", extras=TILTS[2:5]), "fb"),
-    "sample": (
-        RowSpec(WIDTH, PADDED, exact(0.7), "sample", seed=2**63 - 5, extras=TILTS[:1]),
-        "hh",
-    ),
-    "tilts": (RowSpec(WIDTH, WIDTH, exact(1.3), extras=TILTS), "ff"),
-    "pairs": (RowSpec(WIDTH, WIDTH, extras=PAIRS), "fb"),
-    "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=(Mixture(0.7), Tilt(0, 0.1)), **CAPS), "ff"),
-    "tempered statistics": (RowSpec(WIDTH, WIDTH, exact(3.0), extras=(Tempered(),)), "ff"),
-    "mixed kinds": (RowSpec(WIDTH, PADDED, exact(1.3), extras=MIXED, logit_sum=True), "bf"),
-    "mixed kinds, argmax": (RowSpec(WIDTH, PADDED, 2.0, "argmax", extras=MIXED), "fb"),
-    "scaled": (RowSpec(WIDTH, PADDED, student=Cap(0.25), teacher=Cap(-2.0), extras=PAIRS), "hf"),
-}
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -111,8 +48,7 @@ CASES: dict[str, tuple[RowSpec, str]] = {
 def test_everything_against_float64(native: NativeBackend, name: str, cut: bool) -> None:
     """Whole, and cut into tiles with the gradient over the logits."""
     spec, dtypes = CASES[name]
-    labels = LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, *[NONE] * 10]
-    case = make(spec, labels, dtypes, (70, PADDED + 2) if cut else ())
+    case = make(spec, labels_of(spec), dtypes, (70, PADDED + 2) if cut else ())
     check(native, case, out=case.student.dtype if cut else torch.float32, in_place=cut)
 
 
@@ -325,103 +261,3 @@ def test_what_is_not_supported(native: NativeBackend) -> None:
     many = replace(case.spec, extras=tuple(Tilt(0, 0.1 * i) for i in range(_C.MAX_EXTRAS + 1)))
     with pytest.raises(NotImplementedError, match="at most 8 extra statistics"):
         statistics(native, replace(case, spec=many))
-
-
-class Mutant(NativeBackend):
-    """A backend with one fault.
-
-    Args:
-        fault: its name.
-        row: of the matrix that the fault is in.
-    """
-
-    def __init__(self, fault: str, row: int) -> None:
-        self.fault, self.row = fault, row
-
-    def absorb_(
-        self, state: RowState, tile: Tile, labels: Tensor, spec: RowSpec, *normalisers: Any
-    ) -> None:
-        before = state.floats.clone()
-        super().absorb_(state, tile, labels, spec, *normalisers)
-        if self.fault == "forgotten sum" and tile.first_column:
-            state.floats[self.row] = before[self.row]
-
-    def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
-        super().finalize(state, labels, spec, out)
-        if self.fault == "field at a wrong offset":
-            out[self.row :] = out[self.row :].roll(1, 0)
-
-    def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
-        out = super().fold(statistics, grads, labels, spec)
-        if self.fault == "scaled coefficient":
-            out[self.row] *= 1.01
-        if self.fault == "swapped coefficients":
-            out[[self.row, self.row + 1]] = out[[self.row + 1, self.row]]
-        if self.fault == "factor at a wrong offset":
-            out[self.row :] = out[self.row :].roll(1, 0)
-        return out
-
-
-MUTANT_SPEC = RowSpec(200, 190, 2.0, logit_sum=True, extras=(
-    Mixture(0.5), Tilt(0.3, 0.6, True), TotalVariation(), Tempered()))  # fmt: skip
-SUMS = [row for row, _ in sums_of(MUTANT_SPEC) if row not in (11, 12, 13)]  # not the label's
-FACTORS = [i for i in range(MUTANT_SPEC.factor_count) if COEFFICIENTS[i:][:1] != ("D_y",)]
-FAULTS = [
-    *(("forgotten sum", row) for row in SUMS),
-    *(("scaled coefficient", row) for row in FACTORS),
-    *(("swapped coefficients", row) for row in (0, 3, 4, 7, 16, 22)),
-    *(("field at a wrong offset", part.start) for part in MUTANT_SPEC.fields),
-    *(("factor at a wrong offset", part.start) for part in MUTANT_SPEC.factors),
-]
-
-
-def mutant_case() -> Case:
-    """Every maximum rises in the second tile."""
-    case = make(MUTANT_SPEC, [3, 150, 20, 195], cuts=(100,))
-    assert case.teacher is not None
-    case.student[:, 100:] += 9
-    case.teacher[:, 100:] += 9
-    return case
-
-
-@pytest.mark.parametrize("fault, row", FAULTS)
-def test_faults_are_noticed(fault: str, row: int) -> None:
-    """Conformance fails for a backend with any single one."""
-    with pytest.raises(AssertionError):
-        check(Mutant(fault, row), mutant_case())
-
-
-def test_no_fault_is_no_failure() -> None:
-    check(Mutant("none", 0), mutant_case())
-
-
-def test_targets_by_name(target: str) -> None:
-    assert _C.cpu_target() == target
-    with pytest.raises(ValueError, match=r"must be one of .*baseline.*, got 'abacus'"):
-        _C.set_cpu_target("abacus")
-    assert _C.cpu_target() == target
-    code = "from bgkernels.backends.native import _C; print(_C.cpu_target())"
-    env = os.environ | {"BGKERNELS_CPU_TARGET": target}
-    shown = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
-    assert shown.stdout.decode().split() == [target]
-
-
-def test_an_unknown_forced_target_is_a_reason() -> None:
-    code = """if True:
-        import torch
-        from bgkernels.backends.native import NativeBackend
-        print(NativeBackend().supports(torch.device("cpu"), (torch.float32,)))"""
-    env = os.environ | {"BGKERNELS_CPU_TARGET": "abacus"}
-    shown = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True)
-    assert "BGKERNELS_CPU_TARGET" in shown.stdout.decode()
-
-
-def test_no_target_shares_a_weak_symbol() -> None:
-    """The linker keeps one copy of each: it could carry AVX-512 into the baseline."""
-    nm = shutil.which("nm")
-    if nm is None or sys.platform != "linux":
-        pytest.skip("needs nm")
-    listing = subprocess.run([nm, "-C", _C.__file__], check=True, capture_output=True)
-    weak = [x for x in listing.stdout.decode().splitlines() if re.search(r" [WVu] bgk::", x)]
-    targets = ("baseline", "avx2", "avx512", "cuda")
-    assert [x for x in weak if not any(f"bgk::{t}::" in x for t in targets)] == []

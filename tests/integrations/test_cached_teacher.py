@@ -17,8 +17,8 @@ from bgkernels import labels
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.labels import CachedTeacher
 from bgkernels.integrations.transformers import HybridDistillationTrainer
+from tests.integrations.steps import arguments
 from tests.models import VOCAB, batch, tiny
-from tests.trainers import arguments
 
 
 def documents(teacher: Any) -> list[labels.Document]:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("transformers", reason="needs the extra `integrations`: transformers")
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
+from tests.integrations.steps import sgd_step
 from tests.models import batch, dense, tiny
-from tests.trainers import sgd_step
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

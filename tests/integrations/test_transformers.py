@@ -17,8 +17,8 @@ from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.probe.watch import NotDistillingError
 from bgkernels.integrations.transformers import HybridDistillationTrainer, LossRows
+from tests.integrations.steps import SHANNON, arguments, examples, sgd_step, trained
 from tests.models import batch, dense, tiny
-from tests.trainers import SHANNON, arguments, examples, sgd_step, trained
 
 
 @pytest.mark.parametrize("changes", [

@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
+from tests.integrations.zero3 import CASES, RATE, steps, student, teacher
 from tests.models import dense
-from tests.zero3_cases import CASES, RATE, steps, student, teacher
 
 pytestmark = [
     pytest.mark.slow,

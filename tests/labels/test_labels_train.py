@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.labels import CaptureConfig, LabelDataset, generate
-from tests.labels.test_labels import DOCUMENTS, VOCAB, make_teacher
+from tests.labels.documents import DOCUMENTS, VOCAB, make_teacher
 
 
 @pytest.mark.parametrize("routing", ["soft", "entropy"])

@@ -17,7 +17,7 @@ from bgkernels.training.analysis.risk import choice_risk
 from bgkernels.training.cli import app
 from bgkernels.training.config import ModelShape
 from bgkernels.training.tokens import train_tokenizer
-from tests.training.test_training_parts import WORDS, write_notes
+from tests.training.notes import WORDS, write_notes
 
 VOCAB, LENGTH = 280, 16
 

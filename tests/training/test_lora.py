@@ -15,8 +15,8 @@ from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import Interrupted, MissingExtra
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Silent
-from tests.training.test_training import Signals
-from tests.training.test_training_parts import write_notes
+from tests.training.notes import write_notes
+from tests.training.signals import Signals
 
 TOKENS = torch.arange(12)[None]
 

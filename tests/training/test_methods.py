@@ -24,15 +24,9 @@ from bgkernels.training.materials import prepare
 from bgkernels.training.methods import METHODS, find
 from bgkernels.training.progress import Silent
 from bgkernels.training.tokens import IGNORED, Batch
-from tests.training.test_training import Signals
-from tests.training.test_training_parts import write_notes
+from tests.training.signals import Signals
 
 VOCAB = 300
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_notes(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from bgkernels.training.cli import app
 from bgkernels.training.errors import ModelError, OptionError
 from bgkernels.training.pruning import Shape
 from bgkernels.training.tokens import train_tokenizer
-from tests.training.test_training_parts import WORDS, write_notes
+from tests.training.notes import WORDS, write_notes
 
 LAYER_TYPES = ["sliding_attention", "full_attention", "full_attention"]
 EXPERTS = {

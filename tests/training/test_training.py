@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -33,13 +31,7 @@ from bgkernels.training.errors import (
 from bgkernels.training.files import write_atomically
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Silent
-from tests.training.test_training_parts import write_notes
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """A folder of text that is learnt in a few steps."""
-    return write_notes(tmp_path_factory.mktemp("corpus"))
+from tests.training.signals import Signals
 
 
 @pytest.fixture(scope="module")
@@ -71,17 +63,6 @@ def distilled(setup, tmp_path):
 def folder(tmp_path):
     """Where ``distilled`` keeps its checkpoints."""
     return tmp_path / "run" / "student-entropy"
-
-
-class Signals(Silent):
-    """Sends a signal to this process after a step."""
-
-    def __init__(self, step, signum):
-        self.step, self.signum = step, signum
-
-    @contextmanager
-    def training(self, title, steps) -> Iterator:
-        yield lambda now: os.kill(os.getpid(), self.signum) if now.step == self.step else None
 
 
 def weights(model):

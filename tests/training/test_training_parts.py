@@ -19,33 +19,6 @@ from bgkernels.training.log import Log
 from bgkernels.training.materials import prepare
 from bgkernels.training.tokens import Batches, train_tokenizer
 
-WORDS = (
-    "the",
-    "teacher",
-    "knows",
-    "which",
-    "word",
-    "may",
-    "follow",
-    "and",
-    "the",
-    "student",
-    "learns",
-)
-
-
-def write_notes(folder):
-    """Forty small files, alike enough to be learnt in a few steps."""
-    for i in range(40):
-        lines = (" ".join(WORDS[(i + j) % 7 :]) + f" {j % 5}.\n" for j in range(20))
-        (folder / f"note{i}.txt").write_text("".join(lines))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_notes(tmp_path_factory.mktemp("corpus"))
-
 
 @pytest.fixture(scope="module")
 def config(corpus):

@@ -12,7 +12,7 @@ import torch
 
 from bgkernels.training.log import Log
 from bgkernels.training.models import load_pretrained
-from tests.training.test_training_parts import write_notes
+from tests.training.notes import write_notes
 from tests.training_ranks_run import CASES, demo, student
 
 each_case = pytest.mark.parametrize("case", CASES, ids=" ".join)

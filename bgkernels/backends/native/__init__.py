@@ -24,7 +24,7 @@ from bgkernels.backends.native.call import (
     is_dense,
     numbers_of,
     rows_of,
-)  # fmt: skip
+)
 from bgkernels.backends.native.cuda import Cuda, unusable
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState

@@ -1,4 +1,4 @@
-"""The compiled coding of kept tiles: see :mod:`bgkernels.streaming.coding`."""
+"""Compiled functions code kept tiles, as :mod:`bgkernels.streaming.coding` does in torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if MISSING is None:
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the compiled functions can read a tile and write it."""
+    """Tell whether the compiled functions can read a tile and write it."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and is_dense(x)
     return MISSING is None and plain
 
@@ -32,7 +32,7 @@ def encode(
 def decode(
     words: Tensor, compared: int, cap: Cap, teacher: bool, out: Tensor, labels: Tensor
 ) -> None:
-    """One model's logits of such ``words`` into fp32 ``out``."""
+    """Write one model's logits of such ``words`` to fp32 ``out``."""
     _C.decode(
         numbers_of(words), compared, len(out), rows_of(out), float(cap.scale), teacher,
         labels.data_ptr(), torch.get_num_threads(),

@@ -90,8 +90,8 @@ def add_kernel(
     stride = tl.cast(rows, tl.int64)
     total = load_extras(sums_ptr + row, stride, mask, EXTRAS, tl.float32)
     for split in range(splits):
-        part = part_ptr + split * COLUMNS * stride + row
-        more = load_extras(part, stride, mask, EXTRAS, tl.float32)
+        sums = part_ptr + split * COLUMNS * stride + row
+        more = load_extras(sums, stride, mask, EXTRAS, tl.float32)
         new = ()
         for i in tl.static_range(len(EXTRAS)):
             new = new + (added(total[i], more[i]),)

@@ -151,9 +151,9 @@ class TopKTeacher(Teacher):
             )
         drop, n = self.tail == "drop", self.k + 1
         extras, compared = (*(() if drop else tempered), *teacher_tilts(spec)), spec.compared
-        spec = replace(spec, logit_sum=False)
         whole = replace(spec, compared=0 if drop else compared, teacher=spec.student, extras=extras)
-        return whole, replace(spec, columns=n, compared=n, student=Cap(), teacher=Cap())
+        small = replace(spec, columns=n, compared=n, student=Cap(), teacher=Cap(), logit_sum=False)
+        return whole, small
 
     def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
         # Policies see single columns, divergences see categories; the label is the same.

@@ -54,7 +54,8 @@ class TopK(Comparison):
         self.teacher, self.problem, self.spec = teacher, problem, problem.spec
         self.backend, device = problem.backend, problem.labels.device
         whole, self.small = teacher.specs(self.spec)
-        whole = replace(whole, extras=tuple(e for e in whole.extras if isinstance(e, Tempered)))
+        extras = tuple(e for e in whole.extras if isinstance(e, Tempered))
+        whole = replace(whole, extras=extras, logit_sum=False)  # the walk sums logits itself
         self.real = replace(whole, student=Cap(), teacher=Cap())
         self.kernel = whole if problem.masks_in_place else self.real
         tile = 0 if problem.masks_in_place else plan.chunk * plan.width

@@ -1,4 +1,4 @@
-"""Models and batches that are trained under DeepSpeed ZeRO-3, and by one process."""
+"""Models and batches of the steps under DeepSpeed ZeRO-3, and of one process beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step of ``HybridDistillationTrainer`` on tiny models, and the dense one."""
+"""Training of tiny models in the ``Trainer``, and the dense step beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 import bgkernels as bg
 from bgkernels.integrations.transformers import HybridDistillationTrainer
@@ -21,9 +22,7 @@ def examples(n: int = 8) -> list[dict[str, Any]]:
 
 
 def arguments(folder: Path, **changes: Any) -> Any:
-    from transformers import TrainingArguments
-
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 2,
         "max_steps": 1,
@@ -38,7 +37,7 @@ def arguments(folder: Path, **changes: Any) -> Any:
         "disable_tqdm": True,
         "seed": 1,
     }
-    return TrainingArguments(**given | changes)
+    return TrainingArguments(**options | changes)
 
 
 def trained(student: Any, folder: Path, **changes: Any) -> HybridDistillationTrainer:

@@ -1,0 +1,37 @@
+"""The compiled backend on every instruction set, and with the CUDA kernels emulated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from bgkernels.backends.native import NativeBackend
+from bgkernels.backends.native.call import MISSING
+from tests.cuda_emulation import Emulated
+
+if MISSING is None:
+    from bgkernels.backends.native import _C
+
+TARGETS = _C.cpu_targets() if MISSING is None else ()
+
+
+@pytest.fixture(params=TARGETS)
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that was compiled and that this processor has."""
+    before = _C.cpu_target()
+    _C.set_cpu_target(request.param)
+    yield request.param
+    _C.set_cpu_target(before)
+
+
+@pytest.fixture(params=[*TARGETS, "cuda"])
+def native(request: pytest.FixtureRequest) -> Iterator[NativeBackend]:
+    """The backend on every target, and with the CUDA kernels emulated."""
+    if request.param == "cuda":
+        yield Emulated()
+        return
+    before = _C.cpu_target()
+    _C.set_cpu_target(request.param)
+    yield NativeBackend()
+    _C.set_cpu_target(before)
