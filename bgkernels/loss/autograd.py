@@ -105,7 +105,7 @@ class FusedLoss(torch.autograd.Function):
         ctx.dtypes = [None if x is None else x.dtype for x in student]
         ctx.save_for_backward(*grads)
         total = (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
-        return total / divisor if needs.held else total
+        return (total / divisor if needs.held else total).to(problem.dtype)
 
     @staticmethod
     @once_differentiable
