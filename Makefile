@@ -30,7 +30,7 @@ demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table a
 	$(BIN)/python -m bgkernels.training demo
 
 check: lint  ## check style and types, and run the fast tests of the core: before each commit
-	$(BIN)/python -m pytest -q -m 'not slow' $(CORE)
+	$(BIN)/python -m pytest -q -m 'not slow' $(CORE) $(addprefix --ignore tests/loss/,test_compile.py test_dtensor.py)
 
 test: $(STAMP)  ## run the test suite
 	$(call suite,$(BIN)/python)
