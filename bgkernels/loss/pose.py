@@ -14,6 +14,7 @@ from bgkernels.backends.base import Backend
 from bgkernels.loss.dtensor import plain, plain_teacher
 from bgkernels.loss.options import Options
 from bgkernels.rows.arithmetic import NONE, SKIP
+from bgkernels.rows.caching import Bounded
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.streaming import checks
@@ -46,9 +47,8 @@ class Agreement(NamedTuple):
     label: Tensor | str | None
 
 
-AGREEMENTS: dict[object, Agreement] = {}
+AGREEMENTS: Bounded[Agreement] = Bounded()
 """Of calls whose tensors were checked before: a step does not check shapes that it has seen."""
-MOST_AGREEMENTS = 256
 
 
 def pose(
@@ -79,8 +79,6 @@ def pose(
         teacher, target = plain_teacher(teacher, group), plain("target", target)
         agreement = _agree(student, teacher, target, options, extras, reads_teacher, logit_sum)
         if key is not None:
-            if len(AGREEMENTS) >= MOST_AGREEMENTS:
-                AGREEMENTS.clear()
             AGREEMENTS[key] = agreement._replace(label=None)
     first, *others = student.values()
     assert first is not None

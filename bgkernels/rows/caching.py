@@ -24,6 +24,17 @@ def remembered(function: Callable[..., Value]) -> Callable[..., Value]:
     return call
 
 
+class Bounded(dict[object, Value]):
+    """A dictionary that forgets everything before it would hold more than ``MOST`` entries."""
+
+    MOST = 256
+
+    def __setitem__(self, key: object, value: Value) -> None:
+        if len(self) >= self.MOST:
+            self.clear()
+        super().__setitem__(key, value)
+
+
 class lazy(Generic[Value]):
     """It is ``functools.cached_property`` without the lock that Python has before 3.12.
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
@@ -177,9 +178,8 @@ def backward_tiles(
         student.backward(columns, d)
 
 
-PLANS: dict[object, Plan] = {}
+PLANS: Bounded[Plan] = Bounded()
 """Of problems whose shapes were seen before."""
-MOST_PLANS = 256
 
 
 def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool) -> Plan:
@@ -195,8 +195,6 @@ def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool)
         shard.rank, problem.labels.device, way, needs, statistics, backward, kinds, shapes,
     )  # fmt: skip
     if key not in PLANS:
-        if len(PLANS) >= MOST_PLANS:
-            PLANS.clear()
         work = workload(problem, needs, statistics=statistics, backward=backward)
         whole = plan(work, problem.budget)
         PLANS[key] = replace(whole, columns=shard.own(problem.spec.columns))

@@ -211,7 +211,6 @@ class Plan:
         return max(1, math.ceil(self.rows / self.chunk))
 
 
-@functools.lru_cache(maxsize=256)
 def plan(work: Workload, budget: int | None) -> Plan:
     """The cheapest tiling whose temporaries fit ``budget`` bytes; None: the device's default.
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,31 +12,16 @@ pytest.importorskip("accelerate", reason="needs the extra `integrations`: accele
 
 from tests.integrations.steps import sgd_step
 from tests.models import batch, dense, tiny
+from tests.pairs import saved_by_two
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What process 0 of two saved."""
     folder = tmp_path_factory.mktemp("distributed")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "tests.distributed_step", str(folder)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    output = [p.communicate(timeout=300)[0] for p in processes]
-    assert not any(p.returncode for p in processes), "\n".join(output)
-    result: dict[str, Any] = torch.load(folder / "found.pt")
-    return result
+    return saved_by_two("tests.distributed_step", folder)
 
 
 def test_ddp(found: dict[str, Any]) -> None:

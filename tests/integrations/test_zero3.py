@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +12,7 @@ pytest.importorskip("accelerate", reason="needs the extra `integrations`: accele
 
 from tests.integrations.zero3 import CASES, RATE, steps, student, teacher
 from tests.models import dense
+from tests.pairs import saved_by_two
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,7 +20,6 @@ pytestmark = [
         importlib.util.find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"
     ),
 ]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +27,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What process 0 of two saved."""
     folder = tmp_path_factory.mktemp("zero3")
     teacher().save_pretrained(folder / "teacher")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "tests.zero3_step", str(folder)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    output = [p.communicate(timeout=300)[0] for p in processes]
-    assert not any(p.returncode for p in processes), "\n".join(output)
-    result: dict[str, Any] = torch.load(folder / "found.pt")
-    return result
+    environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return saved_by_two("tests.zero3_step", folder, **environment)
 
 
 @pytest.mark.parametrize("case", CASES)
