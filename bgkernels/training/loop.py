@@ -93,11 +93,13 @@ class History:
         losses: one a step.
         curve: validation measures, each with its ``step``.
         seconds: time spent in training steps and validation, over all resumptions.
+        writing: processor seconds in which a model wrote text to be learnt from.
     """
 
     losses: list[float] = field(default_factory=list)
     curve: Curve = field(default_factory=list)
     seconds: float = 0.0
+    writing: float = 0.0
 
 
 def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: None) -> History:
@@ -252,7 +254,9 @@ class _Run:
         count = task.config.accumulate * among
         numbers = range(self.step * count + ranks.rank(), (self.step + 1) * count, among)
         given = ((task.batches[n].to(self.device), n) for n in numbers)
+        started = time.process_time()
         batches = [task.objective.rewrite(batch, n, self.step) for batch, n in given]
+        self.history.writing += time.process_time() - started
         self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches
 

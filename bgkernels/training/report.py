@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bgkernels.training.errors import extra
 from bgkernels.training.evaluate import Estimate
-from bgkernels.training.methods import METHODS
+from bgkernels.training.methods import find
 from bgkernels.training.results import CorpusFacts, DemoResult
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def table(result: DemoResult) -> Table:
     )
     grid.add_column("")
     for method in result.students:
-        grid.add_column(METHODS[method].title, justify="right")
+        grid.add_column(find(method).title, justify="right")
     for section, rows in SECTIONS.items():
         shares = [student.measures[rows[0].name]["bridge"].share for student in students]
         grid.add_row(f"[bold cyan]{section}[/]")

@@ -8,7 +8,7 @@ from typing import Any
 from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.evaluate import Measures
 from bgkernels.training.loop import History
-from bgkernels.training.methods import METHODS
+from bgkernels.training.methods import find
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class DemoResult:
             "bridge_share": self.bridge_share,
             "students": {
                 method: {
-                    "title": METHODS[method].title,
+                    "title": find(method).title,
                     "parameters": student.parameters,
                     "history": asdict(student.history),
                     "measures": {

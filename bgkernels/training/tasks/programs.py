@@ -100,7 +100,7 @@ class Programs(Task):
 
     @property
     def room(self) -> tuple[int, int]:
-        return 2 + self.steps * 7, 4 + self.steps * 14 + 4
+        return 2 + self.steps * 7, 5 + self.steps * 14 + 4
 
     def pose(self, draw: random.Random) -> Problem:
         steps = tuple(self._step(draw) for _ in range(self.steps))
