@@ -64,7 +64,7 @@ class Objective:
         """
         if not self.method.on_policy(step):
             return batch
-        return self.writer(self.student)([batch], number)[0]
+        return self.writer(self.student)([batch], [number])[0]
 
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
