@@ -37,6 +37,34 @@ class Coverage:
     spans: Mapping[str, float]
     differing: int
 
+    @classmethod
+    def of(
+        cls,
+        match: VocabularyMatch,
+        student: Sequence[Sequence[int]],
+        teacher: Sequence[Sequence[int]],
+    ) -> Coverage:
+        """What is covered of texts that both tokenizers have encoded.
+
+        Args:
+            match: of the two tokenizers.
+            student, teacher: ids of each text.
+        """
+        flat = [torch.tensor([i for row in rows for i in row]) for rows in (student, teacher)]
+        shares = [
+            float(torch.isin(tokens, paired).double().mean())
+            for tokens, paired in zip(flat, match.pairs, strict=True)
+        ]
+        found = align(match, student, teacher)
+        return cls(
+            tokens=(len(flat[0]), len(flat[1])),
+            student=shares[0],
+            teacher=shares[1],
+            aligned=found.share,
+            spans=_spans(found, max(map(len, teacher))),
+            differing=int((found.differing > 0).sum()),
+        )
+
 
 def coverage(
     match: VocabularyMatch, student_tokenizer: Any, teacher_tokenizer: Any, texts: Sequence[str]
@@ -63,21 +91,8 @@ def coverage(
     if not any(texts):
         raise ValueError("`texts` must hold some text; got none")
     match.check_tokenizers(student_tokenizer, teacher_tokenizer)
-    ids = [reader_of(x).encode(texts) for x in (student_tokenizer, teacher_tokenizer)]
-    flat = [torch.tensor([i for row in rows for i in row]) for rows in ids]
-    shares = [
-        float(torch.isin(tokens, paired).double().mean())
-        for tokens, paired in zip(flat, match.pairs, strict=True)
-    ]
-    found = align(match, *ids)
-    return Coverage(
-        tokens=(len(flat[0]), len(flat[1])),
-        student=shares[0],
-        teacher=shares[1],
-        aligned=found.share,
-        spans=_spans(found, max(map(len, ids[1]))),
-        differing=int((found.differing > 0).sum()),
-    )
+    ids = (reader_of(x).encode(texts) for x in (student_tokenizer, teacher_tokenizer))
+    return Coverage.of(match, *ids)
 
 
 def _spans(found: Alignment, width: int) -> dict[str, float]:
