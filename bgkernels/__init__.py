@@ -20,7 +20,13 @@ from bgkernels.loss.forecast import StepPlan
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
-from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
+from bgkernels.teachers import (
+    LinearTeacher,
+    LogitsTeacher,
+    MatchedTeacher,
+    MixtureTeacher,
+    TopKTeacher,
+)
 
 __version__ = "0.1.0"
 
@@ -29,6 +35,7 @@ __all__ = [
     "LinearHybridDistillationLoss",
     "LinearTeacher",
     "LogitsTeacher",
+    "MatchedTeacher",
     "Mixture",
     "MixtureTeacher",
     "RowStats",
