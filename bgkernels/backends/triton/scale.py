@@ -1,6 +1,5 @@
 """Backward multiplies gradients of the forward pass by a number that only the device knows."""
 
-import triton
 import triton.language as tl
 
 from bgkernels.backends.triton.math import kernel
