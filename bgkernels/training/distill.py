@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.tracing import TracedLM
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
 
@@ -64,12 +66,17 @@ class Objective:
         """
         if not self.method.on_policy(step):
             return batch
-        return self.writer(self.student)([batch], [number])[0]
+        return self.own_writer([batch], [number])[0]
+
+    @cached_property
+    def own_writer(self) -> Writer:
+        """How the student continues a text, all the time while it learns."""
+        return self.writer(self.student)
 
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
         vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
-        return Writer(model, vocab, self.config.loss.prompt, self.config.seed)
+        return Writer(TracedLM.of(model), vocab, self.config.loss.prompt, self.config.seed)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss, computed where the parameters of all models are whole.
