@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -72,6 +73,18 @@ class Objective:
     def own_writer(self) -> Writer:
         """How the student continues a text, all the time while it learns."""
         return self.writer(self.student)
+
+    def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
+        """Let a teacher behind a server read batches of a step whose text is known.
+
+        Args:
+            batches: of the run.
+            numbers: of those of the step.
+            step: of the optimiser.
+        """
+        if self.teacher and not self.teacher.here and not self.method.on_policy(step):
+            for number in numbers:
+                self.teacher.ask(batches[number].tokens[:, :-1])
 
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
