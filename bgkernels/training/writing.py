@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 
 from bgkernels.training.config import given
-from bgkernels.training.generation import ROWS, continue_text, row_seeds
+from bgkernels.training.generation import ROWS, continue_text
 from bgkernels.training.models import CausalLM
+from bgkernels.training.sampling import row_seeds
 from bgkernels.training.tokens import Batch
 
 
