@@ -15,6 +15,7 @@ from bgkernels.training.files import digest, write_json
 from bgkernels.training.marks import examine
 from bgkernels.training.progress import Display
 from bgkernels.training.tasks import parse
+from bgkernels.training.tracing import TracedLM
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def make_row(pupils: Class, method: str, rate: float, display: Display) -> Row:
     school = pupils.school
     config, task = school.config, parse(school.config.task)
     started = time.process_time()
-    student, _ = pupils.teach(method, rate, display)
+    student = TracedLM.of(pupils.teach(method, rate, display)[0])
     seconds = time.process_time() - started
     shutil.rmtree(pupils.configured(rate).output, ignore_errors=True)
     student.freeze()
