@@ -11,7 +11,8 @@ import torch
 
 from bgkernels.training.generation import generate
 from bgkernels.training.models import CausalLM
-from bgkernels.training.tasks import STOP, Problem, Task, Verdict
+from bgkernels.training.tasks import STOP, Problem, Task, Verdict, parse
+from bgkernels.training.tracing import TracedLM
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class Marks:
         }
 
 
+def finite(measures: dict[str, float]) -> dict[str, float | None]:
+    """The measures for JSON, where a mean over nothing is null."""
+    return {name: x if math.isfinite(x) else None for name, x in measures.items()}
+
+
+def describe(measures: dict[str, float]) -> str:
+    """The measures in a line."""
+    return (
+        f"{measures['right']:.1%} of the sampled solutions are right, {measures['greedy']:.1%} of "
+        f"the greedy ones, and {measures['passed']:.1%} of the problems have a right sample; "
+        f"{measures['wrong_bridge']:.1%} first go wrong at a bridge, "
+        f"{measures['wrong_garden']:.1%} in a garden"
+    )
+
+
 def share(conditions: Iterable[bool]) -> float:
     """The share of them that are true.
 
@@ -80,6 +96,16 @@ def entropy_of_wording(verdicts: Iterable[Verdict]) -> float:
         for count in options.values()
     )
     return surprise / total if total else 0.0
+
+
+PROBLEMS = 128
+"""Test problems that a model is marked on at the end of a run."""
+
+
+def examine_by_name(model: CausalLM, name: str) -> Marks:
+    """Marks on test problems of the task of a command line."""
+    task = parse(name)
+    return examine(TracedLM.of(model), task, task.problems("test", PROBLEMS, seed=0))
 
 
 def examine(

@@ -8,6 +8,7 @@ from typing import Any
 from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.evaluate import Measures
 from bgkernels.training.loop import History
+from bgkernels.training.marks import finite
 from bgkernels.training.methods import find
 
 
@@ -50,11 +51,12 @@ class TeacherFacts:
 
 @dataclass(frozen=True)
 class StudentResult:
-    """One student: its training and its measures."""
+    """One student: its training, its measures, and of a task those of its marks."""
 
     parameters: int
     history: History
     measures: Measures
+    marks: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class DemoResult:
                     "title": find(method).title,
                     "parameters": student.parameters,
                     "history": asdict(student.history),
+                    "marks": student.marks and finite(student.marks),
                     "measures": {
                         name: {part: estimate.plain() for part, estimate in parts.items()}
                         for name, parts in student.measures.items()

@@ -102,12 +102,22 @@ class AccuracyConfig:
     windows: int = 64
 
     @classmethod
-    def quick(cls, task: str) -> AccuracyConfig:
-        """Minutes instead of an hour: an easier task, one setting, two seeds."""
+    def of(cls, task: str, quick: bool = False) -> AccuracyConfig:
+        """The comparison on a task; one without knobs is made easy enough for small models.
+
+        Args:
+            task: as :func:`bgkernels.training.tasks.parse` reads it.
+            quick: minutes instead of an hour: one setting, two seeds, one rate.
+        """
+        base = cls.quick() if quick else cls()
+        folder = Path("runs", f"{'quick-' * quick}{task.partition(':')[0]}")
+        return replace(base, task=KNOBS.get(task, task), output=folder)
+
+    @classmethod
+    def quick(cls) -> AccuracyConfig:
+        """Minutes instead of an hour: one setting, two seeds; its numbers mean little."""
         return replace(
             cls(),
-            output=Path("runs/quick-accuracy"),
-            task=task,
             teacher_shape=ModelShape(64, 2, 4),
             teacher_training=TrainConfig(400, 6e-3, validate_every=100, checkpoint_every=100),
             teacher_texts=4096,

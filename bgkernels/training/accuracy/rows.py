@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 from bgkernels.training.accuracy.school import Class
 from bgkernels.training.files import digest, write_json
-from bgkernels.training.marks import examine
+from bgkernels.training.marks import examine, finite
 from bgkernels.training.progress import Display
 from bgkernels.training.tasks import parse
 from bgkernels.training.tracing import TracedLM
@@ -100,7 +99,7 @@ def make_row(pupils: Class, method: str, rate: float, display: Display) -> Row:
         rate,
         pupils.seed,
         validation.measures()["right"],
-        {name: x if math.isfinite(x) else None for name, x in measures.items()},
+        finite(measures),
         seconds,
         student.digest,
     )
