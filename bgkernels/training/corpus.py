@@ -103,11 +103,10 @@ HELD_OUT = 256
 def _posed(name: str, texts: int) -> Corpus:
     """Problems of a task, each with a solution."""
     task = parse(name)
-    train, held_out = (
-        exercises(task, task.problems(split, count, seed=0), seed=0)
-        for split, count in (("train", texts), ("validation", HELD_OUT))
-    )
-    return Corpus(train, held_out, f"the task {name}")
+    train = task.problems("train", texts, seed=0)
+    held_out = task.problems("validation", HELD_OUT, seed=0)
+    solved = (exercises(task, problems, seed=0) for problems in (train, held_out))
+    return Corpus(*solved, origin=f"the task {name}")
 
 
 def _split(texts: Mapping[str, Document], held_out: float, origin: Path) -> Corpus:

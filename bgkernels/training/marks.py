@@ -163,6 +163,6 @@ def write_solutions(
     said = generate(
         model, tokens, room - 1, len(tokenizer), seed, temperature=temperature, stop=STOP
     )
-    texts = [tokenizer.decode(row[: row.index(STOP)] if STOP in row else row)
-             for row in said.tolist()]  # fmt: skip
+    rows = (row[: row.index(STOP)] if STOP in row else row for row in said.tolist())
+    texts = [str(tokenizer.decode(row)) for row in rows]
     return [texts[first : first + samples] for first in range(0, len(texts), samples)]

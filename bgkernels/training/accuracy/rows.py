@@ -80,16 +80,14 @@ def make_row(pupils: Class, method: str, rate: float, display: Display) -> Row:
     seconds = time.process_time() - started
     shutil.rmtree(pupils.configured(rate).output, ignore_errors=True)
     student.freeze()
-    validation, test = (
-        examine(student, task, task.problems(split, config.problems, seed=0), **options)
-        for split, options in (
-            ("validation", {"samples": 2}),
-            ("test", {"samples": config.samples}),
-        )
+    chosen_by, reported = (
+        task.problems("validation", config.problems, seed=0),
+        task.problems("test", config.problems, seed=0),
     )
+    validation = examine(student, task, chosen_by, samples=2).measures()["right"]
+    measures = examine(student, task, reported, samples=config.samples).measures()
     exam = pupils.materials.exam
     biases = exam.read(student, pupils.teacher, pupils.teacher_text).measures(exam.config.threshold)
-    measures = test.measures()
     for part in ("all", "bridge", "garden"):
         measures[f"bias_{part}"] = biases["exposure_bias"][part].mean
         measures[f"taught_loss_{part}"] = biases["teacher_text_kl"][part].mean
@@ -98,7 +96,7 @@ def make_row(pupils: Class, method: str, rate: float, display: Display) -> Row:
         method,
         rate,
         pupils.seed,
-        validation.measures()["right"],
+        validation,
         finite(measures),
         seconds,
         student.digest,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
 
+import bgkernels as bg
 from bgkernels.training.accuracy.claims import CLAIMS
 from bgkernels.training.accuracy.config import AccuracyConfig, Setting
 from bgkernels.training.accuracy.rows import Row, find_row
@@ -64,6 +68,7 @@ class Result:
     def plain(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
+            "machine": surroundings(),
             "config": plain(self.config),
             "teacher": self.teacher,
             "rates": self.rates,
@@ -72,6 +77,18 @@ class Result:
             "duration": self.duration,
             "rows": [asdict(row) for row in self.rows],
         }
+
+
+def surroundings() -> dict[str, Any]:
+    """What numbers may depend on beside the configuration and the seeds."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+    return {
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+        "bgkernels": bg.show_config().splitlines(),
+    }
 
 
 def _columns(rows: list[Row]) -> Measured:

@@ -17,6 +17,8 @@ from bgkernels.training.tasks import fitted
 
 TEXT, MAPS = "Text", "Maps"
 DEFAULTS = DemoConfig()
+UNREAD = 64
+"""Problems of the training split, of which an analysis reads none."""
 
 
 def analyze(
@@ -89,7 +91,13 @@ def analyze(
         DEFAULTS,
         teacher=teacher,
         student=student,
-        data=changed(DEFAULTS.data, corpus=corpus, task=task, sequence_length=sequence_length),
+        data=changed(
+            DEFAULTS.data,
+            corpus=corpus,
+            task=task,
+            texts=task and UNREAD,
+            sequence_length=sequence_length,
+        ),
         evaluation=replace(DEFAULTS.evaluation, windows=windows, threshold=threshold),
         seed=seed,
         device=device,
