@@ -44,6 +44,9 @@ coverage: $(STAMP)  ## run the test suite and name the lines of the package that
 architectures: $(STAMP)  ## try every language model of transformers, built small; write docs/architectures.md
 	$(BIN)/python -m tests.architectures
 
+sanitize: $(STAMP)  ## run the CPU kernels under the sanitizers of GCC, with a fuzzer
+	.ci/sanitize
+
 wheel:  ## build dist/, and test the wheel with each of TORCH (gigabytes)
 	.ci/wheel $(TORCH)
 

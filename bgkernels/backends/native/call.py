@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Tile
-from bgkernels.backends.eager import EagerBackend
+from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
 
@@ -52,7 +52,7 @@ class Kernels:
 
     def scale_(self, x: Tensor, factor: Tensor) -> None:
         """Multiply a tensor in place: see :meth:`bgkernels.backends.base.Backend.scale_`."""
-        EagerBackend().scale_(x, factor)
+        scale_(x, factor)
 
 
 def check_status(status: int) -> None:
