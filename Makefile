@@ -19,7 +19,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo check test coverage architectures wheel docs bench microbench
-.PHONY: lint format clean
+.PHONY: sanitize lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
