@@ -17,12 +17,21 @@ from bgkernels.integrations.probe.install import install, own_forward, watches
 from bgkernels.integrations.probe.student import Student, completed
 from bgkernels.integrations.probe.tokens import IGNORE, embeddings
 from bgkernels.integrations.teachers import ModelTeacher, select, source
+from bgkernels.integrations.translated import TranslatedTeacher
 
 UNUSED = ("return_dict", "use_cache", "logits_to_keep", "skip_logits")
 """Arguments of a forward that mean nothing where there are no logits, or are set here."""
 
 
-def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any) -> Attachment:
+def attach(
+    student: Any,
+    teacher: Any,
+    *,
+    target: str = "labels",
+    tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
+    **options: Any,
+) -> Attachment:
     """From here on, ``student(input_ids, labels=labels).loss`` is the hybrid distillation loss.
 
     The student's own parameters, name and checkpoints do not change; a call without labels does
@@ -37,6 +46,8 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
             :class:`~bgkernels.integrations.teachers.TeacherSource`.
         target: the hard label: ``"labels"`` of the batch, or, at the positions which have one,
             ``"teacher_argmax"`` or ``"teacher_sample"``.
+        tokenizer, teacher_tokenizer: of student and teacher, where they are two; see
+            :class:`~bgkernels.integrations.translated.TranslatedTeacher`.
         **options: of :class:`bgkernels.LinearHybridDistillationLoss`; scale and soft-cap are the
             model's own, and the reduction is the mean.
 
@@ -45,7 +56,9 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.read`.
-        TypeError, ValueError: an option that is unknown or out of range, by name.
+        TypeError, ValueError: an option that is unknown or out of range, by name; or one tokenizer
+            without the other.
+        VocabularyError: the tokenizers cannot be matched.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,6 +76,12 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
         raise ValueError("`teacher` is the student itself; pass another model, or a copy")
     for watch in [*watches(model)]:
         watch.attachment.remove(model)
+    if (tokenizer is None) != (teacher_tokenizer is None):
+        raise TypeError(
+            "pass both `tokenizer` and `teacher_tokenizer`, of student and teacher, or neither"
+        )
+    if tokenizer is not None:
+        teacher = TranslatedTeacher(teacher, tokenizer, teacher_tokenizer)
     return Attachment(model, teacher, target, options)
 
 
@@ -205,6 +224,8 @@ class Attachment:
         if not isinstance(self.teacher, ModelTeacher):
             return
         teacher = heads.causal_lm(self.teacher.model)
+        if isinstance(self.teacher, TranslatedTeacher):
+            self._check_translated(model)
         kinds = [getattr(m.config, "is_encoder_decoder", False) for m in (model, teacher)]
         if kinds[0] != kinds[1]:
             names = {True: "an encoder–decoder", False: "a decoder"}
@@ -217,6 +238,18 @@ class Attachment:
         self.teacher.reader.waits = (
             table is not None and known is not None and known < zero3.shape(table)[0]
         )
+
+    def _check_translated(self, model: Any) -> None:
+        """Refuse what two tokenizers leave undefined."""
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise HeadError("two tokenizers are for decoders; this student is an encoder–decoder")
+        if self.target != "labels":
+            raise ValueError(
+                f"`target` must be 'labels' where the teacher has another tokenizer, whose token "
+                f"the student may not have; got {self.target!r}"
+            )
+        assert isinstance(self.teacher, TranslatedTeacher)
+        self.teacher.match.check_heads(student=heads.linear(model).out_features)
 
     @property
     def _reads_teacher(self) -> bool:

@@ -65,7 +65,7 @@ class Objective:
         """
         if not self.method.on_policy(step):
             return batch
-        return self.writer(self.student)([batch], number)[0]
+        return self.writer(self.student)([batch], [number])[0]
 
     def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
         """Let a teacher behind a server read batches of a step whose text is known.

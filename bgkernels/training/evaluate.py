@@ -16,6 +16,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
+from bgkernels.training.generation import continue_text
 from bgkernels.training.models import CausalLM
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import Batch
@@ -155,41 +156,6 @@ def row_stats(
             logit_softcap=student.logit_softcap,
         ),
     )
-
-
-@torch.no_grad()
-def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, seed: int) -> Tensor:
-    """Prompts and what the model says next, sampled at temperature 1.
-
-    Two models that are given the same seed share their random numbers, so that they part only where
-    their distributions do.
-
-    Args:
-        model: the speaker.
-        prompts: ``(sequences, given)`` tokens.
-        length: tokens to sample.
-        vocab: sample from so many leading columns, those that both models have.
-        seed: of the samples.
-
-    Returns:
-        ``(sequences, given + length)``, where the model is.
-    """
-    prompts = prompts.to(model.device)
-    generator = torch.Generator(model.device).manual_seed(seed)
-
-    def speak() -> Tensor:
-        text, inputs, past = [prompts], prompts, None
-        for _ in range(length):
-            with torch.compiler.set_stance("force_eager"):  # or it would be compiled each time
-                out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
-            logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
-            race = torch.empty_like(logits).exponential_(generator=generator)
-            inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
-            text.append(inputs)
-            past = out.past_key_values
-        return torch.cat(text, dim=1)
-
-    return whole([model], speak)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from bgkernels.training import distill, evaluate, models, writing
+from bgkernels.training import distill, generation, models, writing
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
@@ -164,17 +164,19 @@ def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, s
     """Each text is the same whichever is asked for first, as a resumed run must find it."""
     batches, calls = prepare(config, load_corpus(config.data)).batches, []
     monkeypatch.setattr(
-        writing, "continue_text", lambda *x: calls.append(x) or evaluate.continue_text(*x)
+        writing, "continue_text", lambda *x: calls.append(x) or generation.continue_text(*x)
     )
     write = writing.Writer(pair[1], VOCAB, prompt=0.25, seed=0)
     forward, backward = (writing.WrittenBatches(batches, write, stride) for _ in range(2))
-    size = writing.SEQUENCES // len(batches[0].tokens)
+    size = generation.ROWS // len(batches[0].tokens)
     numbers = range(stride - 1, 2 * size * stride, stride)
     found = {n: forward[n] for n in numbers}
     assert len(calls) == 2
     for n in reversed(numbers):
         continues(found[n], batches[n])
         assert torch.equal(backward[n].tokens, found[n].tokens)
+    alone = write([batches[numbers[1]]], [numbers[1]])
+    assert torch.equal(alone[0].tokens, found[numbers[1]].tokens)
 
 
 def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):
