@@ -20,7 +20,7 @@ from bgkernels.labels.served.source import ServedLogProbabilities
 from bgkernels.training.cli import app
 from tests import models
 from tests.labels.documents import CONFIG, DOCUMENTS, VOCAB, Tokenizer, make_teacher
-from tests.labels.served import states
+from tests.labels.served import same, states
 from tests.stand_in import StandIn, checkpoint
 
 PATIENCE = {"backoff": 0.01, "timeout": 2.0}
@@ -29,21 +29,6 @@ PATIENCE = {"backoff": 0.01, "timeout": 2.0}
 @pytest.fixture(scope="module")
 def teacher():
     return make_teacher()
-
-
-def same(one: Path, other: Path) -> None:
-    """Labels of equal columns and samples, but for ties, and numbers equal to rounding."""
-    left, right = LabelDataset(one), LabelDataset(other)
-    tokens = changed = 0
-    for a, b in zip(left, right, strict=True):
-        assert torch.equal(a.tokens, b.tokens)
-        for name in ("logprobs", "entropy", "power_sum"):
-            x, y = getattr(a.labels, name), getattr(b.labels, name)
-            torch.testing.assert_close(x, y, rtol=2e-3, atol=1e-5)  # stored in fp16
-        tokens += len(a.tokens)
-        changed += int((a.labels.sample != b.labels.sample).sum())
-        changed += int((a.labels.indices != b.labels.indices).any(-1).sum())
-    assert changed <= tokens / 500
 
 
 def test_a_thousand_documents(teacher, tmp_path):
@@ -106,7 +91,7 @@ import bgkernels as bg
 from bgkernels.labels import generate
 from bgkernels.labels.served.client import Client
 from tests.labels.documents import CONFIG, DOCUMENTS, make_teacher
-from tests.labels.served import states
+from tests.labels.served import same, states
 
 teacher = make_teacher()  # too small for threads, so that a fork is safe
 
