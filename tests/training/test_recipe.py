@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,17 @@ from typer.testing import CliRunner
 from bgkernels.training.cli import app
 from bgkernels.training.commands.recipe import configured
 from bgkernels.training.commands.shared import read_options
-from bgkernels.training.config import ModelShape
+from bgkernels.training.config import ModelShape, plain
 from bgkernels.training.errors import CheckpointError, CorpusError, Interrupted, OptionError
 from bgkernels.training.models import small_llama
 from bgkernels.training.preference import Preference, sequence_log_probs
 from bgkernels.training.pruning import Shape
-from bgkernels.training.recipe import STAGES, RecipeConfig, run, run_recipe
+from bgkernels.training.recipe import STAGES, RecipeConfig, RecipeResult, report, run, run_recipe
 from bgkernels.training.recipe.attempts import by_checker, by_likelihood, ended
+from bgkernels.training.recipe.exam import Marks
 from bgkernels.training.recipe.lessons import Lesson, LessonBatches, batch_of
 from bgkernels.training.recipe.prefer import pairs
+from bgkernels.training.report import markdown
 from tests.training.signals import Signals
 
 QUICK = RecipeConfig.quick()
@@ -216,3 +218,16 @@ def test_the_full_size_has_the_same_keys():
     config = configured(RecipeConfig(), options | {"resume": True})
     assert config.student == Shape(16, 8, 8192) and config.pretraining.accumulate == 64
     assert config.loss.memory_budget == 2**31 and config.second_teacher.endswith("70B")
+
+
+def test_the_page_shows_the_result_that_is_kept():
+    """Its table is of the file beside it, and that of the default configuration."""
+    docs = Path(__file__).parents[2] / "docs"
+    saved = json.loads((docs / "recipe.json").read_text(encoding="utf-8"))
+    assert saved["config"] == plain(RecipeConfig())
+    names = [f.name for f in fields(Marks)]
+    marks = {k: Marks(**{n: v[n] for n in names}) for k, v in saved["stages"].items()}
+    assert list(marks) == list(STAGES)
+    table = markdown(report.table(RecipeResult(RecipeConfig(), marks)))
+    assert table.rstrip("\n") in (docs / "recipe.md").read_text(encoding="utf-8")
+    assert saved["processor_seconds"] < 900

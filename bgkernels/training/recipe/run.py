@@ -11,6 +11,7 @@ from bgkernels.training import models
 from bgkernels.training.config import DataConfig, DemoConfig, plain
 from bgkernels.training.errors import ModelError
 from bgkernels.training.files import write_json
+from bgkernels.training.machine import machine
 from bgkernels.training.materials import named_models
 from bgkernels.training.progress import Display, Silent
 from bgkernels.training.recipe.base import Outcome, Recipe
@@ -62,6 +63,7 @@ class RecipeResult:
         examined = self.config.examined
         return {
             "config": plain(self.config),
+            "machine": machine(),
             "stages": {
                 name: asdict(marks)
                 | {"title": STAGES[name].title}
