@@ -230,3 +230,25 @@ def check_between(b: Backend, case: Case, ours: Result, names: tuple[str, ...]) 
     folded = (x.fold(ours.values, grads, labels, spec) for x in (b, EAGER))
     for i, (x, y) in enumerate(zip(*folded, strict=True)):
         assert_precise(x, y, f"coefficient {i}")
+
+
+def check_scale(b: Backend, device: torch.device = CPU) -> None:
+    """The factor keeps its digits, and 1 changes nothing, not even a bad number's bits."""
+    for dtype, wide, shape in (
+        (torch.bfloat16, torch.float32, (37, 50)),
+        (torch.float16, torch.float64, (3001,)),
+        (torch.float32, torch.float32, (1, 4097)),
+        (torch.float32, torch.float64, (0, 5)),
+    ):
+        x = torch.randn(shape, device=device).to(dtype)
+        scaled = x.clone()
+        factor = torch.tensor(1 / 3, dtype=wide, device=device)
+        b.scale_(scaled, factor)
+        exact, eps = x.double() * factor.double(), torch.finfo(dtype).eps
+        torch.testing.assert_close(scaled.double(), exact, rtol=0.51 * eps, atol=1e-6 * eps)
+        mean = (scaled.double() * exact).sum() / exact.square().sum()
+        # A factor in the dtype of x would be off in one direction: a third in bf16 by eps / 4.
+        assert not x.numel() or abs(mean - 1) < eps / 16, float(mean)
+        ones = x.clone()
+        b.scale_(ones, torch.ones((), dtype=wide, device=device))
+        assert torch.equal(ones, x)

@@ -106,6 +106,17 @@ class Backend(Protocol):
             spec: of the rows.
         """
 
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        """Multiply a gradient in place by a number that may lie on its device.
+
+        Nothing waits for the number, and where it is 1 nothing is written. ATen would first round
+        it to the dtype of ``x``: a third, in bf16, to 1.00195 thirds.
+
+        Args:
+            x: any shape and dtype.
+            factor: ``()``, fp32 or fp64.
+        """
+
 
 def close(backend: Backend, state: RowState, labels: Tensor, out: Statistics) -> None:
     """Write the statistics of a state that has seen every column, its label and both argmaxes."""

@@ -13,6 +13,9 @@ from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, empty, merge
 
+SCALED = 1 << 24
+"""Elements that are widened at a time to be scaled."""
+
 
 def real_logits(raw: Tensor, cap: Cap) -> Tensor:
     """Map raw head outputs to real logits, in fp32 (fp64 stays)."""
@@ -154,6 +157,13 @@ class EagerBackend(Backend):
             d *= 1 - (z / spec.student.cap) ** 2
         d *= spec.student.scale
         out.copy_(d.masked_fill(labels[:, None] == SKIP, 0.0))
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere, looking would wait
+            return
+        wide = torch.promote_types(x.dtype, torch.float32)
+        for part in x.split(max(1, SCALED // max(1, x[:1].numel()))):
+            part.copy_(part.to(wide) * factor.to(x.device))
 
     def _vjp_pair(
         self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bgkernels.backends.base import Backend
 from bgkernels.loss.objective import Objective
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming.driver import Matrices, gradient_of, run
@@ -102,7 +103,7 @@ class FusedLoss(torch.autograd.Function):
             target = first if overwrite else torch.empty_like(first, dtype=needs.dtype(first.dtype))
         matrices, grads = run(problem, needs, derivative, gradient=target)
         box.append(matrices)
-        ctx.dtypes = [None if x is None else x.dtype for x in student]
+        ctx.backend, ctx.dtypes = problem.backend, [None if x is None else x.dtype for x in student]
         ctx.save_for_backward(*grads)
         total = (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
         return (total / divisor if needs.held else total).to(problem.dtype)
@@ -112,9 +113,14 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensors:
         """Return the gradients of the forward pass times ``grad``."""
         factor = grad if ctx.divisor is None else grad / ctx.divisor
-        # The comparison is free on a CPU; elsewhere it would wait for the device.
-        same = factor.device.type == "cpu" and factor.item() == 1
-        # Not in place: a kept graph comes here again.
-        grads = (x if x is None or same else x * factor for x in ctx.saved_tensors)
-        pairs = zip(grads, ctx.dtypes, strict=True)
-        return (*(None,) * 6, *(None if x is None else x.to(dtype) for x, dtype in pairs))
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = (None if x is None else _scaled(ctx.backend, x, factor).to(to) for x, to in pairs)
+        return (*(None,) * 6, *scaled)
+
+
+def _scaled(backend: Backend, x: Tensor, factor: Tensor) -> Tensor:
+    """Return ``x · factor``: in the memory of ``x``, unless a kept graph comes here again."""
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        x = x.clone()
+    backend.scale_(x, factor)
+    return x

@@ -55,7 +55,7 @@ def run(
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
     kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
-    tiles = Tiles(student, p, p.columns, problem.labels.device, kept)
+    tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
@@ -167,7 +167,7 @@ def backward_tiles(
     for i in reversed(group):
         x, columns = tiles.wanted(i), tiles.columns[i]
         d = student.gradient_tile(columns, x, scratch.narrow)
-        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums] if others else []
+        sums = [gemm.matrix(buffer, *x.shape) for buffer in scratch.sums] if others else []
         for k, comparison in enumerate(others):
             comparison.vjp(i, x, sums[min(k, 1)])
             if k:
@@ -207,18 +207,22 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
     first, *others = problem.student
     assert first is not None
     demand, teacher = head_demand(problem.student, problem), problem.teacher
-    tile_bytes, weight_bytes = problem.backend.scratch_bytes, demand.weight_bytes
+    tile_bytes = problem.backend.scratch_bytes
     tile_bytes += min(len(teacher.parts) - 1, 2) * 4 * backward
-    row_bytes = sum_bytes = grad_bytes = input_sum_bytes = 0
+    row_bytes = sum_bytes = grad_bytes = input_sum_bytes = scratch = sum_scratch = 0
+    gradient, weight_bytes = first.dtype, demand.weight_bytes
     if others and (weight := others[0]) is not None:
         product = problem.product(first)
         wide, narrow = demand.logit_bytes != product.itemsize, weight.dtype.itemsize < 4
         tile_bytes += product.itemsize * (wide and backward)
-        row_bytes = demand.hidden * 8 * (backward and needs.input)
+        gradient, sum_scratch = product, gemm.sum_scratch_bytes(product, first.device)
+        row_bytes = demand.hidden * (4 + sum_scratch) * (backward and needs.input)
         input_sum_bytes = first.numel() * 4 * (backward and needs.input)
         to = needs.dtype(weight.dtype)
-        scratch = gemm.scratch_bytes(product, to, first.device)
-        weight_bytes += scratch * (backward and needs.weight)
+        scratch = max(gemm.scratch_bytes(product, to, first.device), sum_scratch)
+        scratch *= backward and needs.weight
+        if first.device.type == "cpu":  # its libraries pack operands of either head in as much
+            weight_bytes, scratch = weight_bytes + scratch, 0
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
         if shard.group is None:  # one plan must fit every rank's gradient
             grad_bytes = demand.hidden * to.itemsize * needs.weight
@@ -246,4 +250,7 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         device=first.device.type,
         codable=codable(problem),
         packing=gemm.packing_bytes(map(problem.product, operands), first.device),
+        scratch_bytes=scratch,
+        sum_traffic=16 if sum_scratch else 8,
+        gradient_bytes=gradient.itemsize,
     )

@@ -184,13 +184,12 @@ class LinearHead:
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         """``(rows, width)`` raw outputs of the chunk, in ``buffer``."""
         w = self._weight_tile(columns)
-        shape = self.x.size(0), w.size(0)
-        out = gemm.mm(self.x, w.t(), buffer[: shape[0] * shape[1]].view(shape))
+        out = gemm.mm(self.x, w.t(), gemm.matrix(buffer, self.x.size(0), w.size(0)))
         return out if self.bias is None else out.add_(self.bias[columns])
 
     def gradient_tile(self, columns: slice, tile: Tensor, buffer: Tensor) -> Tensor:
         """Where pass 2 writes: over the tile, or beside it in the dtype of the next products."""
-        return tile if tile.dtype == self.product else buffer[: tile.numel()].view(tile.shape)
+        return tile if tile.dtype == self.product else gemm.matrix(buffer, *tile.shape)
 
     def backward(self, columns: slice, d: Tensor) -> None:
         """Add the products of a tile's gradient ``d (rows, width)``."""

@@ -135,6 +135,8 @@ class DemoConfig:
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
+        teacher_url: of the servers that run the teacher, of which only head and tokenizer are read
+            here; None: it is loaded.
         second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
         lora: rank of the adapters that are trained in place of the student's weights; None: the
             weights themselves.
@@ -151,6 +153,7 @@ class DemoConfig:
     data: DataConfig = DataConfig()
     teacher: str | None = None
     student: str | None = None
+    teacher_url: str | None = None
     second_teacher: str | None = None
     teacher_shape: ModelShape = ModelShape(192, 4, 6)
     student_shape: ModelShape = ModelShape(64, 2, 2)

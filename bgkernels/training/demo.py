@@ -70,8 +70,10 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
-        models.export(model, materials.tokenizer, config.output / "models" / name)
+    trained = {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}
+    for name, model in trained.items():
+        if model.here:
+            models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -65,6 +66,18 @@ class Objective:
         if not self.method.on_policy(step):
             return batch
         return self.writer(self.student)([batch], [number])[0]
+
+    def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
+        """Let a teacher behind a server read batches of a step whose text is known.
+
+        Args:
+            batches: of the run.
+            numbers: of those of the step.
+            step: of the optimiser.
+        """
+        if self.teacher and not self.teacher.here and not self.method.on_policy(step):
+            for number in numbers:
+                self.teacher.ask(batches[number].tokens[:, :-1])
 
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""

@@ -45,6 +45,11 @@ class CausalLM:
     logit_softcap: float | None = None
 
     @property
+    def here(self) -> bool:
+        """Whether its weights are in this process, and not behind a server."""
+        return True
+
+    @property
     def body(self) -> nn.Module:
         """Tokens to hidden states: everything but the head."""
         body: nn.Module = self.network.base_model
@@ -82,6 +87,9 @@ class CausalLM:
     def hidden(self, tokens: Tensor) -> Tensor:
         """``(batch, length, hidden)`` last hidden states of ``(batch, length)`` tokens."""
         return heads.hidden_states(self.network, input_ids=tokens)
+
+    def ask(self, tokens: Tensor) -> None:
+        """Begin to read tokens that come later, as only a model that is elsewhere can."""
 
     @torch.no_grad()
     def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:

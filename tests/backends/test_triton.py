@@ -77,6 +77,10 @@ def test_every_primitive_against_float64(name: str) -> None:
     check(backend(3 if cuts else 1), case, out=out, in_place=bool(cuts))
 
 
+def test_a_gradient_is_scaled_by_a_number_of_the_device() -> None:
+    conformance.check_scale(backend(), DEVICE)
+
+
 def test_masked_columns() -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
     extras = (*TILTS[1:6], Tempered(2.0), Mixture(0.4), TotalVariation())

@@ -101,3 +101,6 @@ class NativeBackend(Backend):
         kernels.run("vjp", compiled(spec), *args, columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        self.kernels(x.device).scale_(x, factor.to(x.device))

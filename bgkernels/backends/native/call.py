@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Tile
+from bgkernels.backends.eager import EagerBackend
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
 
@@ -48,6 +49,10 @@ class Kernels:
             RuntimeError: the function refused its arguments.
         """
         check_status(getattr(_C, primitive)(*args, torch.get_num_threads()))
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        """Multiply a tensor in place: see :meth:`bgkernels.backends.base.Backend.scale_`."""
+        EagerBackend().scale_(x, factor)
 
 
 def check_status(status: int) -> None:

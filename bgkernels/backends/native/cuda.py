@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.native.call import MISSING, Kernels, check_status
+from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, check_status
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
@@ -40,6 +40,18 @@ class Cuda(Kernels):
         written: tuple[Tensor, ...] = (),
     ) -> None:
         splits = 1 if columns_of is None else self._splits(columns_of)
+        self._start(primitive, args, splits, written)
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        if x.dtype not in DTYPES or not x.is_contiguous() or x.data_ptr() % 16:
+            return super().scale_(x, factor)
+        what = x.data_ptr(), DTYPES[x.dtype], x.numel()
+        number = factor.data_ptr(), factor.dtype == torch.float64
+        self._start("scale", (what, number), BLOCKS * _processors(self.device))
+
+    def _start(
+        self, primitive: str, args: tuple[Any, ...], splits: int, written: tuple[Tensor, ...] = ()
+    ) -> None:
         parts = [x.new_empty(splits, *x.shape) for x in written] if splits > 1 else []
         floats, ints = ([x.data_ptr() for x in parts] + [0, 0])[:2]
         index, stream, device = 0, 0, self.device

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
+from bgkernels.backends.eager import EagerBackend
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import Cap, RowSpec
@@ -179,6 +180,16 @@ class TritonBackend(Backend):
             run(self._launch("vjp", spec, tile, trial), dense)
         if dense is not out:
             out.copy_(dense)
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        if not x.is_contiguous():
+            return EagerBackend().scale_(x, factor)
+        count, block = x.numel(), 4096
+        programs = max(1, min(ceil(count / block), 16 * _processors(x.device)))
+        with _on(x.device):
+            kernel_module().scale_kernel[(programs,)](
+                x, factor.to(x.device), count, ceil(count / (programs * block)), BLOCK=block
+            )
 
     def _launch(
         self, kernel: str, spec: RowSpec, tile: Tile, trial: Callable[[Launch], None]

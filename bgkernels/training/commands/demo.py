@@ -131,6 +131,7 @@ def distill(
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
     teacher: o.Teacher = None,
+    teacher_url: o.TeacherUrl = None,
     student: o.Student = None,
     second_teacher: o.SecondTeacher = None,
     teacher_steps: o.TeacherSteps = None,
@@ -162,6 +163,9 @@ def distill(
 
     - `bgkernels distill --teacher ~/models/large --student ~/models/small --corpus ~/text --bf16
       --batch-size 2 --accumulate 16 --sequence-length 1024`
+
+    - `bgkernels distill --teacher ~/models/large --teacher-url http://gpu7:8000` (a teacher that
+      `vllm serve` runs elsewhere)
 
     - `torchrun --nproc-per-node 8 -m bgkernels.training distill --parallel fsdp --bf16
       --gradient-checkpointing --teacher ~/models/large --student ~/models/small`

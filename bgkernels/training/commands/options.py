@@ -72,6 +72,15 @@ Teacher = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Servers that run the --teacher, separated by commas: http://host:8000. Of it only "
+        "head and tokenizer are read here.",
+        show_default="the teacher is loaded",
+        rich_help_panel=MODELS,
+    ),
+]
 Student = Annotated[
     str | None,
     typer.Option(
@@ -232,6 +241,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
         pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel", "device"),
         data=pick(base.data, "corpus", "skip_unusable", "sequence_length", "batch_size"),
         teacher=given.get("teacher"),
+        teacher_url=given.get("teacher_url"),
         student=given.get("student"),
         second_teacher=given.get("second_teacher"),
         teacher_training=changed(base.teacher_training, steps=given.get("teacher_steps")),
