@@ -18,6 +18,7 @@ from bgkernels.training.models import (
     small_llama,
 )
 from bgkernels.training.records import texts_of
+from bgkernels.training.tasks import parse
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     data = config.data
     named, tokenizer = named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
-        tokenizer = train_tokenizer(texts_of(corpus.train), data.vocab)
+        words = texts_of(corpus.train)
+        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(words, data.vocab)
     student = named.get("--student")
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
@@ -77,7 +79,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(*windows, evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed, data.stop),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,

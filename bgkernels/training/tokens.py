@@ -122,6 +122,13 @@ class Batch:
         move = partial(Tensor.to, device=device, non_blocking=True)
         return Batch(move(self.tokens.pin_memory()), move(self.labels.pin_memory()))
 
+    def until(self, stop: int | None) -> Batch:
+        """The same sequences, of which nothing after the first label ``stop`` counts."""
+        if stop is None:
+            return self
+        ends = self.labels == stop
+        return Batch(self.tokens, self.labels.where(ends.cumsum(-1) - ends.long() == 0, IGNORED))
+
     def after(self, given: int) -> Batch:
         """The same sequences, of which the first ``given`` tokens are a prompt."""
         labels = self.labels.clone()
