@@ -203,7 +203,8 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
     least = math.inf
     for width in _widths(work):
         for count in _chunk_counts(work.rows):
-            chunk = max(1, math.ceil(work.rows / count))
+            chunk = cost_of(work.device).rounded(max(1, math.ceil(work.rows / count)))
+            chunk = max(1, min(chunk, work.rows))
             least = min(least, _least_bytes(work, chunk, width))
             for coded in (False, True)[: 1 + work.codable]:
                 found = _fit(work, chunk, width, budget, coded)
@@ -216,8 +217,8 @@ def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
     limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
-    if work.device == "cuda":  # rows of tiles begin at multiples of 128 bytes
-        found = {math.ceil(width / 64) * 64 for width in found}
+    if work.device == "cuda":  # so that rows of tiles begin at multiples of 128 bytes
+        found = {cost_of(work.device).rounded(width) for width in found}
     return sorted(found, reverse=True)
 
 

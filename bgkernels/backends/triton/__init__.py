@@ -44,6 +44,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     scratch_bytes = 0
+    code_block = 1024
 
     def __init__(self, launch: Launch | None = None, splits: int | None = None) -> None:
         self.launch, self.splits = launch, splits
@@ -88,11 +89,11 @@ class TritonBackend(Backend):
             inv_t, *caps = _numbers(spec)
             key = key_of(spec.seed)
             kernel_module().absorb_kernel[rows, plan.splits](
-                *_logits(tile), labels, *targets, rows, width, tile.compared, plan.blocks,
+                *_logits(tile), *_code(tile), labels, *targets,
+                rows, width, tile.compared, plan.blocks,
                 tile.first_row, tile.first_column, key - (key >> 31 << 32),
                 inv_t, *caps, _parameters(spec),
-                **constants("absorb", spec, tile.teacher is not None, plan.splits == 1),
-                **plan.options,
+                **constants("absorb", spec, plan.splits == 1, **_kind(tile)), **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().merge_kernel[blocks_of(rows)](
@@ -116,9 +117,9 @@ class TritonBackend(Backend):
             (rows, width), plan = columns.shape, self._plan(launch, tile, columns)
             target = _targets(plan.splits, sums)
             kernel_module().reread_kernel[rows, plan.splits](
-                *_logits(tile), labels, *normalisers, target, rows, width, plan.blocks,
-                *_numbers(spec), _parameters(spec),
-                **constants("reread", spec, resume=plan.splits == 1), **plan.options,
+                *_logits(tile), *_code(tile), labels, *normalisers, target,
+                rows, width, plan.blocks, *_numbers(spec), _parameters(spec),
+                **constants("reread", spec, plan.splits == 1, **_kind(tile)), **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().add_kernel[blocks_of(rows)](
@@ -140,7 +141,7 @@ class TritonBackend(Backend):
             kernel_module().finalize_kernel[blocks_of(rows)](
                 state.floats, state.ints, labels.contiguous(), out, out.stride(0), rows,
                 spec.columns, spec.compared, _numbers(spec)[0], _parameters(spec),
-                **constants("finalize", spec, spec.compared > 0), **ROWS,
+                **constants("finalize", spec, teacher=spec.compared > 0), **ROWS,
             )  # fmt: skip
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
@@ -167,10 +168,10 @@ class TritonBackend(Backend):
         def run(launch: Launch, out: Tensor) -> None:
             (rows, width), plan = out.shape, self._plan(launch, tile, out)
             kernel_module().vjp_kernel[rows, plan.splits](
-                out, out.stride(0), *_logits(tile), coefficients, labels,
+                out, out.stride(0), *_logits(tile), *_code(tile), coefficients, labels,
                 rows, width, tile.compared, plan.blocks, tile.first_column,
                 *_numbers(spec), _parameters(spec),
-                **constants("vjp", spec, tile.teacher is not None), **plan.options,
+                **constants("vjp", spec, **_kind(tile)), **plan.options,
             )  # fmt: skip
 
         def trial(launch: Launch) -> None:
@@ -194,12 +195,13 @@ class TritonBackend(Backend):
     def _launch(
         self, kernel: str, spec: RowSpec, tile: Tile, trial: Callable[[Launch], None]
     ) -> Launch:
-        device, default = tile.student.device, self.launch or launch_of(kernel, spec)
+        device, coded = tile.student.device, tile.code is not None
+        default = self.launch or launch_of(kernel, spec, coded)
         path = None if self.launch else tuning(device)
         if path is None:
             return default
         dtypes = [x.dtype for x in (tile.student, tile.teacher) if x is not None]
-        kind = f"{dtypes} {constants(kernel, spec, tile.teacher is not None)}"
+        kind = f"{dtypes} {constants(kernel, spec, **_kind(tile))}"
         return tuned(path, kernel, kind, default, device, trial)
 
     def _plan(self, launch: Launch, tile: Tile, columns: Tensor) -> _Plan:
@@ -264,19 +266,19 @@ def _processors(device: torch.device) -> int:
 
 
 CONSTANTS = {
-    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME",
+    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME CODED",
     "merge": "SHARED RULE EXTRAS COLUMNS",
-    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME",
+    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME CODED",
     "add": "EXTRAS COLUMNS",
     "finalize": "HAS_TEACHER SHARED EXTRAS",
     "fold": "SHARED EXTRAS",
-    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS",
+    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS CODED",
 }
 """What is compiled into each kernel."""
 
 
 def constants(
-    kernel: str, spec: RowSpec, teacher: bool = True, resume: bool = True
+    kernel: str, spec: RowSpec, resume: bool = True, *, teacher: bool = True, code: int = 0
 ) -> dict[str, Any]:
     """Return the values that are compiled into a kernel, since they decide over its code."""
     values = {
@@ -288,6 +290,7 @@ def constants(
         "EXTRAS": _extras(kernel, spec),
         "COLUMNS": spec.sum_count,
         "RESUME": resume,
+        "CODED": code,
     }
     return {name: values[name] for name in CONSTANTS[kernel].split()}
 
@@ -342,6 +345,21 @@ def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
     s = _rows(tile.student)
     t = s if tile.teacher is None else _rows(tile.teacher)
     return s, s.stride(0), t, t.stride(0)
+
+
+def _kind(tile: Tile) -> dict[str, int]:
+    """Return what :func:`constants` asks of a tile."""
+    block = 0 if tile.code is None else tile.code.block
+    return {"teacher": tile.teacher is not None, "code": block}
+
+
+def _code(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
+    """Return pointers and row strides of a code; the student's stand in where there is none."""
+    if tile.code is None:
+        s = _rows(tile.student)
+        return s, s.stride(0), s, s.stride(0)
+    words, centres = tile.code.words, tile.code.centres
+    return words, words.stride(0), centres, centres.stride(0)
 
 
 # Run-time numbers are floats, always: an int would compile another variant.
