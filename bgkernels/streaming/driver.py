@@ -193,6 +193,7 @@ def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool)
     key = (
         problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
         shard.rank, problem.labels.device, way, needs, statistics, backward, kinds, shapes,
+        problem.weight_grad is None,
     )  # fmt: skip
     if key not in PLANS:
         work = workload(problem, needs, statistics=statistics, backward=backward)
@@ -218,13 +219,15 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         gradient, sum_scratch = product, gemm.sum_scratch_bytes(product, first.device)
         row_bytes = demand.hidden * (4 + sum_scratch) * (backward and needs.input)
         input_sum_bytes = first.numel() * 4 * (backward and needs.input)
-        to = needs.dtype(weight.dtype)
+        owned = problem.weight_grad
+        to = needs.dtype(weight.dtype) if owned is None else owned.dtype
+        narrow &= owned is None
         scratch = max(gemm.scratch_bytes(product, to, first.device), sum_scratch)
         scratch *= backward and needs.weight
         if first.device.type == "cpu":  # its libraries pack operands of either head in as much
             weight_bytes, scratch = weight_bytes + scratch, 0
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
-        if shard.group is None:  # one plan must fit every rank's gradient
+        if shard.group is None and owned is None:  # one plan must fit every rank's gradient
             grad_bytes = demand.hidden * to.itemsize * needs.weight
     operands = [x for x in (*problem.student, *teacher.tensors) if x is not None]
     theirs = teacher.parts[0].demand(problem)
@@ -254,4 +257,5 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         sum_traffic=16 if sum_scratch else 8,
         gradient_bytes=gradient.itemsize,
         direct=problem.backend.code_block > 0,
+        weight_owned=problem.weight_grad is not None,
     )

@@ -96,6 +96,7 @@ class Workload:
         sum_traffic: bytes that are moved to add a product to an element of a sum.
         gradient_bytes: bytes a (row, column) of the gradient of a tile.
         direct: whether coded tiles are written and read by the primitives themselves.
+        weight_owned: whether dW is added to a sum of the caller's.
     """
 
     rows: int
@@ -121,6 +122,7 @@ class Workload:
     sum_traffic: int = 8
     gradient_bytes: int = 4
     direct: bool = False
+    weight_owned: bool = False
 
 
 @dataclass(frozen=True)

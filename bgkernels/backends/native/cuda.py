@@ -42,12 +42,13 @@ class Cuda(Kernels):
         splits = 1 if columns_of is None else self._splits(columns_of)
         self._start(primitive, args, splits, written)
 
-    def scale_(self, x: Tensor, factor: Tensor) -> None:
+    def scale_(self, x: Tensor, factor: Tensor) -> bool:
         if x.dtype not in DTYPES or not x.is_contiguous() or x.data_ptr() % 16:
-            return super().scale_(x, factor)
+            return False
         what = x.data_ptr(), DTYPES[x.dtype], x.numel()
         number = factor.data_ptr(), factor.dtype == torch.float64
         self._start("scale", (what, number), BLOCKS * _processors(self.device))
+        return True
 
     def _start(
         self, primitive: str, args: tuple[Any, ...], splits: int, written: tuple[Tensor, ...] = ()

@@ -347,7 +347,7 @@ def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
     return s, s.stride(0), t, t.stride(0)
 
 
-def _kind(tile: Tile) -> dict[str, int]:
+def _kind(tile: Tile) -> dict[str, Any]:
     """Return what :func:`constants` asks of a tile."""
     block = 0 if tile.code is None else tile.code.block
     return {"teacher": tile.teacher is not None, "code": block}
