@@ -105,6 +105,17 @@ def test_codes_instead_of_logits(name: str) -> None:
         conformance.check_codes(backend(3 if cuts else 1), case, block)
 
 
+def test_a_kernel_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(RowSpec(WIDTH, WIDTH), LABELS)
+
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("of a compiler")
+
+    monkeypatch.setattr(TritonBackend, "_launch", broken)
+    with pytest.raises(RuntimeError, match=r"`absorb` for \(4, 150\) in torch.float32.*compiler"):
+        statistics(backend(), case)
+
+
 def test_masked_columns() -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
     extras = (*TILTS[1:6], Tempered(2.0), Mixture(0.4), TotalVariation())

@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from types import ModuleType
@@ -104,7 +105,7 @@ class TritonBackend(Backend):
         def trial(launch: Launch) -> None:
             run(launch, state.floats.clone(), state.ints.clone())
 
-        with _on(labels.device):
+        with _launching("absorb", tile.student):
             run(self._launch("absorb", spec, tile, trial), state.floats, state.ints)
 
     def _reread(
@@ -129,7 +130,7 @@ class TritonBackend(Backend):
         def trial(launch: Launch) -> None:
             run(launch, sums.clone())
 
-        with _on(labels.device):
+        with _launching("absorb, second read", columns):
             run(self._launch("reread", spec, tile, trial), sums)
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
@@ -137,7 +138,7 @@ class TritonBackend(Backend):
         rows = len(labels)
         if not rows:
             return
-        with _on(labels.device):
+        with _launching("finalize", out):
             kernel_module().finalize_kernel[blocks_of(rows)](
                 state.floats, state.ints, labels.contiguous(), out, out.stride(0), rows,
                 spec.columns, spec.compared, _numbers(spec)[0], _parameters(spec),
@@ -149,7 +150,7 @@ class TritonBackend(Backend):
         out = statistics.new_empty(spec.factor_count, rows)
         if not rows:
             return out
-        with _on(out.device):
+        with _launching("fold", out):
             kernel_module().fold_kernel[blocks_of(rows)](
                 statistics, statistics.stride(0), grads, grads.stride(0), out, rows,
                 spec.columns, _numbers(spec)[0], _parameters(spec),
@@ -177,7 +178,7 @@ class TritonBackend(Backend):
         def trial(launch: Launch) -> None:
             run(launch, torch.empty_like(dense))
 
-        with _on(out.device):
+        with _launching("vjp", out):
             run(self._launch("vjp", spec, tile, trial), dense)
         if dense is not out:
             out.copy_(dense)
@@ -187,7 +188,7 @@ class TritonBackend(Backend):
             return EagerBackend().scale_(x, factor)
         count, block = x.numel(), 4096
         programs = max(1, min(ceil(count / block), 16 * _processors(x.device)))
-        with _on(x.device):
+        with _launching("scale", x):
             kernel_module().scale_kernel[(programs,)](
                 x, factor.to(x.device), count, ceil(count / (programs * block)), BLOCK=block
             )
@@ -315,9 +316,23 @@ def _map(cap: Cap) -> int:
     return 2 if cap.cap else int(cap.scale != 1)
 
 
-def _on(device: torch.device) -> torch.cuda.device:
-    """Make a device current: Triton launches on the current device and its current stream."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
+@contextmanager
+def _launching(kernel: str, x: Tensor) -> Iterator[None]:
+    """Make a device current: Triton launches on the current device and its current stream.
+
+    Raises:
+        RuntimeError: a kernel could not be compiled or started, with its name and shape.
+    """
+    try:
+        with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
+            yield
+    except (ValueError, torch.OutOfMemoryError):  # of a file of launches; and not ours
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"Triton could not run the kernel of `{kernel}` for {tuple(x.shape)} in {x.dtype} on "
+            f"{x.device}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _rows(x: Tensor) -> Tensor:
