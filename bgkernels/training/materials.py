@@ -60,7 +60,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         ModelError: a named model cannot be used, or the models do not share a tokenizer.
     """
     data = config.data
-    named, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
+    named, tokenizer = named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
         words = texts_of(corpus.train)
         tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(words, data.vocab)
@@ -95,7 +95,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     )
 
 
-def _named_models(
+def named_models(
     config: DemoConfig, sample: str
 ) -> tuple[dict[str, CausalLM], PreTrainedTokenizerBase | None]:
     """The models that the user named, by option, and the one tokenizer that they bring."""
