@@ -29,6 +29,7 @@ FEW = (
 """Those that most claims are about."""
 
 FEWEST = ("hard", "soft", "soft-t2", "confidence+argmax", "threshold+argmax")
+"""Those that the first claims are about."""
 
 
 @dataclass(frozen=True)
