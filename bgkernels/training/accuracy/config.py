@@ -97,7 +97,7 @@ class AccuracyConfig:
     seeds: int = 5
     schooling: TrainConfig = SCHOOLING
     schooling_texts: int = PLENTIFUL
-    rates: tuple[float, ...] = (8e-3, 1.6e-2, 3.2e-2)
+    rates: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
     steps: int = 200
     batch: int = 32
     problems: int = 128
