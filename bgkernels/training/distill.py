@@ -89,7 +89,8 @@ class Objective:
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
         vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
-        return Writer(TracedLM.of(model), vocab, self.config.loss.prompt, self.config.seed)
+        config, traced = self.config, TracedLM.of(model)
+        return Writer(traced, vocab, config.loss.prompt, config.seed, config.data.stop)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss, computed where the parameters of all models are whole.

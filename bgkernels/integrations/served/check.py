@@ -21,7 +21,7 @@ from bgkernels.labels.served.client import Client
 
 PROBE = "The capital of France is Paris, and 2 + 2 = 4; def area(r): return 3.14159 * r**2\n"
 NUMBERS = tuple(range(3, 35))
-"""Tokens of a probe without a tokenizer."""
+"""Tokens of the text whose states are looked at."""
 NATS = 0.1
 """Mean difference of log-probabilities above which two models are not the same in any dtype."""
 SHARE = 0.02
@@ -55,9 +55,10 @@ def examine(
         ServerError: it is another model, by the first difference that is found.
     """
     where, name = states.client.name, head.name
-    tokens = [*NUMBERS] if tokenizer is None else compare_tokens(states.client, served, tokenizer)
+    if tokenizer is not None:
+        compare_tokens(states.client, served, tokenizer)
     vocab, width = head.head.weight.shape
-    tokens = [token % vocab for token in tokens[: served.limit]]
+    tokens = [token % vocab for token in NUMBERS[: served.limit]]
     hidden = states(tokens)
     if hidden.shape[1] != width:
         raise ServerError(
@@ -83,11 +84,11 @@ def examine(
     compare_names(states.client, served, name)
 
 
-def compare_tokens(client: Client, served: ServedModel, tokenizer: Any) -> list[int]:
-    """The tokens of a few words, by a tokenizer and, where it tells, the server's.
+def compare_tokens(client: Client, served: ServedModel, tokenizer: Any) -> None:
+    """Refuse a server that cuts a few words into other tokens, where it tells.
 
     Raises:
-        ServerError: they differ.
+        ServerError: it does.
     """
     tokens = list(tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     read = tokenized(client, served.name, PROBE)
@@ -97,7 +98,6 @@ def compare_tokens(client: Client, served: ServedModel, tokenizer: Any) -> list[
             f"is {len(read)} tokens there and {len(tokens)} here, or other ones; tokens are "
             "compared by number, so serve a model that shares the student's tokenizer"
         )
-    return tokens
 
 
 def compare_names(client: Client, served: ServedModel, name: str) -> None:

@@ -113,8 +113,7 @@ class ServedTeacher:
             ServerError: the server does not answer, or with something else.
             ValueError: the batch is not made of tokens alone, or of tokens that the teacher lacks.
         """
-        tokens = inputs["input_ids"]
-        texts = texts_of(inputs, rows)
+        texts, tokens = texts_of(inputs, rows), inputs["input_ids"]
         with self._lock:
             futures = [self._future(text) for text in texts]
             for text in texts:

@@ -69,7 +69,7 @@ def texts_of(inputs: Mapping[str, Any], rows: Tensor | None) -> list[Text]:
         place = int((wanted & ~present).nonzero()[0])
         raise ValueError(
             f"position {place % length} of sequence {place // length} has a label, and "
-            "`attention_mask` says that it is padding"
+            "`attention_mask` says that it is padding; give the first token of a text no label"
         )
     if positions is not None:
         positions = positions.detach().cpu().expand(tokens.shape).flatten()

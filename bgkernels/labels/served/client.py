@@ -54,7 +54,7 @@ class Client:
     Args:
         urls: ``http://host:port``, or several.
         api_key: sent as a bearer token, and never shown; None: that of ``VLLM_API_KEY``.
-        in_flight: requests at once, of this process.
+        in_flight: requests at once, of this machine: processes of ``torchrun`` share them out.
         timeout: seconds to wait for an answer.
         retries: how often a request is sent again; 10 last about five minutes.
         backoff: seconds before the second repetition.
@@ -81,10 +81,10 @@ class Client:
         self.servers = [Server(_checked(url)) for url in listed]
         key = os.environ.get(KEY) if api_key is None else api_key
         self._secret = {"Authorization": f"Bearer {key}"} if key else {}
-        self.in_flight = in_flight
+        self.in_flight = max(1, in_flight // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         self._connections = urllib3.PoolManager(
             len(self.servers),
-            maxsize=in_flight,
+            maxsize=self.in_flight,
             timeout=urllib3.Timeout(connect=min(10.0, timeout), read=timeout),
         )
         self._rules = urllib3.Retry(
@@ -97,7 +97,7 @@ class Client:
         self._failures = urllib3.exceptions.HTTPError
         self._given_up = urllib3.exceptions.MaxRetryError
         self._lock, self._closed = threading.Lock(), threading.Event()
-        self._threads = ThreadPoolExecutor(in_flight, "served")
+        self._threads = ThreadPoolExecutor(self.in_flight, "served")
 
     def __repr__(self) -> str:
         return f"Client({self.name!r})"
