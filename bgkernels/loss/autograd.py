@@ -15,6 +15,7 @@ from bgkernels.loss.objective import Objective
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
+from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.problem import Problem, Tensors
 
 Factor = Tensor | float
@@ -100,7 +101,9 @@ class FusedLoss(torch.autograd.Function):
         if not others and first is not None:
             if overwrite:
                 torch.autograd.graph.increment_version(first)
-            target = first if overwrite else torch.empty_like(first, dtype=needs.dtype(first.dtype))
+            target = first
+            if not overwrite:
+                target = in_huge_pages(torch.empty_like(first, dtype=needs.dtype(first.dtype)))
         matrices, grads = run(problem, needs, derivative, gradient=target)
         box.append(matrices)
         ctx.owned, ctx.done = problem.weight_grad, False

@@ -143,7 +143,10 @@ def row_stats(
 def shaped(problem: Problem, stats: RowStats) -> RowStats:
     """Return statistics as the caller sees them: in the input's leading shape, in fp32."""
     tensors = (x.reshape(problem.leading) for x in stats.tensors())
-    return stats.replaced(x.to(problem.dtype) if x.is_floating_point() else x for x in tensors)
+    stats = stats.replaced(x.to(problem.dtype) if x.is_floating_point() else x for x in tensors)
+    if stats.matched is None:
+        return stats
+    return replace(stats, matched=stats.matched.reshape(problem.leading))
 
 
 def _shown(problem: Problem, objective: Objective, matrices: Matrices) -> RowStats:

@@ -16,6 +16,7 @@ from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
 from bgkernels.streaming.kept import Kept, Loan, codable, codes_of
+from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -99,7 +100,7 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     """
     first = problem.student[0]
     assert first is not None
-    target = torch.empty_like(first) if len(problem.student) == 1 else None
+    target = in_huge_pages(torch.empty_like(first)) if len(problem.student) == 1 else None
     grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:

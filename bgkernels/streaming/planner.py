@@ -161,6 +161,10 @@ class Plan:
             slice(c, min(c + self.width, self.columns)) for c in range(0, self.columns, self.width)
         ]
 
+    def leading_tiles(self, columns: int) -> list[slice]:
+        """Column ranges, of which those beyond so many columns are empty or negative."""
+        return [slice(c.start, min(c.stop, columns)) for c in self.tiles()]
+
     def tile_groups(self) -> list[range]:
         """Numbers of the tiles of each group."""
         count = len(self.tiles())

@@ -17,18 +17,18 @@ class Tiles:
     Args:
         head: the source.
         plan: the tiling.
-        columns: leading columns that are wanted; a tile beyond them is None.
+        columns: those of each tile of the plan; a tile without any is None.
         device: of the tiles.
         kept: where the kept tiles lie, but for those in memory of their own.
         teacher: whether the head is the teacher's.
     """
 
     def __init__(
-        self, head: Logits, plan: Plan, columns: int, device: torch.device, kept: Kept,
+        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept,
         *, teacher: bool = False,
     ) -> None:  # fmt: skip
         self.head, self.plan, self.codes, self.teacher = head, plan, kept.codes, teacher
-        self.columns = [slice(c.start, min(c.stop, columns)) for c in plan.tiles()]
+        self.columns = columns
         self.widths = [c.stop - c.start for c in plan.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1

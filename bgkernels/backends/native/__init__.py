@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
-from bgkernels.backends.eager import EagerBackend
 from bgkernels.backends.native.call import (
     DTYPES,
     MISSING,
@@ -27,6 +26,7 @@ from bgkernels.backends.native.call import (
     rows_of,
 )
 from bgkernels.backends.native.cuda import Cuda, unusable
+from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
 
@@ -105,4 +105,4 @@ class NativeBackend(Backend):
 
     def scale_(self, x: Tensor, factor: Tensor) -> None:
         if not self.kernels(x.device).scale_(x, factor.to(x.device)):
-            EagerBackend().scale_(x, factor)
+            scale_(x, factor)

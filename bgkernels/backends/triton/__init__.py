@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
-from bgkernels.backends.eager import EagerBackend
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
+from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import RowState
@@ -185,7 +185,7 @@ class TritonBackend(Backend):
 
     def scale_(self, x: Tensor, factor: Tensor) -> None:
         if not x.is_contiguous():
-            return EagerBackend().scale_(x, factor)
+            return scale_(x, factor)
         count, block = x.numel(), 4096
         programs = max(1, min(ceil(count / block), 16 * _processors(x.device)))
         with _launching("scale", x):

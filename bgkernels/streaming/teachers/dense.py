@@ -148,7 +148,8 @@ class Dense:
         shard = self.shard = problem.shard
         self.tiles = None
         if head is not None:
-            columns, device = shard.own(self.spec.compared), problem.labels.device
+            columns = plan.leading_tiles(shard.own(self.spec.compared))
+            device = problem.labels.device
             self.tiles = Tiles(head, plan, columns, device, kept, teacher=True)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read

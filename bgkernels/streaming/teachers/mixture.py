@@ -85,6 +85,14 @@ class MixtureTeacher(Teacher):
         return tuple(self.teachers)
 
     @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return all(t.shards for t in self.teachers)
+
+    @property
+    def heads(self) -> tuple[Teacher, ...]:
+        return tuple(chain.from_iterable(t.heads for t in self.teachers))
+
+    @property
     def excludes_columns(self) -> bool:  # type: ignore[override]
         return any(t.excludes_columns for t in self.teachers)
 
