@@ -7,14 +7,11 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.rows import stats, vjp
-from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, scale_, shift, times
 from bgkernels.rows.extras import Pair
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, empty, merge
-
-SCALED = 1 << 24
-"""Elements that are widened at a time to be scaled."""
 
 
 def real_logits(raw: Tensor, cap: Cap) -> Tensor:
@@ -159,11 +156,7 @@ class EagerBackend(Backend):
         out.copy_(d.masked_fill(labels[:, None] == SKIP, 0.0))
 
     def scale_(self, x: Tensor, factor: Tensor) -> None:
-        if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere, looking would wait
-            return
-        wide = torch.promote_types(x.dtype, torch.float32)
-        for part in x.split(max(1, SCALED // max(1, x[:1].numel()))):
-            part.copy_(part.to(wide) * factor.to(x.device))
+        scale_(x, factor)
 
     def _vjp_pair(
         self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec

@@ -28,6 +28,7 @@ class Cost:
             primitives do not do it.
         fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
         chunk: multiply-adds in the time of what a chunk of rows takes between its passes.
+        block: rows and columns that products take at once, and pay for if there are fewer.
     """
 
     overhead: float
@@ -37,17 +38,21 @@ class Cost:
     coding: float = 0
     fresh: float = 0
     chunk: float = 0
+    block: int = 1
+
+    def rounded(self, size: int) -> int:
+        """Rows or columns that a product pays for."""
+        return -(-size // self.block) * self.block
 
 
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 788 TFLOP/s in 16 bits,
-# 4.3 TB/s, 10 µs to start the kernels of a tile, 100 launches of 2.5 µs between the passes, and
-# products in blocks of 128 rows, of which half a one is lost on average. Wider tiles would leave
-# less choice of how many are kept.
+# 4.3 TB/s, 10 µs to start the kernels of a tile, 60 launches of 2.5 µs between the passes, and
+# products in blocks of 128 rows. Wider tiles would leave less choice of how many are kept.
 # Those of a CPU that coding and fresh pages take were measured on a Zen 4, at 100 per nanosecond.
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
     "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=40, fresh=45),
-    "cuda": Cost(overhead=64, byte=92, launch=4e9, width=16384, chunk=1e11),
+    "cuda": Cost(overhead=0, byte=92, launch=4e9, width=16384, chunk=6e10, block=128),
 }
 
 
@@ -99,7 +104,8 @@ def estimate(work: Workload, p: Plan) -> Estimate:
     cost, tiles = cost_of(work.device), len(p.tiles())
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
     passes = work.reads * work.statistics + work.backward
-    small = (1 + p.chunk_count * cost.overhead / max(work.rows, 1)) * (1 + cost.overhead / p.width)
+    rows = sum(cost.rounded(c.stop - c.start) + cost.overhead for c in p.chunks())
+    small = rows / max(work.rows, 1) * (cost.rounded(p.width) + cost.overhead) / p.width
     again = (student + teacher) * p.repeated(passes)
     widened = p.chunk_count * (student + teacher + again) * work.weight_bytes
     slots = (p.coded or p.kept) - p.lent
@@ -125,7 +131,7 @@ def _sums(work: Workload, p: Plan) -> float:
     weight = work.grad_products == 2 or work.weight_sum_bytes or work.weight_grad_bytes
     if work.grad_products == 2 or not weight:
         moved += work.sum_traffic * work.rows * work.hidden_s * len(p.tiles())
-    if weight and p.chunk_count > 1:
+    if weight and (p.chunk_count > 1 or work.weight_owned):
         moved += work.sum_traffic * student * p.chunk_count
         moved += 6 * student * (work.weight_sum_bytes > 0)  # narrowed at the end
     return moved + (p.groups - 1) * p.chunk_count * 8 * p.chunk * (work.hidden_s + work.hidden_t)

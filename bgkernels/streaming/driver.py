@@ -15,7 +15,8 @@ from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
-from bgkernels.streaming.kept import Codes, Kept, Loan, codable
+from bgkernels.streaming.kept import Kept, Loan, codable, codes_of
+from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -54,8 +55,8 @@ def run(
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
-    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
-    tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
+    kept = Kept(loan, codes_of(p, problem, loan) if p.coded else None)
+    tiles = Tiles(student, p, p.columns, problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
@@ -99,7 +100,7 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     """
     first = problem.student[0]
     assert first is not None
-    target = torch.empty_like(first) if len(problem.student) == 1 else None
+    target = in_huge_pages(torch.empty_like(first)) if len(problem.student) == 1 else None
     grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:
@@ -193,6 +194,7 @@ def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool)
     key = (
         problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
         shard.rank, problem.labels.device, way, needs, statistics, backward, kinds, shapes,
+        problem.weight_grad is None,
     )  # fmt: skip
     if key not in PLANS:
         work = workload(problem, needs, statistics=statistics, backward=backward)
@@ -218,13 +220,15 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         gradient, sum_scratch = product, gemm.sum_scratch_bytes(product, first.device)
         row_bytes = demand.hidden * (4 + sum_scratch) * (backward and needs.input)
         input_sum_bytes = first.numel() * 4 * (backward and needs.input)
-        to = needs.dtype(weight.dtype)
+        owned = problem.weight_grad
+        to = needs.dtype(weight.dtype) if owned is None else owned.dtype
+        narrow &= owned is None
         scratch = max(gemm.scratch_bytes(product, to, first.device), sum_scratch)
         scratch *= backward and needs.weight
         if first.device.type == "cpu":  # its libraries pack operands of either head in as much
             weight_bytes, scratch = weight_bytes + scratch, 0
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
-        if shard.group is None:  # one plan must fit every rank's gradient
+        if shard.group is None and owned is None:  # one plan must fit every rank's gradient
             grad_bytes = demand.hidden * to.itemsize * needs.weight
     operands = [x for x in (*problem.student, *teacher.tensors) if x is not None]
     theirs = teacher.parts[0].demand(problem)
@@ -253,4 +257,6 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         scratch_bytes=scratch,
         sum_traffic=16 if sum_scratch else 8,
         gradient_bytes=gradient.itemsize,
+        direct=problem.backend.code_block > 0,
+        weight_owned=problem.weight_grad is not None,
     )

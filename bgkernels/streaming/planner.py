@@ -96,6 +96,7 @@ class Workload:
         sum_traffic: bytes that are moved to add a product to an element of a sum.
         gradient_bytes: bytes a (row, column) of the gradient of a tile.
         direct: whether coded tiles are written and read by the primitives themselves.
+        weight_owned: whether dW is added to a sum of the caller's.
     """
 
     rows: int
@@ -121,6 +122,7 @@ class Workload:
     sum_traffic: int = 8
     gradient_bytes: int = 4
     direct: bool = False
+    weight_owned: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
     least = math.inf
     for width in _widths(work):
         for count in _chunk_counts(work.rows):
-            chunk = max(1, math.ceil(work.rows / count))
+            chunk = cost_of(work.device).rounded(max(1, math.ceil(work.rows / count)))
+            chunk = max(1, min(chunk, work.rows))
             least = min(least, _least_bytes(work, chunk, width))
             for coded in (False, True)[: 1 + work.codable]:
                 found = _fit(work, chunk, width, budget, coded)
@@ -220,8 +223,8 @@ def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
     limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
-    if work.device == "cuda":  # rows of tiles begin at multiples of 128 bytes
-        found = {math.ceil(width / 64) * 64 for width in found}
+    if work.device == "cuda":  # so that rows of tiles begin at multiples of 128 bytes
+        found = {cost_of(work.device).rounded(width) for width in found}
     return sorted(found, reverse=True)
 
 

@@ -11,6 +11,7 @@ from bgkernels.training.distill import make_objective, train_student, train_teac
 from bgkernels.training.evaluate import score
 from bgkernels.training.files import write_json
 from bgkernels.training.loop import History
+from bgkernels.training.marks import examine_by_name
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.models import CausalLM
 from bgkernels.training.progress import Display, Silent
@@ -64,7 +65,7 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             config=config,
             corpus=facts,
             teacher=_teacher_facts(config, materials, teacher, history),
-            students=_examine(materials, teacher, students),
+            students=_examine(materials, teacher, students, config.data.task),
             passage=_passage(materials, teacher),
             seconds=time.perf_counter() - started,
         )
@@ -78,7 +79,10 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
 
 
 def _examine(
-    materials: Materials, teacher: CausalLM, students: dict[str, tuple[CausalLM, History]]
+    materials: Materials,
+    teacher: CausalLM,
+    students: dict[str, tuple[CausalLM, History]],
+    task: str | None,
 ) -> dict[str, StudentResult]:
     """Measure every student on the same prompts, the teacher's text being sampled once."""
     exam = materials.exam
@@ -88,6 +92,7 @@ def _examine(
             student.parameters,
             history,
             exam.read(student, teacher, teacher_text).measures(exam.config.threshold),
+            examine_by_name(student, task).measures() if task else None,
         )
         for method, (student, history) in students.items()
     }

@@ -168,12 +168,14 @@ class Examination:
             training, the answers. Of what models say themselves, all that follows the prompt does.
         config: prompt and threshold.
         seed: of the samples.
+        stop: the token that ends what a model says; None: it goes on for the whole window.
     """
 
     windows: Tensor
     learnt: Tensor
     config: EvalConfig
     seed: int
+    stop: int | None = None
 
     @property
     def start(self) -> int:
@@ -189,7 +191,7 @@ class Examination:
         """The windows, with what follows each prompt replaced by the model's own words."""
         prompts = self.windows[:, : self.start]
         length = self.windows.shape[1] - self.start
-        return continue_text(model, prompts, length, vocab, self.seed)
+        return continue_text(model, prompts, length, vocab, self.seed, stop=self.stop)
 
     def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
         """A point of each validation curve, on a few of the windows; without a teacher, of one."""
@@ -206,7 +208,8 @@ class Examination:
             teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
         """
         own_text = self.speak(student, min(student.vocab, teacher.vocab))
-        spoken = (Batch.of(text).after(self.start) for text in (teacher_text, own_text))
+        texts = (teacher_text, own_text)
+        spoken = (Batch.of(text).after(self.start).until(self.stop) for text in texts)
         return Readings(*(score(student, teacher, text) for text in (self.files, *spoken)))
 
 

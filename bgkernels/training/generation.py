@@ -7,30 +7,15 @@ summed up in another order.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bgkernels.training.models import CausalLM
+from bgkernels.training.sampling import Sampler, row_seeds
 from bgkernels.training.sharding import sharded, whole
 
 ROWS = 64
 """Prompts that are continued at once: a token of many takes little longer than a token of one."""
-
-
-def row_seeds(seed: int, rows: int) -> list[int]:
-    """A seed for each row of a batch.
-
-    Args:
-        seed: of the batch.
-        rows: how many.
-
-    Example:
-        >>> row_seeds(1, 2)
-        [1000003, 1000004]
-    """
-    return [(seed * 1_000_003 + row) % 2**63 for row in range(rows)]
 
 
 def continue_text(
@@ -65,7 +50,7 @@ def generate(
     temperature: float = 1.0,
     stop: int | None = None,
 ) -> Tensor:
-    """What a model says after each prompt, sampled by the Gumbel-max trick.
+    """What a model says after each prompt.
 
     Two models that are given the same seed share their random numbers, so that they part only where
     their distributions do.
@@ -75,7 +60,8 @@ def generate(
         prompts: ``(rows, longest)`` tokens; shorter ones are filled up at their end with anything.
         length: tokens to say.
         vocab: sample from so many leading columns, those that all models have.
-        seed: of the samples; a list gives each row its own, as :func:`row_seeds` makes them.
+        seed: of the samples; a list gives each row its own, as
+            :func:`~bgkernels.training.sampling.row_seeds` makes them.
         lengths: ``(rows,)`` tokens of each prompt; None: all of them.
         temperature: of the samples; 0 takes the most probable token.
         stop: a token that ends a row, which is filled up with it; None: no row ends.
@@ -105,11 +91,12 @@ def generate(
         for first in range(0, rows, ROWS):
             chosen = order[first : first + ROWS]
             batch = prompts[chosen].to(model.device), [given[row] for row in chosen]
-            noise = Noise([seeds[row] for row in chosen], vocab, temperature, model.device)
-            said[chosen] = _continue(model, *batch, length, noise, stop)
+            draw = Sampler([seeds[row] for row in chosen], vocab, temperature, model.device)
+            said[chosen] = _continue(model, *batch, length, draw, stop)
         return said
 
-    return whole([model], speak)
+    with torch.inference_mode(not sharded(model)):
+        return whole([model], speak)
 
 
 def _check(prompts: Tensor, given: list[int], seeds: list[int], temperature: float) -> None:
@@ -125,37 +112,8 @@ def _check(prompts: Tensor, given: list[int], seeds: list[int], temperature: flo
         raise ValueError(f"`temperature` must be 0 or positive; got {temperature}")
 
 
-class Noise:
-    """Samples of a few rows of logits, each by random numbers of its own.
-
-    Args:
-        seeds: one a row.
-        vocab: leading columns to sample from.
-        temperature: 0 takes the largest.
-        device: of the logits.
-    """
-
-    def __init__(
-        self, seeds: list[int], vocab: int, temperature: float, device: torch.device
-    ) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.vocab, self.temperature = vocab, temperature
-        self.uniform = torch.zeros(len(seeds), vocab, device=device)
-
-    def pick(self, logits: Tensor, speaking: list[bool]) -> Tensor:
-        """``(rows,)`` a token of each row; one that is not speaking draws no number."""
-        logits = logits[:, : self.vocab]
-        if not self.temperature:
-            return logits.argmax(-1)
-        for row, generator in enumerate(self.generators):
-            if speaking[row]:
-                self.uniform[row].uniform_(generator=generator)
-        race = self.uniform.log().neg_().log_()
-        return (logits / self.temperature - race).argmax(-1)
-
-
 def _continue(
-    model: CausalLM, prompts: Tensor, given: list[int], length: int, noise: Noise, stop: int | None
+    model: CausalLM, prompts: Tensor, given: list[int], length: int, draw: Sampler, stop: int | None
 ) -> Tensor:
     """``(rows, length)`` what is said after prompts of about the same length.
 
@@ -166,10 +124,10 @@ def _continue(
     text = torch.cat([prompts[:, :longest], prompts.new_zeros(len(given), length)], dim=1)
     ends = torch.tensor(given, device=text.device)
     ended = torch.zeros_like(ends, dtype=torch.bool)
-    inputs, past = text[:, :shortest], None
-    for position in range(shortest, longest + length):
-        hidden, past = _read(model, inputs, past)
-        token = noise.pick(model.logits(hidden[:, -1]), [position >= n for n in given])
+    decoder, head, end = model.decoder(), model.leading(draw.vocab), longest + length
+    state = decoder.begin(text[:, :shortest], end - shortest - 1)
+    for position in range(shortest, end):
+        token = draw(head(state).float(), position)
         if stop is not None:
             token = token.masked_fill(ended, stop)
             ended |= (token == stop) & (position >= ends) | (position + 1 >= ends + length)
@@ -179,12 +137,6 @@ def _continue(
         if stop is not None and not sharded(model) and bool(ended.all()):
             text[:, position + 1 :] = stop
             break
-        inputs = token[:, None]
+        if position + 1 < end:
+            state = decoder.go_on(token)
     return text.gather(1, ends[:, None] + torch.arange(length, device=text.device))
-
-
-def _read(model: CausalLM, tokens: Tensor, past: Any) -> tuple[Tensor, Any]:
-    """Hidden states of the next tokens, and the cache that has them."""
-    with torch.compiler.set_stance("force_eager"):  # or it would be compiled each time
-        out = model.body(input_ids=tokens, past_key_values=past, use_cache=True)
-    return out.last_hidden_state, out.past_key_values

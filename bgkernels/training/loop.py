@@ -96,11 +96,13 @@ class History:
         losses: one a step.
         curve: validation measures, each with its ``step``.
         seconds: time spent in training steps and validation, over all resumptions.
+        writing: processor seconds in which a model wrote text to be learnt from.
     """
 
     losses: list[float] = field(default_factory=list)
     curve: Curve = field(default_factory=list)
     seconds: float = 0.0
+    writing: float = 0.0
 
 
 def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: None) -> History:
@@ -258,7 +260,9 @@ class _Run:
         if self.step + 1 < task.config.steps:
             task.objective.ask(task.batches, [n + count for n in numbers], self.step + 1)
         given = ((task.batches[n].to(self.device), n) for n in numbers)
+        started = time.process_time()
         batches = [task.objective.rewrite(batch, n, self.step) for batch, n in given]
+        self.history.writing += time.process_time() - started
         self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches
 

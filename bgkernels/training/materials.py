@@ -18,6 +18,7 @@ from bgkernels.training.models import (
     small_llama,
 )
 from bgkernels.training.records import texts_of
+from bgkernels.training.tasks import parse
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         ModelError: a named model cannot be used, or the models do not share a tokenizer.
     """
     data = config.data
-    named, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
+    named, tokenizer = named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
-        tokenizer = train_tokenizer(texts_of(corpus.train), data.vocab)
+        words = texts_of(corpus.train)
+        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(words, data.vocab)
     student = named.get("--student")
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
@@ -77,7 +79,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(*windows, evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed, data.stop),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
@@ -93,7 +95,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     )
 
 
-def _named_models(
+def named_models(
     config: DemoConfig, sample: str
 ) -> tuple[dict[str, CausalLM], PreTrainedTokenizerBase | None]:
     """The models that the user named, by option, and the one tokenizer that they bring."""

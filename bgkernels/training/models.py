@@ -19,6 +19,7 @@ from bgkernels.integrations import heads
 from bgkernels.training import ranks
 from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.config import ModelShape
+from bgkernels.training.decoding import Decoder
 from bgkernels.training.errors import ModelError, TrainingError, extra
 from bgkernels.training.files import digest
 
@@ -99,11 +100,15 @@ class CausalLM:
         weight = head.weight.detach().to(hidden.dtype)  # another one under autocast
         return bg.LinearTeacher(hidden, weight, bias, self.logit_scale, self.logit_softcap)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Real logits of a few hidden states: one position a sequence, to sample from."""
-        logits: Tensor = self.head(hidden).float() * self.logit_scale
-        cap = self.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+    def leading(self, vocab: int) -> heads.Head:
+        """Hidden states to real logits of so many leading columns: a few states, to sample from."""
+        head = self.head
+        bias = None if head.bias is None else head.bias[:vocab]
+        return heads.Head(head.weight[:vocab], bias, self.logit_scale, self.logit_softcap)
+
+    def decoder(self) -> Decoder:
+        """Reads texts that grow."""
+        return Decoder(self.body)
 
     def freeze(self) -> None:
         """Make a teacher of it: no dropout, no gradients."""

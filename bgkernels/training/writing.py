@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 
 from bgkernels.training.config import given
-from bgkernels.training.generation import ROWS, continue_text, row_seeds
+from bgkernels.training.generation import ROWS, continue_text
 from bgkernels.training.models import CausalLM
+from bgkernels.training.sampling import row_seeds
 from bgkernels.training.tokens import Batch
 
 
@@ -30,12 +31,14 @@ class Writer:
         prompt: share of a sequence that is given; only what follows is learnt.
         seed: of the samples, together with the number of the batch. So a batch is the same
             whichever others are written beside it.
+        stop: the token that ends a text, after which nothing is learnt; None: texts go on.
     """
 
     model: CausalLM
     vocab: int
     prompt: float
     seed: int
+    stop: int | None = None
 
     def __call__(self, batches: Sequence[Batch], numbers: Sequence[int]) -> list[Batch]:
         """The batches of these numbers, written on."""
@@ -46,8 +49,10 @@ class Writer:
         seeds: list[int] = []
         for number, rows in zip(numbers, sizes, strict=True):
             seeds += row_seeds(self.seed * 1_000_003 + number, rows)
-        text = continue_text(self.model, tokens[:, :prompt], length - prompt, self.vocab, seeds)
-        written = Batch.of(text).after(prompt)
+        text = continue_text(
+            self.model, tokens[:, :prompt], length - prompt, self.vocab, seeds, stop=self.stop
+        )
+        written = Batch.of(text).after(prompt).until(self.stop)
         parts = zip(written.tokens.split(sizes), written.labels.split(sizes), strict=True)
         return [Batch(*part) for part in parts]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from bgkernels.training import generation, models
+from bgkernels.training import models
 from bgkernels.training.config import ModelShape
-from bgkernels.training.generation import continue_text, generate, row_seeds
+from bgkernels.training.decoding import Decoder
+from bgkernels.training.generation import continue_text, generate
+from bgkernels.training.sampling import row_seeds
 
 VOCAB, GIVEN, LENGTH = 50, 7, 12
 
@@ -26,19 +30,17 @@ def prompts():
 
 
 @torch.no_grad()
-def slowly(model, prompt, length, vocab, seed, temperature=1.0, stop=None):
+def slowly(model, prompt, length, vocab, seed, temperature=1.0):
     """One row, read anew for each token; ``seed`` is the row's own."""
-    text, generator = prompt.tolist(), torch.Generator().manual_seed(seed)
-    for _ in range(length):
+    text, blocks = prompt.tolist(), torch.arange(vocab).split(math.ceil(vocab**0.5))
+    numbers = torch.Generator().manual_seed(seed * 1_000_003)
+    race = -torch.rand(64, len(blocks) + len(blocks[0]), generator=numbers).log()
+    for position in range(len(text), len(text) + length):
         logits = model.network(torch.tensor([text])).logits[0, -1, :vocab]
-        if stop is not None and stop in text[len(prompt) :]:
-            token = stop
-        elif temperature:
-            exponential = -torch.rand(vocab, generator=generator).log()
-            token = int(((logits / temperature).softmax(-1) / exponential).argmax())
-        else:
-            token = int(logits.argmax())
-        text.append(token)
+        p = (logits / (temperature or 1e-4)).softmax(-1)
+        of_block, of_column = race[position].split([len(blocks), len(blocks[0])])
+        block = blocks[(torch.stack([p[b].sum() for b in blocks]) / of_block).argmax()]
+        text.append(int(block[(p[block] / of_column[: len(block)]).argmax()]))
     return text[len(prompt) :]
 
 
@@ -65,6 +67,12 @@ def test_a_longer_text_begins_as_a_shorter_one(model, prompts):
     assert torch.equal(long[:, : LENGTH // 2], short)
 
 
+def test_a_text_that_is_continued_twice(model, prompts):
+    whole = continue_text(model, prompts, LENGTH, VOCAB, seed=1)
+    part = continue_text(model, prompts, 5, VOCAB, seed=1)
+    assert torch.equal(continue_text(model, part, LENGTH - 5, VOCAB, seed=1), whole)
+
+
 @pytest.mark.parametrize("stop", [None, 3])
 def test_prompts_of_many_lengths(model, prompts, stop):
     lengths = torch.arange(len(prompts)) % GIVEN + 1
@@ -88,8 +96,8 @@ def test_a_row_ends_where_it_says_so(model, prompts):
 
 def test_nothing_is_read_after_the_last_row_ended(model, prompts, monkeypatch):
     free = generate(model, prompts[:1], LENGTH, VOCAB, seed=4)
-    read, calls = generation._read, []
-    monkeypatch.setattr(generation, "_read", lambda *x: calls.append(x) or read(*x))
+    read, calls = Decoder._read, []
+    monkeypatch.setattr(Decoder, "_read", lambda *x: calls.append(x) or read(*x))
     generate(model, prompts[:1], LENGTH, VOCAB, seed=4, stop=int(free[0, 3]))
     assert len(calls) == 1 + free[0].tolist().index(free[0, 3])
 

@@ -130,6 +130,22 @@ def test_loss_is_the_formula(config, pair, batch, name, step):
     assert found == pytest.approx(expected(name, *dense(pair, batch), step / 6), rel=1e-4)
 
 
+VARIANTS = {
+    "confidence+reverse": "reverse-confidence",
+    "soft+t2": "soft-t2",
+    "hard+argmax": "argmax",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_the_method_that_it_says(config, pair, batch, name):
+    losses = [
+        distill.make_objective(config, x, *pair)(batch, 2, batch.items)
+        for x in (name, VARIANTS[name])
+    ]
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_moves_the_student_towards_something(config, pair, batch, name):
     """A small step against the gradient lowers the loss of the same batch."""
@@ -164,7 +180,9 @@ def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, s
     """Each text is the same whichever is asked for first, as a resumed run must find it."""
     batches, calls = prepare(config, load_corpus(config.data)).batches, []
     monkeypatch.setattr(
-        writing, "continue_text", lambda *x: calls.append(x) or generation.continue_text(*x)
+        writing,
+        "continue_text",
+        lambda *x, **options: calls.append(x) or generation.continue_text(*x, **options),
     )
     write = writing.Writer(pair[1], VOCAB, prompt=0.25, seed=0)
     forward, backward = (writing.WrittenBatches(batches, write, stride) for _ in range(2))

@@ -169,7 +169,8 @@ class Dense:
 
     def _tile(self, i: int, x: Tensor) -> Tile:
         teacher = None if self.tiles is None else self.tiles[i]
-        return Tile(x, teacher, self.first_row, self.first_columns[i])
+        code = None if self.codes is None else self.codes.code(i, x.shape[1])
+        return Tile(x, teacher, self.first_row, self.first_columns[i], code)
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1, whose first read leaves tiles for what comes after it."""

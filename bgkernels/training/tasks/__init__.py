@@ -14,7 +14,22 @@ Example:
 
 from bgkernels.training.tasks.arithmetic import Arithmetic
 from bgkernels.training.tasks.base import Problem, Task, Verdict
+from bgkernels.training.tasks.exercise import Exercise, exercises, fitted
 from bgkernels.training.tasks.programs import Programs
 from bgkernels.training.tasks.registry import TASKS, find, parse
+from bgkernels.training.tasks.vocabulary import STOP
 
-__all__ = ["TASKS", "Arithmetic", "Problem", "Programs", "Task", "Verdict", "find", "parse"]
+__all__ = [
+    "STOP",
+    "TASKS",
+    "Arithmetic",
+    "Exercise",
+    "Problem",
+    "Programs",
+    "Task",
+    "Verdict",
+    "exercises",
+    "find",
+    "fitted",
+    "parse",
+]

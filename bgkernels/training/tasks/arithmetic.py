@@ -82,7 +82,7 @@ class Arithmetic(Task):
     def room(self) -> tuple[int, int]:
         most = max(self.digits, len(str(self.largest)))
         step = 4 + 2 * most + self.digits
-        return self.terms * (self.digits + 1), (self.terms - 1) * step + most + 2
+        return self.terms * (self.digits + 1), (self.terms - 1) * step + most + 3
 
     def pose(self, draw: random.Random) -> Problem | None:
         """A chain at random, unless a total on the way would be too large, or below zero."""

@@ -79,7 +79,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def room(self) -> tuple[int, int]:
-        """The most tokens of a prompt, and of a solution with its end."""
+        """The most tokens of a prompt, and of a solution with its end and one more."""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:

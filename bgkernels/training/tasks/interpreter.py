@@ -94,15 +94,15 @@ class _Machine:
     def _assign(self, node: ast.Assign) -> None:
         if len(node.targets) != 1:
             raise _foreign(node)
-        self._set(node.targets[0], self._visit(node.value))
+        self._put(node.targets[0], self._visit(node.value))
 
     def _augassign(self, node: ast.AugAssign) -> None:
         name = node.target
         if not isinstance(name, ast.Name):
             raise _foreign(name)
-        self._set(name, self._calculate(node.op, self._name(name), self._visit(node.value)))
+        self._put(name, self._calculate(node.op, self._name(name), self._visit(node.value)))
 
-    def _set(self, target: ast.AST, value: int) -> None:
+    def _put(self, target: ast.AST, value: int) -> None:
         if not isinstance(target, ast.Name):
             raise _foreign(target)
         self.variables[target.id] = value
@@ -123,7 +123,7 @@ class _Machine:
         if bounds[2:] == [0]:
             raise ProgramError("the third argument of range must not be zero")
         for value in range(*bounds):
-            self._set(node.target, value)
+            self._put(node.target, value)
             self.steps += 1
             self.block(node.body)
 

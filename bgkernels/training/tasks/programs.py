@@ -14,8 +14,8 @@ from bgkernels.training.tasks.pens import Pen
 
 NAMES = ("x", "y", "n", "t")
 INDICES = ("i", "j", "k", "_")
-CASES = 8
-"""Inputs that a program is tried on."""
+CASES = 6
+"""Inputs at random that a program is tried on, beside those around the bounds."""
 
 SPOKEN = {"+": "plus ", "-": "minus ", "*": "times "}
 
@@ -100,10 +100,14 @@ class Programs(Task):
 
     @property
     def room(self) -> tuple[int, int]:
-        return 2 + self.steps * 7, 4 + self.steps * 14 + 4
+        return 2 + self.steps * 7, 5 + self.steps * 14 + 4
 
     def pose(self, draw: random.Random) -> Problem:
-        steps = tuple(self._step(draw) for _ in range(self.steps))
+        return self.specified(tuple(self._step(draw) for _ in range(self.steps)))
+
+    @staticmethod
+    def specified(steps: tuple[Step, ...]) -> Problem:
+        """The problem of some steps; its key is what a right program prints for many inputs."""
         said = "".join(f", {step.text}" for step in steps)
         key = " ".join(str(value(steps, a, b)) for a in range(-4, 24) for b in (2, 7))
         return Problem(f"a{said}\n", key, steps)
@@ -168,9 +172,10 @@ class Programs(Task):
 
     @staticmethod
     def _inputs(problem: Problem) -> Iterator[tuple[int, int]]:
+        """Every value around the bounds of conditions, then some at random."""
         draw = random.Random(f"inputs {problem.key}")
-        for _ in range(CASES):
-            yield draw.randint(-20, 30), draw.randint(2, 9)
+        for a in (*range(12), *(draw.randint(-20, 40) for _ in range(CASES))):
+            yield a, draw.randint(2, 9)
 
 
 def value(steps: tuple[Step, ...], a: int, b: int) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bgkernels.training.errors import extra
-from bgkernels.training.tokens import END_OF_TEXT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD = "<|pad|>"
+END, PAD = "<|endoftext|>", "<|pad|>"
+STOP = 0
+"""Number of the token that ends a solution."""
 
 
 def pattern(words: Sequence[str]) -> str:
@@ -38,14 +39,14 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     with extra():
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
-    numbers = {word: number for number, word in enumerate((END_OF_TEXT, PAD, *words))}
+    numbers = {word: number for number, word in enumerate((END, PAD, *words))}
     tokenizer = Tokenizer(models.WordLevel(numbers))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern(words)), "isolated")
     tokenizer.decoder = decoders.Fuse()
     make: Any = PreTrainedTokenizerFast
     wrapped: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
+        eos_token=END,
         pad_token=PAD,
         padding_side="left",
         clean_up_tokenization_spaces=False,
