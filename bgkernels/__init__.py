@@ -4,6 +4,9 @@ Hard and soft labels are mixed per token, by what the teacher knows of it.
 The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from bgkernels import distributed, divergences, routing
 from bgkernels.backends import show_config
 from bgkernels.functional import (
@@ -17,7 +20,13 @@ from bgkernels.loss.forecast import StepPlan
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
-from bgkernels.teachers import LinearTeacher, LogitsTeacher, MixtureTeacher, TopKTeacher
+from bgkernels.teachers import (
+    LinearTeacher,
+    LogitsTeacher,
+    MatchedTeacher,
+    MixtureTeacher,
+    TopKTeacher,
+)
 
 __version__ = "0.1.0"
 
@@ -26,6 +35,7 @@ __all__ = [
     "LinearHybridDistillationLoss",
     "LinearTeacher",
     "LogitsTeacher",
+    "MatchedTeacher",
     "Mixture",
     "MixtureTeacher",
     "RowStats",
@@ -44,4 +54,12 @@ __all__ = [
     "plan",
     "routing",
     "show_config",
+    "vocabularies",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """``bgkernels.vocabularies``, imported when it is asked for: few calls need it."""
+    if name == "vocabularies":
+        return import_module("bgkernels.vocabularies")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

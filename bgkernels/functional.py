@@ -12,7 +12,7 @@ from bgkernels import routing as policies
 from bgkernels.loss.forecast import StepPlan, forecast
 from bgkernels.loss.objective import Divergence, Objective
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats
+from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats, with_weight_grad
 from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
@@ -44,6 +44,7 @@ def linear_hybrid_distillation(
     backend: str = "auto",
     seed: int | None = None,
     return_stats: bool = False,
+    weight_grad: Tensor | None = None,
 ) -> Loss:
     """Compute a hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
 
@@ -91,6 +92,12 @@ def linear_hybrid_distillation(
         seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
             chunking. None: one drawn from torch's generator at each call.
         return_stats: also return :class:`RowStats`, detached, shaped ``(...)``.
+        weight_grad: ``(V, D)`` contiguous fp32 (fp64 for fp64 inputs), such as Megatron's
+            ``main_grad``: the weight's gradient is added to it, and ``linear_weight.grad`` gets
+            none. No other sum is kept, so that more fits ``memory_budget``. Fused mode adds in the
+            forward pass: backward must then be that of the loss itself, once, without a factor
+            (``num_items`` and ``token_weight`` take factors); another one raises on a CPU, and
+            makes it NaN on a GPU. Recompute mode adds in backward, with any factor.
 
     Returns:
         The loss, fp32 (fp64 for fp64 inputs), ``()`` or ``(...)``; with ``return_stats`` the pair
@@ -117,6 +124,7 @@ def linear_hybrid_distillation(
     return hybrid_loss(
         student, teacher, target, options, objective_of(options),
         token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+        weight_grad=weight_grad,
     )  # fmt: skip
 
 
@@ -200,6 +208,7 @@ def plan(
     backend: str = "auto",
     seed: int | None = None,
     return_stats: bool = False,
+    weight_grad: Tensor | None = None,
 ) -> StepPlan:
     """Say how :func:`linear_hybrid_distillation` would run with these arguments; compute nothing.
 
@@ -234,6 +243,7 @@ def plan(
     objective = objective_of(options)
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
+    problem = with_weight_grad(problem, student, weight_grad)
     return forecast(problem, objective, options)
 
 

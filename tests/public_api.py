@@ -17,7 +17,7 @@ import bgkernels
 
 PACKAGE = Path(bgkernels.__file__).parent
 PRESENT = Path(__file__).parent / "api" / "present.txt"
-EXPORTING = ("", "labels", "teachers")
+EXPORTING = ("", "labels", "teachers", "vocabularies")
 """Packages whose ``__all__`` is public, wherever its names are defined."""
 WHOLE = ("divergences", "functional", "modules", "numpy", "registry", "routing")
 """Modules all of whose names are public but for those that begin with an underscore."""

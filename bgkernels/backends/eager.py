@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.rows import stats, vjp
-from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, scale_, shift, times
 from bgkernels.rows.extras import Pair
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
@@ -154,6 +154,9 @@ class EagerBackend(Backend):
             d *= 1 - (z / spec.student.cap) ** 2
         d *= spec.student.scale
         out.copy_(d.masked_fill(labels[:, None] == SKIP, 0.0))
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        scale_(x, factor)
 
     def _vjp_pair(
         self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec

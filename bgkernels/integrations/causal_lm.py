@@ -17,12 +17,21 @@ from bgkernels.integrations.probe.install import install, own_forward, watches
 from bgkernels.integrations.probe.student import Student, completed
 from bgkernels.integrations.probe.tokens import IGNORE, embeddings
 from bgkernels.integrations.teachers import ModelTeacher, select, source
+from bgkernels.integrations.translated import TranslatedTeacher
 
 UNUSED = ("return_dict", "use_cache", "logits_to_keep", "skip_logits")
 """Arguments of a forward that mean nothing where there are no logits, or are set here."""
 
 
-def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any) -> Attachment:
+def attach(
+    student: Any,
+    teacher: Any,
+    *,
+    target: str = "labels",
+    tokenizer: Any = None,
+    teacher_tokenizer: Any = None,
+    **options: Any,
+) -> Attachment:
     """From here on, ``student(input_ids, labels=labels).loss`` is the hybrid distillation loss.
 
     The student's own parameters, name and checkpoints do not change; a call without labels does
@@ -37,6 +46,8 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
             :class:`~bgkernels.integrations.teachers.TeacherSource`.
         target: the hard label: ``"labels"`` of the batch, or, at the positions which have one,
             ``"teacher_argmax"`` or ``"teacher_sample"``.
+        tokenizer, teacher_tokenizer: of student and teacher, where they are two; see
+            :class:`~bgkernels.integrations.translated.TranslatedTeacher`.
         **options: of :class:`bgkernels.LinearHybridDistillationLoss`; scale and soft-cap are the
             model's own, and the reduction is the mean.
 
@@ -45,7 +56,9 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.read`.
-        TypeError, ValueError: an option that is unknown or out of range, by name.
+        TypeError, ValueError: an option that is unknown or out of range, by name; or one tokenizer
+            without the other.
+        VocabularyError: the tokenizers cannot be matched.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,6 +76,12 @@ def attach(student: Any, teacher: Any, *, target: str = "labels", **options: Any
         raise ValueError("`teacher` is the student itself; pass another model, or a copy")
     for watch in [*watches(model)]:
         watch.attachment.remove(model)
+    if (tokenizer is None) != (teacher_tokenizer is None):
+        raise TypeError(
+            "pass both `tokenizer` and `teacher_tokenizer`, of student and teacher, or neither"
+        )
+    if tokenizer is not None:
+        teacher = TranslatedTeacher(teacher, tokenizer, teacher_tokenizer)
     return Attachment(model, teacher, target, options)
 
 
@@ -115,6 +134,14 @@ class Attachment:
             self.active = False
             self._restore()
 
+    def ask(self, inputs: Mapping[str, Any]) -> None:
+        """Let a teacher that can be asked early begin with a batch that comes later."""
+        labels, target = inputs.get("labels"), inputs.get("shift_labels")
+        known = labels is not None or target is not None
+        if known and self._reads_teacher and hasattr(self.teacher, "ask"):
+            rows = self._aligned(labels, target, inputs.get("loss_rows"))[1]
+            self.teacher.ask(inputs, rows)
+
     def forward(self, model: Any, inputs: dict[str, Any]) -> Any:
         """The loss of a batch, as a ``transformers`` output.
 
@@ -140,19 +167,12 @@ class Attachment:
         columns = getattr(self.teacher, "columns", ())
         body = {k: v for k, v in inputs.items() if k not in columns}
         output, hidden = self.student.run(model, body)
-        own = self.student.own
-        if target is None:
-            target = own.aligned(labels)
-            rows = rows if own.shifted else None  # collators shift
+        target, rows = self._aligned(labels, target, rows)
         if target.shape != hidden.shape[:2]:
             raise ValueError(
                 f"`labels` must have the shape of the inputs, {tuple(hidden.shape[:2])}; "
                 f"got {tuple(target.shape)}"
             )
-        if self.keeps_layout:
-            rows = None
-        elif rows is None:
-            rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
         teacher = self.teacher(inputs, rows) if self._reads_teacher else None
 
         def loss_of(states: Tensor, head: heads.Head) -> tuple[Tensor, bg.RowStats]:
@@ -167,10 +187,26 @@ class Attachment:
         loss, stats = heads.with_head(model, loss_of, select(hidden, rows))
         self.measures[model.training].add(stats)
         if extras:
-            loss = loss + sum(f * output[n].to(loss) for n, f in own.extras.items() if n in output)
+            own = self.student.own.extras
+            loss = loss + sum(f * output[n].to(loss) for n, f in own.items() if n in output)
         rest = {k: v for k, v in dict(output).items() if k not in ("loss", "logits")}
         made = type(output)(loss=loss, **rest)
         return made.to_tuple() if as_tuple else made
+
+    def _aligned(
+        self, labels: Tensor | None, target: Tensor | None, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Labels at the positions that predict them, and which of these have one."""
+        own = self.student.own
+        if target is None:
+            assert labels is not None
+            target = own.aligned(labels)
+            rows = rows if own.shifted else None  # collators shift
+        if self.keeps_layout:
+            return target, None
+        if rows is None:
+            rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
+        return target, rows
 
     def _loss_of(self, head: heads.Head) -> bg.LinearHybridDistillationLoss:
         """The loss module with the head's scale and soft-cap."""
@@ -188,6 +224,8 @@ class Attachment:
         if not isinstance(self.teacher, ModelTeacher):
             return
         teacher = heads.causal_lm(self.teacher.model)
+        if isinstance(self.teacher, TranslatedTeacher):
+            self._check_translated(model)
         kinds = [getattr(m.config, "is_encoder_decoder", False) for m in (model, teacher)]
         if kinds[0] != kinds[1]:
             names = {True: "an encoder–decoder", False: "a decoder"}
@@ -200,6 +238,18 @@ class Attachment:
         self.teacher.reader.waits = (
             table is not None and known is not None and known < zero3.shape(table)[0]
         )
+
+    def _check_translated(self, model: Any) -> None:
+        """Refuse what two tokenizers leave undefined."""
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise HeadError("two tokenizers are for decoders; this student is an encoder–decoder")
+        if self.target != "labels":
+            raise ValueError(
+                f"`target` must be 'labels' where the teacher has another tokenizer, whose token "
+                f"the student may not have; got {self.target!r}"
+            )
+        assert isinstance(self.teacher, TranslatedTeacher)
+        self.teacher.match.check_heads(student=heads.linear(model).out_features)
 
     @property
     def _reads_teacher(self) -> bool:

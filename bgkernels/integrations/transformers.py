@@ -6,7 +6,8 @@ enough: call it on the model first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bgkernels.integrations.trainers.arguments import (
     cuts_no_batches,
     the_teacher,
 )
+from bgkernels.integrations.translated import TranslatedTeacher
 
 
 class LossRows:
@@ -55,6 +57,18 @@ class LossRows:
         return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
 
 
+def asked_ahead(batches: Iterator[Any], attachment: Attachment) -> Iterator[Any]:
+    """Batches, of which a teacher that takes its time has been asked before they are taken."""
+    waiting: deque[Any] = deque()
+    ahead = getattr(attachment.teacher, "ahead", 0)
+    for batch in batches:
+        attachment.ask(batch)
+        waiting.append(batch)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
 class HybridLoss(Trainer):
     """What a trainer needs beside the loss itself, put in front of a subclass of ``Trainer``.
 
@@ -63,9 +77,18 @@ class HybridLoss(Trainer):
     """
 
     attachment: Attachment
+    _asking: tuple[Any, Iterator[Any]] = (None, iter(()))
 
-    def distil(self, teacher: Any, options: Mapping[str, Any]) -> None:
-        """Attach the loss to the trainer's model, and put the teacher beside it."""
+    def distil(
+        self, teacher: Any, options: Mapping[str, Any], teacher_tokenizer: Any = None
+    ) -> None:
+        """Attach the loss to the trainer's model, and put the teacher beside it.
+
+        Args:
+            teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+            options: of the loss.
+            teacher_tokenizer: of a teacher with another tokenizer than ``processing_class``.
+        """
         check_arguments(self)
         if self.args.n_gpu > 1:
             raise ValueError(
@@ -73,6 +96,11 @@ class HybridLoss(Trainer):
                 "with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one"
             )
         model = self.accelerator.unwrap_model(self.model)
+        if teacher_tokenizer is not None:
+            if self.processing_class is None:
+                raise TypeError("`teacher_tokenizer` needs the student's: pass `processing_class`")
+            tokenizers = {"tokenizer": self.processing_class}
+            options = {**options, **tokenizers, "teacher_tokenizer": teacher_tokenizer}
         self.attachment = attach(model, teacher, **options)
         self.model_accepts_loss_kwargs = True
         source = self.attachment.teacher
@@ -81,6 +109,19 @@ class HybridLoss(Trainer):
             if plugin and zero3.away(heads.linear(heads.causal_lm(source.model))):
                 source.model = zero3.engine(source.model, plugin.deepspeed_config)
             source.to(self.accelerator.device)
+
+    def collating(self, collator: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A collator that tells what the loss needs while batches are on the CPU."""
+        source = self.attachment.teacher
+        if isinstance(source, TranslatedTeacher):
+            collator = source.collator(collator)
+        return LossRows(collator) if cuts_no_batches(self) else collator
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> Any:
+        """The batches of a step, while a served teacher reads those after it."""
+        if self._asking[0] is not epoch_iterator:
+            self._asking = epoch_iterator, asked_ahead(epoch_iterator, self.attachment)
+        return super().get_batch_samples(self._asking[1], *args)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step of the trainer; a curriculum is told which."""
@@ -114,6 +155,7 @@ class HybridDistillationTrainer(HybridLoss):
         args: ``TrainingArguments``.
         teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
         teacher_model: another name for ``teacher``, TRL's.
+        teacher_tokenizer: of the teacher, where it is not the student's (``processing_class``).
         loss: options of the loss, and ``target``, by name.
         **kwargs: the ``Trainer``'s other arguments.
 
@@ -135,14 +177,14 @@ class HybridDistillationTrainer(HybridLoss):
         *,
         teacher: Any = None,
         teacher_model: Any = None,
+        teacher_tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         teacher = the_teacher(teacher, teacher_model)
         super().__init__(model, args, **kwargs)
-        self.distil(teacher, loss or {})
-        if cuts_no_batches(self):
-            self.data_collator = LossRows(self.data_collator)
+        self.distil(teacher, loss or {}, teacher_tokenizer)
+        self.data_collator = self.collating(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keep the columns that the teacher reads."""

@@ -18,8 +18,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 import bgkernels as bg
 from bgkernels.integrations.probe.tokens import IGNORE
-from bgkernels.integrations.trainers.arguments import cuts_no_batches, the_teacher
-from bgkernels.integrations.transformers import HybridLoss, LossRows
+from bgkernels.integrations.trainers.arguments import the_teacher
+from bgkernels.integrations.transformers import HybridLoss
 
 OWN = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask"}
 OWN |= {"num_items_in_batch", "num_images", "num_tiles"}
@@ -37,6 +37,7 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
         *args, **kwargs: those of ``SFTTrainer``.
         teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
         teacher_model: another name for ``teacher``, that of TRL's other trainers.
+        teacher_tokenizer: of the teacher, where it is not the student's (``processing_class``).
         loss: options of the loss, and ``target``, by name.
 
     Raises:
@@ -55,6 +56,7 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
         *args: Any,
         teacher: Any = None,
         teacher_model: Any = None,
+        teacher_tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -66,7 +68,7 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
                 f"`loss_type` must be 'nll', since the loss is the hybrid one; got {kind!r}. "
                 "Choose the hybrid loss by the argument `loss`"
             )
-        self.distil(teacher, loss or {})
+        self.distil(teacher, loss or {}, teacher_tokenizer)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -109,8 +111,7 @@ class HybridSFTTrainer(HybridLoss, SFTTrainer):
     @contextmanager
     def _rows_counted(self) -> Iterator[None]:
         collator = self.data_collator
-        if cuts_no_batches(self):
-            self.data_collator = LossRows(collator)
+        self.data_collator = self.collating(collator)
         try:
             yield
         finally:

@@ -95,8 +95,8 @@ def forecast(problem: Problem, objective: Objective, options: Options) -> StepPl
 
 
 def _walk(problem: Problem, p: Plan, needs: Needs, *, statistics: bool, backward: bool) -> Walk:
-    teachers = (t for t in problem.teacher.members if t.dense)
-    heads = sum(len(tensors) > 1 for tensors in (problem.student, *(t.tensors for t in teachers)))
+    sources = problem.student, *(t.tensors for t in problem.teacher.heads)
+    heads = sum(len(tensors) > 1 for tensors in sources)
     tiles = len(p.tiles())
     reads = (1 + problem.spec.second_read) * statistics + backward
     gradients = (needs.input + needs.weight) * (len(problem.student) > 1)

@@ -200,7 +200,12 @@ class Objective:
     def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
         """Return the weights that routing gives, checked."""
         hard, soft = self.policy.weights(stats)
-        return _checked(hard, "hard", stats), _checked(soft, "soft", stats)
+        hard, soft = _checked(hard, "hard", stats), _checked(soft, "soft", stats)
+        if stats.matched is None:
+            return hard, soft
+        weights = (torch.as_tensor(x, device=stats.nll.device) for x in (hard, soft))
+        hard, soft = (x.to(stats.nll.dtype) for x in weights)
+        return torch.where(stats.matched, hard, 1.0), torch.where(stats.matched, soft, 0.0)
 
     def _hard(self, stats: RowStats) -> Tensor:
         if self.policy.hard_term is not None:

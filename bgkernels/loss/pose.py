@@ -24,7 +24,7 @@ from bgkernels.streaming.teachers.base import Label, Teacher, flat_rows
 from bgkernels.streaming.teachers.dense import DenseTeacher, NoTeacher
 
 PLAIN = (Tensor, torch.nn.Parameter)
-KINDS = "LinearTeacher, LogitsTeacher, TopKTeacher or MixtureTeacher"
+KINDS = "LinearTeacher, LogitsTeacher, TopKTeacher, MatchedTeacher or MixtureTeacher"
 
 
 class Agreement(NamedTuple):
@@ -160,6 +160,11 @@ def _agree(
         )
     if kind is None or not reads_teacher:
         kind = NoTeacher()
+    if group is not None and not kind.shards:
+        raise NotImplementedError(
+            f"`vocab_group` cannot share out the columns of a {type(kind).__name__} with columns "
+            "in an order of their own; pass whole heads and no group"
+        )
     gradients = [wants_gradient(x) for x in student.values()]
     widths = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
     seed = _seed(options) if word == "teacher_sample" else 0
@@ -184,7 +189,7 @@ def _agree(
         logit_sum=logit_sum,
         positions=leading[-1] if leading else 1,
     )
-    logits = [t.tensors[0] for t in kind.members if t.dense]
+    logits = [t.tensors[0] for t in kind.heads]
     dtypes = (first.dtype, *(x.dtype for x in logits if x is not None))
     backend = backends.select(options.backend, first.device, dtypes)
     return Agreement(spec, backend, shard, autocast, reads_teacher, label)
@@ -204,8 +209,9 @@ def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool
         raise TypeError(f"`teacher` must be a {KINDS}; got {type(value).__name__}{hint}")
     if torch.compiler.is_compiling() and not value.compiles:
         raise NotImplementedError(
-            "torch.compile carries neither a TopKTeacher nor a function that weighs a "
-            "distribution; call the loss outside of it, or under torch.compiler.disable"
+            f"torch.compile does not carry this {type(value).__name__}; it carries dense teachers "
+            "and mixtures of them, of which a sum alone may have a function of weights. Call the "
+            "loss outside of it, or under torch.compiler.disable"
         )
     value.check(first, leading, mixed=mixed)
     return value

@@ -58,6 +58,8 @@ class RowStats:
             none).
         extras: values of the extra statistics asked for, by their class: a :class:`Tilt` at τ, a
             :class:`Mixture` or :class:`TotalVariation` at T.
+        matched: whether the token has a soft label, bool; None: every one has. Where it has none,
+            what is of the teacher is 0, and the loss is the hard term (:class:`MatchedTeacher`).
     """
 
     lse_s: Tensor
@@ -80,6 +82,7 @@ class RowStats:
     vocab: int
     positions: int
     extras: ExtraValues
+    matched: Tensor | None = None
 
     def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
         """Return ``log Σ e^(a·u + b·v)`` of the logits at τ.
@@ -137,9 +140,9 @@ class RowStats:
 
 
 TENSOR_FIELDS = tuple(
-    f.name for f in fields(RowStats) if f.name not in ("vocab", "positions", "extras")
+    f.name for f in fields(RowStats) if f.name not in ("vocab", "positions", "extras", "matched")
 )
-"""Fields of :class:`RowStats` that are tensors, in order."""
+"""Fields of :class:`RowStats` that are tensors in every call, in order."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.rows.arithmetic import times
+from bgkernels.rows.arithmetic import NEG_INF, times
 from bgkernels.rows.spec import COEFFICIENTS, FIELDS, RowSpec
 
 
@@ -60,3 +60,25 @@ def fold(statistics: Tensor, grads: Tensor, spec: RowSpec) -> Tensor:
         if hot is not None:
             row["hot"] = row["hot"] + hot
     return torch.stack([*row.values(), *factors])
+
+
+def recentred(row: dict[str, Tensor], lse: Tensor, bucket: Tensor) -> dict[str, Tensor]:
+    """Return coefficients about the log-sum-exp of some columns alone.
+
+    With ``lp = lp' + δ`` for ``lp' = u - lse``, ``e^lp·(A + B·lp) = e^lp'·e^δ·(A + B·δ + B·lp')``:
+    nothing overflows if it is small.
+
+    Args:
+        row: about the log-sum-exp of all columns.
+        lse: of these columns, -inf where there is none.
+        bucket: derivative of the loss by the logit of the category that they form.
+    """
+    present = (lse > NEG_INF) | lse.isnan()
+    delta = torch.where(present, lse - row["lse_s"], NEG_INF)
+    weight = delta.exp()
+    gain = times(weight * row["B"], delta) + torch.where(present, bucket, 0.0)
+    centre = torch.where(present, lse, 0.0)
+    return {
+        "lse_s": centre, "lse_t": centre, "B": weight * row["B"],
+        "A": weight * row["A"] + gain, "A_y": weight * row["A_y"] + gain,
+    }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Logits, LogitsHead
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Plan
@@ -16,18 +17,18 @@ class Tiles:
     Args:
         head: the source.
         plan: the tiling.
-        columns: leading columns that are wanted; a tile beyond them is None.
+        columns: those of each tile of the plan; a tile without any is None.
         device: of the tiles.
         kept: where the kept tiles lie, but for those in memory of their own.
         teacher: whether the head is the teacher's.
     """
 
     def __init__(
-        self, head: Logits, plan: Plan, columns: int, device: torch.device, kept: Kept,
+        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept,
         *, teacher: bool = False,
     ) -> None:  # fmt: skip
         self.head, self.plan, self.codes, self.teacher = head, plan, kept.codes, teacher
-        self.columns = [slice(c.start, min(c.stop, columns)) for c in plan.tiles()]
+        self.columns = columns
         self.widths = [c.stop - c.start for c in plan.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1
@@ -56,7 +57,7 @@ class Tiles:
         if width <= 0:
             return None
         buffer = self.slots[slot]
-        tile = buffer[: self.rows * width].view(self.rows, width) if self.size else None
+        tile = gemm.matrix(buffer, self.rows, width) if self.size else None
         held = tile is not None and self.owner.get(slot) == i
         self.owner[slot] = i
         if held or self._restored(i, tile):

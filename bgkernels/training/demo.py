@@ -11,6 +11,7 @@ from bgkernels.training.distill import make_objective, train_student, train_teac
 from bgkernels.training.evaluate import score
 from bgkernels.training.files import write_json
 from bgkernels.training.loop import History
+from bgkernels.training.marks import examine_by_name
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.models import CausalLM
 from bgkernels.training.progress import Display, Silent
@@ -64,19 +65,24 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             config=config,
             corpus=facts,
             teacher=_teacher_facts(config, materials, teacher, history),
-            students=_examine(materials, teacher, students),
+            students=_examine(materials, teacher, students, config.data.task),
             passage=_passage(materials, teacher),
             seconds=time.perf_counter() - started,
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-    for name, model in {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}.items():
-        models.export(model, materials.tokenizer, config.output / "models" / name)
+    trained = {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}
+    for name, model in trained.items():
+        if model.here:
+            models.export(model, materials.tokenizer, config.output / "models" / name)
     return result
 
 
 def _examine(
-    materials: Materials, teacher: CausalLM, students: dict[str, tuple[CausalLM, History]]
+    materials: Materials,
+    teacher: CausalLM,
+    students: dict[str, tuple[CausalLM, History]],
+    task: str | None,
 ) -> dict[str, StudentResult]:
     """Measure every student on the same prompts, the teacher's text being sampled once."""
     exam = materials.exam
@@ -86,6 +92,7 @@ def _examine(
             student.parameters,
             history,
             exam.read(student, teacher, teacher_text).measures(exam.config.threshold),
+            examine_by_name(student, task).measures() if task else None,
         )
         for method, (student, history) in students.items()
     }

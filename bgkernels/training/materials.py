@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bgkernels.training import sharding
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
+from bgkernels.training.errors import OptionError
 from bgkernels.training.evaluate import Examination
 from bgkernels.training.files import digest
 from bgkernels.training.models import (
@@ -17,6 +18,7 @@ from bgkernels.training.models import (
     small_llama,
 )
 from bgkernels.training.records import texts_of
+from bgkernels.training.tasks import parse
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
 
 if TYPE_CHECKING:
@@ -58,9 +60,10 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         ModelError: a named model cannot be used, or the models do not share a tokenizer.
     """
     data = config.data
-    named, tokenizer = _named_models(config, texts_of(corpus.train[:1])[0])
+    named, tokenizer = named_models(config, texts_of(corpus.train[:1])[0])
     if tokenizer is None:
-        tokenizer = train_tokenizer(texts_of(corpus.train), data.vocab)
+        words = texts_of(corpus.train)
+        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(words, data.vocab)
     student = named.get("--student")
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
@@ -76,7 +79,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(*windows, evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed, data.stop),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
@@ -92,10 +95,12 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     )
 
 
-def _named_models(
+def named_models(
     config: DemoConfig, sample: str
 ) -> tuple[dict[str, CausalLM], PreTrainedTokenizerBase | None]:
     """The models that the user named, by option, and the one tokenizer that they bring."""
+    if config.teacher_url and config.teacher is None:
+        raise OptionError("--teacher-url needs --teacher: the checkpoint that is served there")
     found: dict[str, CausalLM] = {}
     tokenizer = None
     options = {
@@ -106,12 +111,23 @@ def _named_models(
     for option, name in options.items():
         if name is None:
             continue
-        model, its_own = load_pretrained(name, option, config.data.sequence_length)
+        model, its_own = _load(config, name, option)
         if tokenizer is not None:
             pair = f"{next(iter(found))} and {option}"
             check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
         if option != "--student":
             model.freeze()
-            sharding.place(model, config, config.student_training.bf16)
+            if model.here:
+                sharding.place(model, config, config.student_training.bf16)
         found[option], tokenizer = model, its_own
     return found, tokenizer
+
+
+def _load(config: DemoConfig, name: str, option: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """A model in this process, or the teacher behind a server."""
+    length = config.data.sequence_length
+    if option == "--teacher" and config.teacher_url:
+        from bgkernels.training.served import load_served  # built on the labels, and they on this
+
+        return load_served(config.teacher_url, name, option, length)
+    return load_pretrained(name, option, length)

@@ -80,7 +80,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "teacher kind": (
         {"teacher": torch.randn(N, V)},
         TypeError,
-        "TopKTeacher or MixtureTeacher; got Tensor; wrap logits",
+        "TopKTeacher, MatchedTeacher or MixtureTeacher; got Tensor; wrap logits",
     ),
     "teacher none": (
         {"teacher": None},

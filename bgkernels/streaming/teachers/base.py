@@ -40,6 +40,7 @@ class Teacher(ABC):
         names: of its tensors.
         dense: whether it has a logit for each column; then ranks may share its columns out.
         compiles: whether ``torch.compile`` carries it.
+        shards: whether ranks may share the student's columns out (``vocab_group``).
         excludes_columns: whether it rules out columns that the student may choose.
         weighs_statistics: whether a function of the statistics weighs its members.
         memory: rows of :class:`Statistics` in which its walk remembers things for pass 2.
@@ -47,7 +48,8 @@ class Teacher(ABC):
 
     names: ClassVar[tuple[str, ...]] = ()
     dense: ClassVar[bool] = False
-    compiles: ClassVar[bool] = True
+    shards = True
+    compiles = True
     excludes_columns = False
     weighs_statistics = False
     memory = 0
@@ -71,6 +73,11 @@ class Teacher(ABC):
     def members(self) -> tuple[Teacher, ...]:
         """The teachers that it mixes, or itself."""
         return (self,)
+
+    @property
+    def heads(self) -> tuple[Teacher, ...]:
+        """The teachers among them that have a logit for each column of theirs."""
+        return tuple(member for member in self.members if member.dense)
 
     def check(
         self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"

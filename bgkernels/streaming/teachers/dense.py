@@ -148,7 +148,8 @@ class Dense:
         shard = self.shard = problem.shard
         self.tiles = None
         if head is not None:
-            columns, device = shard.own(self.spec.compared), problem.labels.device
+            columns = plan.leading_tiles(shard.own(self.spec.compared))
+            device = problem.labels.device
             self.tiles = Tiles(head, plan, columns, device, kept, teacher=True)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read
@@ -168,7 +169,8 @@ class Dense:
 
     def _tile(self, i: int, x: Tensor) -> Tile:
         teacher = None if self.tiles is None else self.tiles[i]
-        return Tile(x, teacher, self.first_row, self.first_columns[i])
+        code = None if self.codes is None else self.codes.code(i, x.shape[1])
+        return Tile(x, teacher, self.first_row, self.first_columns[i], code)
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1, whose first read leaves tiles for what comes after it."""

@@ -20,7 +20,7 @@ from bgkernels.rows.extras import Tilt
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import AT_ONE, RowStats, Statistics
-from bgkernels.streaming import checks
+from bgkernels.streaming import checks, gemm
 from bgkernels.streaming.heads import Logits, head_demand, make_head
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
@@ -88,6 +88,14 @@ class MixtureTeacher(Teacher):
     @property
     def members(self) -> tuple[Teacher, ...]:
         return tuple(self.teachers)
+
+    @property
+    def shards(self) -> bool:  # type: ignore[override]
+        return all(t.shards for t in self.teachers)
+
+    @property
+    def heads(self) -> tuple[Teacher, ...]:
+        return tuple(chain.from_iterable(t.heads for t in self.teachers))
 
     @property
     def excludes_columns(self) -> bool:  # type: ignore[override]
@@ -243,7 +251,7 @@ class MixtureHead(Logits):
 
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         shape = (self.chunk.stop - self.chunk.start, columns.stop - columns.start)
-        out, term = (x[: shape[0] * shape[1]].view(shape) for x in (buffer, self.scratch))
+        out, term = (gemm.matrix(x, *shape) for x in (buffer, self.scratch))
         temperature = self.problem.spec.temperature
         for i, (head, cap) in enumerate(zip(self.heads, self.caps, strict=True)):
             target = term if i else out

@@ -28,6 +28,7 @@ from bgkernels.rows.extras import Tempered, Tilt
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
 from bgkernels.rows.state import RowState, absorb_column, empty
 from bgkernels.rows.stats import Statistics
+from bgkernels.rows.vjp import recentred
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison
@@ -210,7 +211,7 @@ class TopK(Comparison):
         backend.vjp(d, self._kept(z), coefficients, self.place, self.real)
         slope = cap.scale * (1 - (z[:, :-1] / cap.cap) ** 2 if cap.cap else 1.0)
         self.values = ((g[:, :-1] + d) * slope).masked_fill_((self.labels == SKIP)[:, None], 0.0)
-        row |= _over_rest(row, z[:, -1].double() / self.spec.temperature, g[:, -1].double())
+        row |= recentred(row, z[:, -1].double() / self.spec.temperature, g[:, -1].double())
         self.coefficients = torch.stack([*row.values(), *extras])
 
     def vjp(self, i: int, x: Tensor, out: Tensor) -> None:
@@ -224,24 +225,3 @@ class TopK(Comparison):
                 out.mul_(slope.masked_fill_((self.labels == SKIP)[:, None], 0.0))
             out.mul_(cap.scale)
         out.scatter_add_(1, local, torch.where(inside, self.values, 0.0).to(out.dtype))
-
-
-def _over_rest(row: dict[str, Tensor], lse: Tensor, bucket: Tensor) -> dict[str, Tensor]:
-    """Return coefficients about the rest's log-sum-exp, none of which overflows if it is small.
-
-    With ``lp = lp' + δ`` for ``lp' = u - lse``, ``e^lp·(A + B·lp) = e^lp'·e^δ·(A + B·δ + B·lp')``.
-
-    Args:
-        row: about the log-sum-exp of all columns.
-        lse: of the rest, -inf where there is none.
-        bucket: derivative of the loss by the bucket's logit.
-    """
-    present = (lse > NEG_INF) | lse.isnan()
-    delta = torch.where(present, lse - row["lse_s"], NEG_INF)
-    weight = delta.exp()
-    gain = times(weight * row["B"], delta) + torch.where(present, bucket, 0.0)
-    centre = torch.where(present, lse, 0.0)
-    return {
-        "lse_s": centre, "lse_t": centre, "B": weight * row["B"],
-        "A": weight * row["A"] + gain, "A_y": weight * row["A_y"] + gain,
-    }  # fmt: skip

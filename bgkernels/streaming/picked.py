@@ -1,0 +1,124 @@
+"""Heads whose columns come in another order, and whose rows are picked from those of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bgkernels.streaming.heads import LinearHead, LogitsHead
+from bgkernels.streaming.planner import Plan
+from bgkernels.streaming.problem import Problem, Tensors
+
+
+class Order:
+    """An order of columns knows its runs, which are slices and need no copy.
+
+    Args:
+        ids: ``(n,)`` int64 columns, on the CPU.
+        device: of the tensors whose columns they are.
+    """
+
+    def __init__(self, ids: Tensor, device: torch.device) -> None:
+        self.ids, self.host = ids.to(device), ids
+        self.breaks = torch.zeros_like(ids)  # how many runs end before each place
+        torch.cumsum(ids.diff() != 1, 0, out=self.breaks[1:])
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def run(self, places: slice) -> slice | None:
+        """Return the columns at these places as a slice, or None where they are no run."""
+        first, last = places.start, places.stop - 1
+        if self.breaks[first] != self.breaks[last]:
+            return None
+        start = int(self.host[first])
+        return slice(start, start + 1 + last - first)
+
+
+class PickedLinear(LinearHead):
+    """``hidden[rows] @ weight[order].T + bias[order]``, a tile at a time.
+
+    Args:
+        hidden, weight, bias, product: of the head.
+        order: of the columns.
+        rows: ``(rows,)`` int64, the row of ``hidden`` for each, or -1: zeros. None: as they are.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype,
+        order: Order, rows: Tensor | None,
+    ) -> None:  # fmt: skip
+        bias = None if bias is None else bias.detach()[order.ids]
+        super().__init__(hidden.detach(), weight.detach(), bias, product)
+        self.order, self.places = order, rows
+
+    def start(self, rows: slice) -> None:
+        """Begin a chunk of rows."""
+        if self.places is None:
+            super().start(rows)
+            return
+        self._columns = None
+        self.x = picked_rows(self.hidden, self.places[rows]).to(self.product)
+
+    def _weight_tile(self, columns: slice) -> Tensor:
+        """``(width, hidden)`` in the product dtype: a slice of the weight, or a copy."""
+        run, same = self.order.run(columns), self.weight.dtype == self.product
+        if run is not None and same:
+            return self.weight[run]
+        shape = torch.Size((columns.stop - columns.start, self.weight.shape[1]))
+        tile = self._take("w", shape, self.product)
+        if columns != self._columns:
+            self._columns, ids = columns, self.order.ids[columns]
+            if same:
+                torch.index_select(self.weight, 0, ids, out=tile)
+            else:
+                tile.copy_(self.weight[run or ids])
+        return tile
+
+
+class PickedLogits(LogitsHead):
+    """``logits[rows][:, order]``, a tile at a time: a view where it can be one.
+
+    Args:
+        logits: ``(n, vocab)``.
+        order: of the columns.
+        rows: as those of :class:`PickedLinear`.
+        buffer: memory of the widest tile.
+    """
+
+    def __init__(self, logits: Tensor, order: Order, rows: Tensor | None, buffer: Tensor) -> None:
+        super().__init__(logits.detach())
+        self.order, self.places, self.buffer = order, rows, buffer
+
+    def logits(self, columns: slice, buffer: Tensor) -> Tensor:
+        """``(rows, width)`` raw outputs of the chunk; the argument is not needed."""
+        ids, run = self.order.ids[columns], self.order.run(columns)
+        if self.places is None and run is not None:
+            return self.given[self.chunk, run]
+        shape = self.chunk.stop - self.chunk.start, len(ids)
+        out = self.buffer[: shape[0] * shape[1]].view(shape)
+        if self.places is None:
+            return torch.index_select(self.given[self.chunk], 1, ids, out=out)
+        places = self.places[self.chunk]
+        if run is not None:
+            return out.copy_(picked_rows(self.given[:, run], places))
+        out.copy_(self.given[places.clamp_min(0)[:, None], ids])
+        return out.masked_fill_(places[:, None] < 0, 0.0)
+
+
+def picked_rows(x: Tensor, places: Tensor) -> Tensor:
+    """Return the rows at these places, zeros where a place is negative."""
+    return x.index_select(0, places.clamp_min(0)).masked_fill_(places[:, None] < 0, 0.0)
+
+
+def make_picked(
+    tensors: Tensors, problem: Problem, plan: Plan, order: Order, rows: Tensor | None
+) -> PickedLinear | PickedLogits:
+    """Return the source of logits of a teacher's tensors, picked."""
+    first, *others = tensors
+    assert first is not None
+    if not others:
+        return PickedLogits(first, order, rows, first.new_empty(plan.chunk * plan.width))
+    weight, bias = others
+    assert weight is not None
+    return PickedLinear(first, weight, bias, problem.product(first), order, rows)

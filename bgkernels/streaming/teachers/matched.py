@@ -1,0 +1,216 @@
+"""A matched teacher has a vocabulary of its own: its tensors, its checks, what is seen of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bgkernels.rows.extras import Tempered, Tilt
+from bgkernels.rows.spec import RowSpec
+from bgkernels.rows.stats import RowStats, Statistics
+from bgkernels.rows.values import ExtraValues
+from bgkernels.streaming import checks
+from bgkernels.streaming.heads import head_demand
+from bgkernels.streaming.kept import Kept
+from bgkernels.streaming.planner import Demand, Plan
+from bgkernels.streaming.problem import Problem, Seen
+from bgkernels.streaming.teachers.base import Comparison, Label, Teacher
+from bgkernels.streaming.teachers.dense import DenseTeacher, state_demand
+from bgkernels.streaming.teachers.match import Match, match_of
+from bgkernels.streaming.teachers.matched_walk import Matched
+from bgkernels.streaming.teachers.topk_walk import teacher_tilts
+
+
+class Pairs(Protocol):
+    """Anything with pairs of ids, ``(2, m)`` int64."""
+
+    pairs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedTeacher(Teacher):
+    """A matched teacher has another vocabulary than the student, of which some tokens are the same.
+
+    Divergences compare the matched columns and one *rest* category, which is all other columns of
+    each model together. So KLs, Jensen–Shannon divergences, Rényi's and the total variation are at
+    most what they would be token by token, and 0 where the models agree. Where one of the models
+    has no other column, there is no rest.
+
+    Routing sees each model by itself, over its own whole vocabulary, and ``vocab`` is the
+    teacher's. Columns in statistics are the student's: ``argmax_t`` is -1 where it has no match,
+    and ``logp_t`` ``-inf`` where the label has none. The cross-entropy is the student's own.
+
+    Args:
+        teacher: a :class:`LinearTeacher` or :class:`LogitsTeacher` of the other vocabulary.
+        pairs: ``(2, m)`` int64, ids of the student and of the teacher for the same token; each id
+            at most once. Or an object that has such ``pairs``. A step whose ``pairs`` is the tensor
+            of an earlier one does not check and sort it again.
+        rest: ``"bucket"``: as above; ``"drop"``: the rest is left out of both models, each
+            renormalised over the matched columns.
+        positions: ``(...)`` int64, for each token the row of the teacher, its leading dimensions
+            flattened, that predicts the same next token; -1: none. Such a token has no soft label:
+            its loss is the hard term, whatever routing says of others. None: as they are.
+
+    Example:
+        >>> import torch, bgkernels as bg
+        >>> teacher = bg.LinearTeacher(torch.randn(7, 12), torch.randn(60, 12))
+        >>> pairs = torch.stack([torch.arange(40), torch.randperm(60)[:40]])
+        >>> teacher = bg.MatchedTeacher(teacher, pairs, positions=torch.tensor([0, 2, -1, 3, 6]))
+        >>> x, w = torch.randn(5, 8, requires_grad=True), torch.randn(50, 8)
+        >>> bg.linear_hybrid_distillation(x, w, teacher, torch.randint(50, (5,))).backward()
+    """
+
+    teacher: Teacher
+    pairs: Tensor | Pairs
+    rest: str = "bucket"
+    positions: Tensor | None = None
+
+    compiles = False
+    shards = False
+    memory = 3  # the rests' log-sum-exps, and whether there is a soft label
+
+    @property
+    def vocab(self) -> None:
+        """As many as the student, with whose columns it is compared."""
+        return
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.teacher.tensors
+
+    @property
+    def heads(self) -> tuple[Teacher, ...]:
+        return (self.teacher,)
+
+    @property
+    def dense_teacher(self) -> DenseTeacher:
+        """The teacher of the other vocabulary."""
+        assert isinstance(self.teacher, DenseTeacher)
+        return self.teacher
+
+    def check(
+        self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"
+    ) -> None:
+        teacher, places = self.teacher, self.positions
+        if not isinstance(teacher, DenseTeacher) or teacher.vocab is None:
+            raise TypeError(
+                f"`{name}.teacher` must be a LinearTeacher or LogitsTeacher; "
+                f"got {type(teacher).__name__}"
+            )
+        checks.choice(f"{name}.rest", self.rest, ("bucket", "drop"))
+        if places is None:
+            teacher.check(reference, leading, mixed=mixed, name=f"{name}.teacher")
+            return
+        first = checks.tensor(f"{name}.teacher", teacher.tensors[0])
+        teacher.check(reference, tuple(first.shape[:-1]), mixed=mixed, name=f"{name}.teacher")
+        checks.tensor(f"{name}.positions", places, floating=False)
+        if places.dtype != torch.int64:
+            raise TypeError(f"`{name}.positions` must be int64; got {places.dtype}")
+        checks.shape(f"{name}.positions", places, leading, "the input's leading shape")
+        checks.same_device(reference, **{f"{name}.positions": places})
+        if places.device.type == "cpu" and places.numel():
+            rows = math.prod(first.shape[:-1])
+            low, high = (int(x) for x in places.aminmax())
+            if low < -1 or high >= rows:
+                raise ValueError(
+                    f"`{name}.positions` must lie in [0, {rows}), the teacher's rows, or be -1; "
+                    f"got {low} to {high}"
+                )
+
+    def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
+        self.match(compared)
+        if label.word is not None:
+            raise ValueError(
+                f"`target` cannot be {label.word!r} for a MatchedTeacher, whose token the student "
+                "may not have; pass labels of the student's vocabulary"
+            )
+
+    def match(self, columns: int) -> Match:
+        """Return the match of the student's columns, so many, with the teacher's."""
+        device = next(x.device for x in self.tensors if x is not None)
+        vocab = self.dense_teacher.vocab
+        assert vocab is not None
+        return match_of(self.pairs, columns, vocab, device)
+
+    def flat(self, rows: int) -> MatchedTeacher:
+        first = self.tensors[0]
+        assert first is not None
+        places = None if self.positions is None else self.positions.reshape(-1)
+        teacher = self.teacher.flat(math.prod(first.shape[:-1]))
+        return replace(self, teacher=teacher, positions=places)
+
+    def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
+        """Return that of the models by themselves, and that of the categories."""
+        single = (*(e for e in spec.extras if isinstance(e, Tempered)), *teacher_tilts(spec))
+        cap, categories = self.dense_teacher.cap, self.match(spec.columns).size + 1
+        whole = replace(spec, teacher=cap, extras=single)
+        coarse = replace(whole, columns=categories, compared=categories, extras=spec.extras)
+        return whole, replace(coarse, logit_sum=False)
+
+    def seen(self, statistics: Statistics, problem: Problem, rows: Sequence[Tensor] | None) -> Seen:
+        rows = list(statistics.values.unbind(0) if rows is None else rows)
+        views, first = [], 0
+        for pair in statistics.pairs():
+            end = first + len(pair.values)
+            views.append(pair.row_stats(problem.ignore_index, rows[first:end]))
+            first = end
+        whole, coarse = views
+        single = ("nll", "lse_hard", "logit_mean", "label", "logp_s", "logp_t",
+                  "argmax_s", "argmax_t")  # fmt: skip
+        untilted = ExtraValues((e, x) for e, x in whole.extras.pairs if not isinstance(e, Tilt))
+        extras = coarse.extras.updated(untilted)
+        divergence = replace(coarse, extras=extras, **{n: getattr(whole, n) for n in single})
+        vocab = self.dense_teacher.vocab
+        assert vocab is not None
+        extras = coarse.extras.updated(whole.extras)
+        routing = replace(whole, kl_ts=coarse.kl_ts, kl_st=coarse.kl_st, extras=extras, vocab=vocab)
+        if self.positions is not None:
+            routing = _where_matched(routing, statistics.memory[2] > 0)
+        return routing, divergence
+
+    def demand(self, problem: Problem) -> Demand:
+        # A gathered tile of the head; columns of the student's tile, and their gradient.
+        head = head_demand(self.tensors, problem)
+        x, *weights = (x for x in self.tensors if x is not None)
+        student = problem.student[0]
+        assert student is not None
+        product = problem.product(x)
+        if weights:
+            gathered = product.itemsize + x.itemsize * (product != x.dtype)
+            head = replace(head, weight_bytes=gathered)
+        else:
+            head = replace(head, tile_bytes=2 * x.itemsize)
+        wide = max(problem.dtype.itemsize, student.itemsize)
+        hidden = x.shape[1] * x.itemsize * (self.positions is not None)
+        copies = Demand(tile_bytes=2 * wide, row_bytes=hidden)
+        return head + copies + state_demand(problem, states=12)
+
+    def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
+        return Matched(self, problem, plan, kept)
+
+
+def _where_matched(stats: RowStats, matched: Tensor) -> RowStats:
+    """Return statistics in which those of the teacher and of the pair are 0 where it has no row."""
+
+    def masked(x: Tensor) -> Tensor:
+        return torch.where(matched, x, 0.0)
+
+    names = ("lse_t", "entropy_t", "kl_ts", "kl_st", "logp_t", "max_prob_t")
+    extras = ExtraValues(
+        (
+            e,
+            tuple(
+                x if isinstance(e, Tempered) and not e.fields[i].endswith("_t") else masked(x)
+                for i, x in enumerate(values)
+            ),
+        )
+        for e, values in stats.extras.pairs
+    )
+    fields = {n: masked(getattr(stats, n)) for n in names}
+    fields["argmax_t"] = torch.where(matched, stats.argmax_t, -1)
+    return replace(stats, extras=extras, matched=matched, **fields)  # type: ignore[arg-type]
