@@ -46,8 +46,8 @@ class Teacher(ABC):
 
     names: ClassVar[tuple[str, ...]] = ()
     dense: ClassVar[bool] = False
-    compiles: ClassVar[bool] = True
     shards = True
+    compiles = True
     excludes_columns = False
     weighs_statistics = False
     memory = 0

@@ -11,6 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bgkernels.rows.arithmetic import NONE
 from bgkernels.rows.extras import Tempered
 from bgkernels.rows.stats import RowStats
+from bgkernels.rows.values import ExtraValues
 from bgkernels.streaming import checks
 from bgkernels.streaming.picked import Order
 
@@ -131,13 +132,16 @@ def where_matched(stats: RowStats, matched: Tensor) -> RowStats:
         return torch.where(matched, x, 0.0)
 
     names = ("lse_t", "entropy_t", "kl_ts", "kl_st", "logp_t", "max_prob_t")
-    extras = {
-        e: tuple(
-            x if isinstance(e, Tempered) and not e.fields[i].endswith("_t") else masked(x)
-            for i, x in enumerate(values)
+    extras = ExtraValues(
+        (
+            e,
+            tuple(
+                x if isinstance(e, Tempered) and not e.fields[i].endswith("_t") else masked(x)
+                for i, x in enumerate(values)
+            ),
         )
-        for e, values in stats.extras.items()
-    }
+        for e, values in stats.extras.pairs
+    )
     fields = {n: masked(getattr(stats, n)) for n in names}
     fields["argmax_t"] = torch.where(matched, stats.argmax_t, -1)
     return replace(stats, extras=extras, matched=matched, **fields)  # type: ignore[arg-type]

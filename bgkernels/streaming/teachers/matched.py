@@ -13,6 +13,7 @@ from torch import Tensor
 from bgkernels.rows.extras import Tempered, Tilt
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.stats import Statistics
+from bgkernels.rows.values import ExtraValues
 from bgkernels.streaming import checks
 from bgkernels.streaming.heads import head_demand
 from bgkernels.streaming.kept import Kept
@@ -192,13 +193,12 @@ class MatchedTeacher(Teacher):
         whole, coarse = views
         single = ("nll", "lse_hard", "logit_mean", "label", "logp_s", "logp_t",
                   "argmax_s", "argmax_t")  # fmt: skip
-        extras = {e: x for e, x in whole.extras.items() if not isinstance(e, Tilt)}
-        divergence = replace(
-            coarse, extras={**coarse.extras, **extras}, **{n: getattr(whole, n) for n in single}
-        )
+        untilted = ExtraValues((e, x) for e, x in whole.extras.pairs if not isinstance(e, Tilt))
+        extras = coarse.extras.updated(untilted)
+        divergence = replace(coarse, extras=extras, **{n: getattr(whole, n) for n in single})
         vocab = self.dense_teacher.vocab
         assert vocab is not None
-        extras = {**coarse.extras, **whole.extras}
+        extras = coarse.extras.updated(whole.extras)
         routing = replace(whole, kl_ts=coarse.kl_ts, kl_st=coarse.kl_st, extras=extras, vocab=vocab)
         if self.positions is not None:
             routing = where_matched(routing, statistics.memory[2] > 0)

@@ -170,7 +170,7 @@ class TopKTeacher(Teacher):
             shared += ("logp_s", "logp_t")
         columns = {name: getattr(whole, name) for name in shared}
         divergence = replace(small, vocab=problem.spec.compared, **columns)
-        extras = {**small.extras, **whole.extras}
+        extras = small.extras.updated(whole.extras)
         if self.tail == "drop":
             single = ("entropy_t", "max_prob_t", "argmax_s", "argmax_t")
             columns = {name: getattr(whole, name) for name in single}
