@@ -56,7 +56,7 @@ def run(
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
     kept = Kept(loan, codes_of(p, problem, loan) if p.coded else None)
-    tiles = Tiles(student, p, p.columns, problem.labels.device, kept)
+    tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
