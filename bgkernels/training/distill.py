@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.teachers import Teacher
 from bgkernels.training import lora, ranks, sharding
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
@@ -20,6 +21,7 @@ from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.translated import TranslatedLM
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
 
@@ -102,7 +104,7 @@ class Objective:
         assert isinstance(loss, Tensor)
         return loss
 
-    def _source(self, inputs: Tensor) -> bg.LinearTeacher | bg.MixtureTeacher | None:
+    def _source(self, inputs: Tensor) -> Teacher | None:
         """Where the soft labels come from."""
         if self.teacher is None:
             return None
@@ -148,6 +150,11 @@ def make_objective(
         second = None
     elif second is None:
         raise OptionError(f"the method {method!r} needs --second-teacher: the path of a model")
+    if isinstance(teacher, TranslatedLM) and found.target != DATA:
+        raise OptionError(
+            f"the method {method!r} takes its hard labels from the teacher, whose tokens are not "
+            "the student's; choose one that takes them from the text, such as 'entropy'"
+        )
     objective = Objective(student, teacher, found, config, steps, second)
     reads = objective.policy.uses_teacher or found.target != DATA
     return objective if reads else replace(objective, teacher=None)
