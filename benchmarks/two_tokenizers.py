@@ -20,23 +20,22 @@ from benchmarks import machine
 from bgkernels.training import models
 from bgkernels.training.config import DataConfig, DemoConfig, EvalConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
-from bgkernels.training.demo import run_demo
-from bgkernels.training.distill import train_teacher
+from bgkernels.training.distill import train_student, train_teacher
+from bgkernels.training.evaluate import own_cost, score
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.progress import Silent
 from bgkernels.training.records import texts_of
-from bgkernels.training.results import DemoResult
 from bgkernels.training.tokens import train_tokenizer
 from bgkernels.vocabularies import read
 
-METHODS = ("hard", "static", "entropy")
+METHODS = ("hard", "static")
 STUDENT, TEACHER = 4096, 8192
 SMALL = DemoConfig(
     data=DataConfig(max_bytes=4_000_000),
     teacher_shape=ModelShape(128, 3, 4),
     teacher_training=TrainConfig(600, 5e-3, validate_every=300),
-    student_training=TrainConfig(400, 5e-3, validate_every=200),
-    evaluation=EvalConfig(windows=80, curve_windows=16),
+    student_training=TrainConfig(150, 5e-3, validate_every=150),
+    evaluation=EvalConfig(windows=64, curve_windows=8),
 )
 """The demo with less text, a smaller teacher and fewer steps."""
 
@@ -52,13 +51,45 @@ def trained(runs: Path, base: DemoConfig) -> DemoConfig:
     shape, length = base.student_shape, base.data.sequence_length
     student = models.small_llama(shape, len(tokenizer), length, base.seed + 1)
     models.export(student, tokenizer, runs / "student")
-    return replace(
-        base,
-        teacher=str(runs / "teacher"),
-        student=str(runs / "student"),
-        output=runs / "students",
-        methods=METHODS,
-    )
+    return students(runs, base)
+
+
+def students(runs: Path, base: DemoConfig) -> DemoConfig:
+    """The run of the students of those folders."""
+    teacher, student = str(runs / "teacher"), str(runs / "student")
+    return replace(base, teacher=teacher, student=student, output=runs / "students")
+
+
+def measured(config: DemoConfig) -> dict[str, Any]:
+    """Train the students and score them on the held-out files, in bits a byte."""
+    materials = prepare(config, load_corpus(config.data))
+    exam, teacher = materials.exam, materials.teacher
+    assert teacher is not None and materials.coverage is not None
+    bits = 1 / (math.log(2) * bytes_a_token(materials))
+    costs, record = {}, {}
+    for method in METHODS:
+        student, history = train_student(config, materials, method, teacher, Silent())
+        tokens = score(student, teacher, exam.files)
+        costs[method] = tokens.estimates(tokens.nll, exam.config.threshold, hard=True)["all"]
+        gain = costs[METHODS[0]] - costs[method]
+        record[method] = {
+            "bits_per_byte": costs[method].mean * bits,
+            "error": costs[method].error * bits,
+            "gain": gain.mean * bits,
+            "gain_error": gain.error * bits,
+            "kl": tokens.estimates(tokens.kl, exam.config.threshold)["all"].mean,
+            "seconds": history.seconds,
+        }
+    return {
+        "machine": machine.stamp(1),
+        "vocabularies": [len(materials.tokenizer), len(materials.teacher_tokenizer)],
+        "coverage": vars(materials.coverage),
+        "bytes_per_token": bytes_a_token(materials),
+        "teacher_bits_per_byte": own_cost(teacher, exam.files) * bits,
+        "steps": config.student_training.steps,
+        "windows": len(exam.windows),
+        "students": record,
+    }
 
 
 def bytes_a_token(materials: Materials) -> float:
@@ -68,44 +99,14 @@ def bytes_a_token(materials: Materials) -> float:
     return sum(sizes) / len(sizes)
 
 
-def record(result: DemoResult, materials: Materials) -> dict[str, Any]:
-    """What was found, in bits a byte where it is a cost."""
-    bits = 1 / (math.log(2) * bytes_a_token(materials))
-    hard = result.students["hard"].measures["cross_entropy"]["all"]
-    students = {}
-    for method, student in result.students.items():
-        cost, kl = (student.measures[name]["all"] for name in ("cross_entropy", "kl"))
-        gain = hard - cost
-        students[method] = {
-            "bits_per_byte": cost.mean * bits,
-            "error": cost.error * bits,
-            "gain": gain.mean * bits,
-            "gain_error": gain.error * bits,
-            "kl": kl.mean,
-            "seconds": student.history.seconds,
-        }
-    return {
-        "machine": machine.stamp(1),
-        "vocabularies": [len(materials.tokenizer), len(materials.teacher_tokenizer)],
-        "coverage": vars(materials.coverage),
-        "bytes_per_token": bytes_a_token(materials),
-        "teacher_bits_per_byte": result.teacher.cross_entropy * bits,
-        "steps": result.config.student_training.steps,
-        "prompts": result.prompts,
-        "students": students,
-    }
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.two_tokenizers")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/two-tokenizers"))
     options = parser.parse_args(arguments)
-    config = trained(options.runs, SMALL)
-    result = run_demo(config)
-    materials = prepare(config, load_corpus(config.data))
-    options.output.write_text(json.dumps(record(result, materials), indent=1) + "\n")
+    found = measured(trained(options.runs, SMALL))
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

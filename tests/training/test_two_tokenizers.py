@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bgkernels.training import models
-from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
+from bgkernels.training.config import DataConfig, DemoConfig, EvalConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import ModelError, OptionError
@@ -20,49 +20,10 @@ from bgkernels.training.records import texts_of
 from bgkernels.training.tokens import train_tokenizer
 from bgkernels.training.translated import TranslatedLM
 
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "house",
-    "garden",
-    "bridge",
-    "river",
-    "teacher",
-    "student",
-    "word",
-    "token",
-    "likes",
-    "sees",
-    "finds",
-    "knows",
-    "teaches",
-    "follows",
-    "crosses",
-    "reads",
-    "writes",
-    "big",
-    "small",
-    "green",
-    "purple",
-    "quick",
-    "slow",
-    "old",
-    "new",
-    "here",
-    "there",
-    "today",
-    "again",
-    "never",
-    "often",
-    "and",
-    "but",
-    "because",
-    "while",
-]
+SAID = """the a cat dog bird fish house garden bridge river teacher student word token likes sees
+finds knows teaches follows crosses reads writes big small green purple quick slow old new here
+there today again never often and but because while"""
+WORDS = SAID.split()
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +41,21 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(corpus):
-    """A teacher of 400 tokens, trained on the text, and a student of 290."""
+    """A teacher of 450 tokens, trained on the text, and a student of 380."""
     folder = corpus.parent / "two-tokenizers"
-    data = DataConfig(corpus, vocab=400, sequence_length=32, batch_size=4, held_out=0.1)
+    data = DataConfig(corpus, vocab=450, sequence_length=32, batch_size=4, held_out=0.1)
     base = replace(
         DemoConfig.quick(),
         data=data,
         teacher_shape=ModelShape(64, 2, 2),
-        teacher_training=TrainConfig(120, 1e-2, validate_every=100),
-        student_training=TrainConfig(25, 1e-2, validate_every=20),
+        teacher_training=TrainConfig(200, 1e-2, validate_every=100),
+        student_training=TrainConfig(40, 1e-2, validate_every=20),
+        evaluation=EvalConfig(windows=40, curve_windows=8),
         output=folder / "teacher",
         methods=("hard",),
     )
     run_demo(base)
-    student = train_tokenizer(texts_of(load_corpus(data).train), 290)
+    student = train_tokenizer(texts_of(load_corpus(data).train), 380)
     small = models.small_llama(ModelShape(32, 1, 1), len(student), 32, 1)
     models.export(small, student, folder / "student")
     return replace(
@@ -101,7 +63,7 @@ def config(corpus):
         teacher=str(folder / "teacher" / "models" / "teacher"),
         student=str(folder / "student"),
         output=folder / "run",
-        methods=("hard", "entropy", "soft"),
+        methods=("hard", "static"),
     )
 
 
@@ -114,10 +76,11 @@ def test_a_student_learns_from_a_teacher_of_another_vocabulary(config, materials
     """In bits per byte, which for one student is cross-entropy, it is ahead of the text alone."""
     result = run_demo(config)
     cost = {m: s.measures["cross_entropy"]["all"] for m, s in result.students.items()}
-    assert (cost["hard"] - cost["entropy"]).mean > 3 * (cost["hard"] - cost["entropy"]).error
+    gain = cost["hard"] - cost["static"]
+    assert gain.mean > 3 * gain.error
     kl = {m: s.measures["kl"]["all"].mean for m, s in result.students.items()}
-    assert kl["soft"] < kl["hard"]
-    assert 0 < result.students["soft"].measures["kl"]["all"].share < 1
+    assert kl["static"] < kl["hard"]
+    assert 0 < result.students["static"].measures["kl"]["all"].share < 1
     assert result.teacher.cross_entropy < cost["hard"].mean
     exported = models.load_pretrained(str(config.output / "models" / "teacher"), "--teacher", 32)
     assert len(exported[1]) == len(materials.teacher_tokenizer) != len(materials.tokenizer)
@@ -132,7 +95,7 @@ def test_what_the_tokenizers_share_is_said(materials):
 def test_the_cost_of_a_text_is_that_of_its_tokens(materials):
     """Written once for its own tokens, and once from the tokens of the student."""
     teacher, tokenizer = materials.teacher, materials.tokenizer
-    text = "the teacher knows which word may follow and the student learns"
+    text = "the teacher knows a word and the student sees the green bird"
     ids = torch.tensor([tokenizer.encode(text)])
     labels = ids[:, 1:].clone()
     found = teacher.cost(ids, labels)
@@ -140,7 +103,7 @@ def test_the_cost_of_a_text_is_that_of_its_tokens(materials):
     lp = teacher.source.logits(teacher.source.hidden(own)).log_softmax(-1)
     nll = -lp[0, :-1].gather(1, own[0, 1:, None])[:, 0]
     places = teacher.reading(ids).alignment.positions[0]
-    at = (places >= 0).nonzero()[:, 0]
+    at = (places[:-1] >= 0).nonzero()[:, 0]  # of what is scored
     wanted = nll[places[at[0]] : places[at[-1]]].sum() / (at[-1] - at[0])
     assert found == pytest.approx(float(wanted), rel=1e-4)
 
@@ -155,7 +118,7 @@ def test_the_teacher_writes_in_the_tokens_of_the_student(materials):
         text, continue_text(materials.teacher, prompts, 16, materials.teacher.vocab, seed=3)
     )
     said = materials.tokenizer.decode(text[0, 8:])
-    assert any(word in said for word in ("teacher", "knows", "which", "word", "may", "student"))
+    assert sum(word in WORDS for word in said.split()) > len(said.split()) / 2
 
 
 def test_a_recalling_teacher_is_the_same(materials):
