@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 STAMP := .venv/.installed
 EXTRAS := training,labels,integrations,triton,test,bench,peers,docs,dev
 CPP := $(shell find csrc -name '*.[chi]*')
-TORCH ?= 2.8.0 2.13.0
+TORCH ?= 2.8.0 2.13.0 2.15.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
 CORE := $(addprefix tests/,rows loss streaming backends/test_native*.py repo/test_repo.py \
@@ -18,8 +18,8 @@ $(1) -m pytest -q tests/backends/test_triton*.py  # apart: they put Triton into 
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test coverage architectures wheel docs bench microbench
-.PHONY: lint format clean
+.PHONY: help install demo recipe check test coverage architectures wheel docs bench microbench
+.PHONY: sanitize lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,6 +28,9 @@ install: $(STAMP)  ## make .venv and install the package there, editable, with a
 
 demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table and draw a picture
 	$(BIN)/python -m bgkernels.training demo
+
+recipe: $(STAMP)  ## prune, distil, fine-tune, sample and reject, DPO: accuracy on a task after each stage
+	$(BIN)/python -m bgkernels.training recipe
 
 check: lint  ## check style and types, and run the fast tests of the core: before each commit
 	$(BIN)/python -m pytest -q -m 'not slow' $(CORE) $(addprefix --ignore tests/loss/,test_compile.py test_dtensor.py)
@@ -43,6 +46,9 @@ coverage: $(STAMP)  ## run the test suite and name the lines of the package that
 
 architectures: $(STAMP)  ## try every language model of transformers, built small; write docs/architectures.md
 	$(BIN)/python -m tests.architectures
+
+sanitize: $(STAMP)  ## run the CPU kernels under the sanitizers of GCC, with a fuzzer
+	.ci/sanitize
 
 wheel:  ## build dist/, and test the wheel with each of TORCH (gigabytes)
 	.ci/wheel $(TORCH)

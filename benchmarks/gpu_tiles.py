@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.cases import Case, Problem
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products
-from bgkernels.streaming import driver, planner
+from bgkernels.streaming import cost, driver, planner
 
 WIDTHS = (4096, 8192, 16_384, 32_768, 65_536)
 Ours = Callable[[int], Callable[[Problem], Step]]
@@ -21,14 +21,14 @@ Ours = Callable[[int], Callable[[Problem], Step]]
 @contextmanager
 def only(device: str, width: int) -> Iterator[None]:
     """The planner considers tiles of this width alone."""
-    widths, cost = planner.WIDTHS, planner.cost_of(device)
+    widths, known = planner.WIDTHS, cost.cost_of(device)
     planner.WIDTHS = (width,)
-    planner.COST[device] = replace(cost, width=width)
+    cost.COST[device] = replace(known, width=width)
     _forget()
     try:
         yield
     finally:
-        planner.WIDTHS, planner.COST[device] = widths, cost
+        planner.WIDTHS, cost.COST[device] = widths, known
         _forget()
 
 
@@ -83,5 +83,5 @@ def tiles(b: Bench, case: Case, ours: Ours) -> Iterator[Row]:
     timed = [row for row in found if "ms" in row and row["GiB"] == 1]
     least = min((row["ms"] for row in timed), default=0.0)
     good = [{"width": row["width"]} for row in timed if row["ms"] <= 1.01 * least]
-    yield {"for planner.COST": f"{costs(b, ours) | (good[0] if good else {})}"}
+    yield {"for cost.COST": f"{costs(b, ours) | (good[0] if good else {})}"}
     yield from found

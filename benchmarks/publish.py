@@ -1,8 +1,8 @@
 """Results into the pages: ``python -m benchmarks.publish results.json``.
 
-Fills the blocks of README.md, with the headline tables, and of docs/choosing.md, with our own modes
-and budgets; writes docs/benchmarks.md with all tables, and draws docs/figures. ``--print`` shows
-the tables and touches nothing.
+Fills the blocks of README.md, with the headline figures, and of docs/choosing.md, with our own
+modes and budgets; writes docs/benchmarks.md with all tables, and draws docs/figures. ``--print``
+shows the tables and touches nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import ROOT
-from benchmarks.table import brief, choices, render
+from benchmarks.table import choices, headline, render
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-HEADLINES = (
-    "bfloat16, 1,024 tokens, 896 ← 1536, V = 151,936",
-    "float32, 1,024 tokens, 896 ← 1536, V = 16,384",
-)
-"""Titles of the cases that README shows."""
 PAGE = """\
 # Benchmarks
 
@@ -49,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = source.relative_to(ROOT) if source.is_relative_to(ROOT) else source.name
     page = [PAGE.format(source=shown).rstrip(), render(results), *pictures]
     (docs / "benchmarks.md").write_text("\n\n".join(page) + "\n")
-    blocks = {"README.md": brief(results, HEADLINES), "docs/choosing.md": choices(results)}
+    blocks = {"README.md": headline(results), "docs/choosing.md": choices(results)}
     for name, text in blocks.items():
         path = options.root / name
         path.write_text(filled(path.read_text(), text))

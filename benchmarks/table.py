@@ -51,11 +51,38 @@ def render(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def brief(results: dict[str, Any], titles: Sequence[str]) -> str:
-    """The machine and the tables of some fields, by title."""
-    chosen = [f for f in results["fields"] if f["title"] in titles]
-    parts = [part for field in chosen for part in (_title(field), steps(field))]
-    return "\n\n".join([machine(results), *parts])
+def headline(results: dict[str, Any]) -> str:
+    """The first case in two sentences: our memory and our time beside the fastest peer's."""
+    field = results["fields"][0]
+    measured = [e for e in field["entries"] if "error" not in e and e["kind"] != "limit"]
+    ours = [e for e in measured if e["kind"] == "ours"]
+    peers = [e for e in measured if e["kind"] != "ours"]
+    smallest, fastest = min(ours, key=_temporaries), min(ours, key=_median)
+    case = field["case"]
+    sentences = [
+        f"Forward and backward of {case['rows']:,} tokens over a vocabulary of {case['vocab']:,} "
+        f"({case['dtype']}; student {case['hidden_s']} wide, teacher {case['hidden_t']}) hold "
+        f"**{_temporaries(smallest):,.0f} MiB** beside inputs and gradients at the smallest budget "
+        f"measured, and take **{_median(fastest) / limit(field):.2f} ×** the time of the matrix "
+        "products alone at the largest."
+    ]
+    if peers:
+        peer = min(peers, key=_median)
+        sentences.append(
+            f"The fastest peer in that run, {peer['about']}, holds {_temporaries(peer):,.0f} MiB "
+            f"and takes {_median(peer) / limit(field):.2f} ×."
+        )
+    m = results["machine"]
+    sentences.append(f"{m['processor']}, {m['threads']} threads: [all tables](docs/benchmarks.md).")
+    return "\n".join(sentences)
+
+
+def _temporaries(e: dict[str, Any]) -> float:
+    return float(e["peak"] - e["gradients"]) / MIB
+
+
+def _median(e: dict[str, Any]) -> float:
+    return float(e["seconds"]["median"])
 
 
 def choices(results: dict[str, Any]) -> str:
@@ -66,9 +93,8 @@ def choices(results: dict[str, Any]) -> str:
         for e in field["entries"]:
             if e["kind"] != "ours" or "error" in e or e["backend"] == "eager":
                 continue
-            held = (e["peak"] - e["gradients"]) / MIB
             what = e["about"].removeprefix("bgkernels, ")
-            rows.append([title, what, f"{e['seconds']['median'] / best:.2f}", f"{held:,.0f}"])
+            rows.append([title, what, f"{_median(e) / best:.2f}", f"{_temporaries(e):,.0f}"])
             title = ""
     return markdown(["", "mode, budget", "× limit", "temporaries, MiB"], rows)
 

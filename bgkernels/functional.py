@@ -12,7 +12,7 @@ from bgkernels import routing as policies
 from bgkernels.loss.forecast import StepPlan, forecast
 from bgkernels.loss.objective import Divergence, Objective
 from bgkernels.loss.options import Options, Routing
-from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats
+from bgkernels.loss.reduction import Loss, hybrid_loss, posed, row_stats, with_weight_grad
 from bgkernels.rows.caching import remembered
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import RowStats
@@ -44,6 +44,7 @@ def linear_hybrid_distillation(
     backend: str = "auto",
     seed: int | None = None,
     return_stats: bool = False,
+    weight_grad: Tensor | None = None,
 ) -> Loss:
     """Compute a hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
 
@@ -91,6 +92,12 @@ def linear_hybrid_distillation(
         seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
             chunking. None: one drawn from torch's generator at each call.
         return_stats: also return :class:`RowStats`, detached, shaped ``(...)``.
+        weight_grad: ``(V, D)`` contiguous fp32 (fp64 for fp64 inputs), such as Megatron's
+            ``main_grad``: the weight's gradient is added to it, and ``linear_weight.grad`` gets
+            none. No other sum is kept, so that more fits ``memory_budget``. Fused mode adds in the
+            forward pass: backward must then be that of the loss itself, once, without a factor
+            (``num_items`` and ``token_weight`` take factors); another one raises on a CPU, and
+            makes it NaN on a GPU. Recompute mode adds in backward, with any factor.
 
     Returns:
         The loss, fp32 (fp64 for fp64 inputs), ``()`` or ``(...)``; with ``return_stats`` the pair
@@ -107,11 +114,17 @@ def linear_hybrid_distillation(
         >>> loss = bg.linear_hybrid_distillation(x, w, teacher, torch.randint(50, (5,)))
         >>> loss.backward()
     """
-    options = Options.of(locals())
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget, mode=mode, backend=backend, seed=seed,
+    )  # fmt: skip
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     return hybrid_loss(
         student, teacher, target, options, objective_of(options),
         token_weight=token_weight, num_items=num_items, return_stats=return_stats,
+        weight_grad=weight_grad,
     )  # fmt: skip
 
 
@@ -158,7 +171,13 @@ def hybrid_distillation(
         >>> teacher = bg.LogitsTeacher(torch.randn(5, 50))
         >>> bg.hybrid_distillation(logits, teacher, "teacher_argmax").backward()
     """
-    options = Options.of(locals() | ({"mode": "fused"} if overwrite_logits else {}))
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget,
+        mode="fused" if overwrite_logits else mode, backend=backend, seed=seed,
+    )  # fmt: skip
     return hybrid_loss(
         {"logits": logits}, teacher, target, options, objective_of(options),
         token_weight=token_weight, num_items=num_items, return_stats=return_stats,
@@ -189,6 +208,7 @@ def plan(
     backend: str = "auto",
     seed: int | None = None,
     return_stats: bool = False,
+    weight_grad: Tensor | None = None,
 ) -> StepPlan:
     """Say how :func:`linear_hybrid_distillation` would run with these arguments; compute nothing.
 
@@ -214,10 +234,16 @@ def plan(
         >>> tight.products > 4 and tight.bytes < ample.bytes
         True
     """
-    options = Options.of(locals())
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget, mode=mode, backend=backend, seed=seed,
+    )  # fmt: skip
     objective = objective_of(options)
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
+    problem = with_weight_grad(problem, student, weight_grad)
     return forecast(problem, objective, options)
 
 
@@ -288,6 +314,10 @@ def linear_row_stats(
         >>> stats = bg.linear_row_stats(x, w, teacher, "teacher_argmax")
         >>> (stats.kl_ts + 0.1 * stats.nll - 0.01 * stats.entropy_s).mean().backward()
     """
-    options = Options.of(locals())
+    options = Options.of(
+        temperature=temperature, logit_scale=logit_scale, logit_softcap=logit_softcap,
+        ignore_index=ignore_index, vocab_size=vocab_size, vocab_group=vocab_group,
+        memory_budget=memory_budget, backend=backend, seed=seed,
+    )  # fmt: skip
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     return row_stats(student, teacher, target, options, tuple(extras))

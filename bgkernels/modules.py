@@ -61,11 +61,13 @@ class LinearHybridDistillationLoss(_Configured):
         token_weight: Tensor | None = None,
         num_items: int | Tensor | None = None,
         seed: int | None = None,
+        weight_grad: Tensor | None = None,
     ) -> Loss:
         """Return the loss; arguments are the function's. ``seed`` overrides the configured one."""
         return self._loss(
             functional.linear_hybrid_distillation, input, linear_weight, teacher, target,
             linear_bias=linear_bias, token_weight=token_weight, num_items=num_items, seed=seed,
+            weight_grad=weight_grad,
         )  # fmt: skip
 
 

@@ -105,6 +105,15 @@ struct VjpArgs {
   const int64_t* labels;         // (rows): a column or kSkip
 };
 
+// A gradient that is multiplied in place by a number in the device's memory.
+struct ScaleArgs {
+  void* data;  // 16-byte aligned
+  int64_t count;
+  DType dtype;
+  const void* factor;  // a double where `wide`, else a float
+  bool wide;
+};
+
 // Compared columns that share a centre: see cpu/coding.inl.
 constexpr int64_t kCodeBlock = 512;
 

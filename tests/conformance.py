@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Backend, Tile
+from bgkernels.backends.base import Backend, Code, Tile
 from bgkernels.backends.eager import EagerBackend
 from bgkernels.rows.spec import FIELDS, FLOATS, RowSpec
 from bgkernels.rows.state import RowState, empty
@@ -230,3 +230,73 @@ def check_between(b: Backend, case: Case, ours: Result, names: tuple[str, ...]) 
     folded = (x.fold(ours.values, grads, labels, spec) for x in (b, EAGER))
     for i, (x, y) in enumerate(zip(*folded, strict=True)):
         assert_precise(x, y, f"coefficient {i}")
+
+
+def check_scale(b: Backend, device: torch.device = CPU) -> None:
+    """The factor keeps its digits, and 1 changes nothing, not even a bad number's bits."""
+    for dtype, wide, shape in (
+        (torch.bfloat16, torch.float32, (37, 50)),
+        (torch.float16, torch.float64, (3001,)),
+        (torch.float32, torch.float32, (1, 4097)),
+        (torch.float32, torch.float64, (0, 5)),
+    ):
+        x = torch.randn(shape, device=device).to(dtype)
+        scaled = x.clone()
+        factor = torch.tensor(1 / 3, dtype=wide, device=device)
+        b.scale_(scaled, factor)
+        exact, eps = x.double() * factor.double(), torch.finfo(dtype).eps
+        torch.testing.assert_close(scaled.double(), exact, rtol=0.51 * eps, atol=1e-6 * eps)
+        mean = (scaled.double() * exact).sum() / exact.square().sum()
+        # A factor in the dtype of x would be off in one direction: a third in bf16 by eps / 4.
+        assert not x.numel() or abs(mean - 1) < eps / 16, float(mean)
+        ones = x.clone()
+        b.scale_(ones, torch.ones((), dtype=wide, device=device))
+        assert torch.equal(ones, x)
+
+
+def with_codes(case: Case, block: int) -> list[Tile]:
+    """The tiles of a case with memory for their codes, amid other numbers."""
+    tiles = []
+    for tile in case.tiles():
+        rows, width = tile.student.shape
+        words = torch.full((rows, width + 5), -7, dtype=torch.int32, device=case.student.device)
+        centres = torch.full((rows, 2 * -(-width // block)), float("nan"), device=words.device)
+        tiles.append(replace(tile, code=Code(words[:, 2 : 2 + width], centres, block)))
+    return tiles
+
+
+def check_codes(b: Backend, case: Case, block: int) -> None:
+    """What codes give is what logits give, to the accuracy of fp16 differences.
+
+    Pass 1 writes them beside the statistics, which they must not change; then the logits are lost.
+    """
+    spec, labels = case.spec, case.labels
+    plain, tiles = statistics(b, case), with_codes(case, block)
+    state = empty(len(labels), spec, dtype=torch.float32, device=labels.device)
+    for tile in tiles:
+        b.absorb_(state, tile, labels, spec)
+    lost = [replace(t, student=torch.full_like(t.student, float("nan")),
+                    teacher=None if t.teacher is None else torch.full_like(t.teacher, float("nan")))
+            for t in tiles]  # fmt: skip
+    values = finalized(b, state, labels)
+    if spec.second_read:
+        for tile in lost:
+            b.absorb_(state, tile, labels, spec, (values[0], values[1]))
+        values = finalized(b, state, labels)
+    torch.testing.assert_close(values, plain.values, rtol=2e-3, atol=2e-3, equal_nan=True)
+    first = slice(0, len(FIELDS))
+    assert torch.equal(values[first].nan_to_num(), plain.values[first].nan_to_num())
+    chosen = settled(labels, plain)
+    grads = random_grads(case, plain.values, DIFFERENTIABLE)
+    coefficients = b.fold(plain.values, grads, chosen, spec)
+    ours, exact = (torch.full_like(case.student, 7.0, dtype=torch.float32) for _ in range(2))
+    for tile, logits in zip(lost, case.tiles(), strict=True):
+        columns = slice(tile.first_column, tile.first_column + tile.student.shape[1])
+        b.vjp(ours[:, columns], tile, coefficients, chosen, spec)
+        b.vjp(exact[:, columns], logits, coefficients, chosen, spec)
+    assert torch.equal(ours.isnan(), exact.isnan())
+    ours, exact = ours.nan_to_num(), exact.nan_to_num()
+    size = exact.abs().amax(1, keepdim=True)
+    # 2^-11/e of the largest probability, times what its derivatives multiply it by.
+    assert ((ours - exact).abs() <= 4e-3 * size).all(), ((ours - exact).abs() / size).max()
+    assert (ours - exact).norm() <= 1e-3 * exact.norm()

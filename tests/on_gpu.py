@@ -86,6 +86,32 @@ def nothing_waits(backend: str, **options: Any) -> None:
     without_waiting(step)
 
 
+def a_step_replays(backend: str) -> None:
+    """A captured step, forward and backward: in one chunk, and in several with tiles kept."""
+    x, w, h, w_t = (
+        torch.randn(n, d, dtype=torch.bfloat16, device=DEVICE)
+        for n, d in ((512, 256), (20_000, 256), (512, 384), (20_000, 384))
+    )
+    leaves, target = [x.requires_grad_(), w.requires_grad_()], torch.randint(20_000, (512,))
+    target = target.to(DEVICE)
+    for budget in (None, 40 << 20):
+
+        def step(budget: int | None = budget) -> tuple[Tensor, ...]:
+            loss = bg.linear_hybrid_distillation(
+                *leaves, bg.LinearTeacher(h, w_t), target, backend=backend, mode="fused",
+                memory_budget=budget,
+            )  # fmt: skip
+            return (loss.detach(), *torch.autograd.grad(loss / 3, leaves))
+
+        expected = step()
+        without_waiting(step)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            replayed = step()
+        graph.replay()
+        assert all(torch.equal(x, y) for x, y in zip(replayed, expected, strict=True))
+
+
 def another_device_serves(b: Backend) -> None:
     """Tensors on a device that is not current, which stays so."""
     if torch.cuda.device_count() < 2:

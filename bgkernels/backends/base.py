@@ -17,6 +17,26 @@ Normalisers = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class Code:
+    """A code is a tile's real logits in a word of four bytes a (row, column).
+
+    With ``du``, ``dv`` the logits of student and teacher less their block's centres, a word holds
+    ``max(du, dv)`` in fp16 in its lower half and ``du - dv`` in its upper one; where the teacher
+    has no column, the student's logit in fp32. How exact that is:
+    :mod:`bgkernels.streaming.coding`.
+
+    Args:
+        words: ``(rows, width)`` int32; rows may be strided.
+        centres: ``(rows, 2 * blocks)`` fp32, of student and teacher in turn: maxima of each block.
+        block: columns that share centres.
+    """
+
+    words: Tensor
+    centres: Tensor
+    block: int
+
+
+@dataclass(frozen=True)
 class Tile:
     """A tile is a block of logits: some rows by some consecutive columns.
 
@@ -27,12 +47,15 @@ class Tile:
             where none is compared.
         first_row: index of row 0 in the whole input (the counter of the sampler).
         first_column: index of column 0 in the vocabulary.
+        code: where the first read of pass 1 writes the tile besides. Whatever comes later reads it
+            there, and nothing of ``student`` and ``teacher`` but their shapes.
     """
 
     student: Tensor
     teacher: Tensor | None
     first_row: int
     first_column: int
+    code: Code | None = None
 
     @property
     def compared(self) -> int:
@@ -46,6 +69,8 @@ class Backend(Protocol):
     name: str
     scratch_bytes: int
     """Temporary bytes per tile element that the backend allocates; the planner counts them."""
+    code_block: int = 0
+    """Columns that share centres in the codes that it writes and reads; 0: it has no codes."""
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """Return None, or the reason why it cannot serve these dtypes on this device."""
@@ -104,6 +129,17 @@ class Backend(Protocol):
             coefficients: of :meth:`fold`.
             labels: ``(rows,)`` int64: the label's column, or ``SKIP`` for a gradient of zero.
             spec: of the rows.
+        """
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        """Multiply a gradient in place by a number that may lie on its device.
+
+        Nothing waits for the number, and where it is 1 nothing is written. ATen would first round
+        it to the dtype of ``x``: a third, in bf16, to 1.00195 thirds.
+
+        Args:
+            x: any shape and dtype.
+            factor: ``()``, fp32 or fp64.
         """
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.rows import stats, vjp
-from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, scale_, shift, times
 from bgkernels.rows.extras import Pair
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec
@@ -46,7 +46,7 @@ class EagerBackend(Backend):
         normalisers: Normalisers | None = None,
     ) -> None:
         if normalisers is not None:
-            self._second_read(state, tile, labels, normalisers)
+            self._second_read(state, tile, labels, normalisers, spec)
             return
         z = real_logits(tile.student, spec.student)
         tile_state = empty(len(z), spec, dtype=z.dtype, device=z.device)
@@ -117,12 +117,11 @@ class EagerBackend(Backend):
                 target.copy_(value)
 
     def _second_read(
-        self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers
+        self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers, spec: RowSpec
     ) -> None:
         """Add to the sums of the statistics that need both normalisers."""
         if tile.teacher is None:
             return
-        spec = state.spec
         pair = _log_probs(tile, *normalisers, spec)
         for i, extra in enumerate(spec.extras):
             if extra.second_read:
@@ -154,6 +153,9 @@ class EagerBackend(Backend):
             d *= 1 - (z / spec.student.cap) ** 2
         d *= spec.student.scale
         out.copy_(d.masked_fill(labels[:, None] == SKIP, 0.0))
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        scale_(x, factor)
 
     def _vjp_pair(
         self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec

@@ -134,6 +134,14 @@ class Attachment:
             self.active = False
             self._restore()
 
+    def ask(self, inputs: Mapping[str, Any]) -> None:
+        """Let a teacher that can be asked early begin with a batch that comes later."""
+        labels, target = inputs.get("labels"), inputs.get("shift_labels")
+        known = labels is not None or target is not None
+        if known and self._reads_teacher and hasattr(self.teacher, "ask"):
+            rows = self._aligned(labels, target, inputs.get("loss_rows"))[1]
+            self.teacher.ask(inputs, rows)
+
     def forward(self, model: Any, inputs: dict[str, Any]) -> Any:
         """The loss of a batch, as a ``transformers`` output.
 
@@ -159,19 +167,12 @@ class Attachment:
         columns = getattr(self.teacher, "columns", ())
         body = {k: v for k, v in inputs.items() if k not in columns}
         output, hidden = self.student.run(model, body)
-        own = self.student.own
-        if target is None:
-            target = own.aligned(labels)
-            rows = rows if own.shifted else None  # collators shift
+        target, rows = self._aligned(labels, target, rows)
         if target.shape != hidden.shape[:2]:
             raise ValueError(
                 f"`labels` must have the shape of the inputs, {tuple(hidden.shape[:2])}; "
                 f"got {tuple(target.shape)}"
             )
-        if self.keeps_layout:
-            rows = None
-        elif rows is None:
-            rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
         teacher = self.teacher(inputs, rows) if self._reads_teacher else None
 
         def loss_of(states: Tensor, head: heads.Head) -> tuple[Tensor, bg.RowStats]:
@@ -186,10 +187,26 @@ class Attachment:
         loss, stats = heads.with_head(model, loss_of, select(hidden, rows))
         self.measures[model.training].add(stats)
         if extras:
-            loss = loss + sum(f * output[n].to(loss) for n, f in own.extras.items() if n in output)
+            own = self.student.own.extras
+            loss = loss + sum(f * output[n].to(loss) for n, f in own.items() if n in output)
         rest = {k: v for k, v in dict(output).items() if k not in ("loss", "logits")}
         made = type(output)(loss=loss, **rest)
         return made.to_tuple() if as_tuple else made
+
+    def _aligned(
+        self, labels: Tensor | None, target: Tensor | None, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Labels at the positions that predict them, and which of these have one."""
+        own = self.student.own
+        if target is None:
+            assert labels is not None
+            target = own.aligned(labels)
+            rows = rows if own.shifted else None  # collators shift
+        if self.keeps_layout:
+            return target, None
+        if rows is None:
+            rows = (target.flatten() != IGNORE).nonzero().squeeze(1)
+        return target, rows
 
     def _loss_of(self, head: heads.Head) -> bg.LinearHybridDistillationLoss:
         """The loss module with the head's scale and soft-cap."""

@@ -39,7 +39,9 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Real logits of ``(..., hidden)`` states; for a few of them only."""
-        logits = nn.functional.linear(hidden, self.weight, self.bias) * self.logit_scale
+        logits = nn.functional.linear(hidden, self.weight, self.bias)
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         cap = self.logit_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 

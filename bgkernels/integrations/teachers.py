@@ -24,7 +24,8 @@ class TeacherSource(Protocol):
     """Makes the teacher of a batch.
 
     A source that reads columns of the batch which no model knows (stored labels) lists their names
-    in an attribute ``columns``.
+    in an attribute ``columns``. One that takes its time has a method ``ask``, which is called with
+    the arguments of a later call, and an attribute ``ahead``: how many batches before.
     """
 
     def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> Teacher:

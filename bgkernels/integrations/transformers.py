@@ -6,7 +6,8 @@ enough: call it on the model first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +57,18 @@ class LossRows:
         return {**batch, "loss_rows": used.flatten().nonzero().squeeze(1)}
 
 
+def asked_ahead(batches: Iterator[Any], attachment: Attachment) -> Iterator[Any]:
+    """Batches, of which a teacher that takes its time has been asked before they are taken."""
+    waiting: deque[Any] = deque()
+    ahead = getattr(attachment.teacher, "ahead", 0)
+    for batch in batches:
+        attachment.ask(batch)
+        waiting.append(batch)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
 class HybridLoss(Trainer):
     """What a trainer needs beside the loss itself, put in front of a subclass of ``Trainer``.
 
@@ -64,6 +77,7 @@ class HybridLoss(Trainer):
     """
 
     attachment: Attachment
+    _asking: tuple[Any, Iterator[Any]] = (None, iter(()))
 
     def distil(
         self, teacher: Any, options: Mapping[str, Any], teacher_tokenizer: Any = None
@@ -102,6 +116,12 @@ class HybridLoss(Trainer):
         if isinstance(source, TranslatedTeacher):
             collator = source.collator(collator)
         return LossRows(collator) if cuts_no_batches(self) else collator
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any) -> Any:
+        """The batches of a step, while a served teacher reads those after it."""
+        if self._asking[0] is not epoch_iterator:
+            self._asking = epoch_iterator, asked_ahead(epoch_iterator, self.attachment)
+        return super().get_batch_samples(self._asking[1], *args)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step of the trainer; a curriculum is told which."""

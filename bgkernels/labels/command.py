@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
-from bgkernels.labels.documents import Documents, read_documents
+from bgkernels.labels.documents import read_documents
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.generation import CaptureConfig, generate
+from bgkernels.labels.served.client import IN_FLIGHT, Client
+from bgkernels.labels.sources import LabelSource
 from bgkernels.labels.store import Shard
 from bgkernels.training import ranks
-from bgkernels.training.commands.shared import typer
-from bgkernels.training.errors import TrainingError
+from bgkernels.training.commands.shared import Console, typer
+from bgkernels.training.errors import TrainingError, extra
 from bgkernels.training.models import CausalLM, load_pretrained
+from bgkernels.training.served import served_source
+
+with extra():
+    from rich import progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = CaptureConfig()
@@ -34,6 +41,26 @@ def generate_labels(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the labels.")] = Path("runs/labels"),
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Servers that run the teacher, separated by commas: http://host:8000. Of "
+            "--teacher only head and tokenizer are read. The key is that of VLLM_API_KEY.",
+            show_default="the teacher is loaded",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int, typer.Option(min=1, help="Requests to --server at once.", rich_help_panel=MACHINE)
+    ] = IN_FLIGHT,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Part of the work: 2/8 makes the shards 2, 10, 18 and so on, counted from 0.",
+            show_default="all, or as torchrun divides it",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     max_length: Annotated[
         int,
         typer.Option(
@@ -95,9 +122,16 @@ def generate_labels(
     power sum of the whole distribution. Interrupted, the same command goes on where it stopped.
     Under `torchrun`, on one machine or many with a common folder, the shards are divided.
 
+    With `--server`, vLLM runs the teacher. From one that sends hidden states (`vllm serve MODEL
+    --runner pooling ...`, see the page on served teachers) the labels are the same; one that
+    generates sends log-probabilities alone, so no token is drawn, and there is neither entropy nor
+    power sum.
+
     **Examples**
 
     - `bgkernels generate-labels --teacher runs/demo/models/teacher --data texts.jsonl`
+
+    - `bgkernels generate-labels --teacher Qwen/Qwen2.5-72B --server http://gpu7:8000 --data ...`
 
     - `torchrun --nproc-per-node 8 -m bgkernels.training generate-labels --device cuda ...`
     """
@@ -106,16 +140,25 @@ def generate_labels(
         memory_budget and memory_budget * 2**20,
     )  # fmt: skip
     try:
-        model, tokenizer = _load(teacher, max_length, device, dtype)
+        share = _share(shard)
+        source: CausalLM | LabelSource
+        if server is None:
+            source, tokenizer = _load(teacher, max_length, device, dtype)
+        else:
+            client = Client(server, in_flight=in_flight)
+            source, tokenizer = served_source(client, teacher, max_length, k)
         documents = read_documents(data, tokenizer, max_length=max_length)
-        done = generate(
-            model,
-            documents,
-            output,
-            config,
-            tokenizer=tokenizer,
-            report=_counter(documents, config),
-        )
+        with _Bar(len(documents)) as bar:
+            done = generate(
+                source,
+                documents,
+                output,
+                config,
+                tokenizer=tokenizer,
+                share=share,
+                report=bar.shard,
+                on_batch=bar.batch,
+            )
     except (TrainingError, ValueError) as problem:
         typer.secho(f"error: {problem}", fg="red", err=True)
         raise typer.Exit(1) from None
@@ -140,11 +183,51 @@ def _load(teacher: str, length: int, device: str, dtype: str) -> tuple[CausalLM,
     return model, tokenizer
 
 
-def _counter(documents: Documents, config: CaptureConfig) -> Any:
-    """Says how far this process has come."""
-    total = -(-len(documents) // config.documents_per_shard)
+def _share(shard: str | None) -> tuple[int, int] | None:
+    """``(i, n)`` of ``i/n``."""
+    if shard is None:
+        return None
+    number, _, among = shard.partition("/")
+    if not (number.isdecimal() and among.isdecimal() and int(number) < int(among)):
+        raise LabelError(f"--shard must be such as 0/8, the first of eight parts; got {shard!r}")
+    return int(number), int(among)
 
-    def report(shard: Shard) -> None:
-        typer.echo(f"{shard.file} of {total}: {shard.tokens:,} tokens", err=True)
 
-    return report
+class _Bar:
+    """How far this process has come: documents of all, and tokens a second.
+
+    Args:
+        documents: of all shards.
+    """
+
+    def __init__(self, documents: int) -> None:
+        self._console = Console(stderr=True)
+        self._bars = progress.Progress(
+            progress.TextColumn("labels"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[speed]}"),
+            progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=self._console,
+        )
+        self._task = self._bars.add_task("labels", total=documents, speed="")
+        self._started, self._tokens, self._done = time.perf_counter(), 0, 0
+
+    def __enter__(self) -> _Bar:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bars.stop()
+
+    def batch(self, documents: int, tokens: int) -> None:
+        """Count a batch that was labelled."""
+        self._tokens += tokens
+        speed = self._tokens / (time.perf_counter() - self._started)
+        self._bars.update(self._task, advance=documents, speed=f"{speed:,.0f} tok/s")
+
+    def shard(self, shard: Shard) -> None:
+        """Say that a shard is done, now or before."""
+        self._done += shard.documents
+        self._bars.update(self._task, completed=self._done)
+        self._console.print(f"{shard.file}: {shard.tokens:,} tokens", highlight=False)

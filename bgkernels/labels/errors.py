@@ -11,3 +11,11 @@ class LabelError(TrainingError):
 
 class CorruptLabels(LabelError):
     """A file of labels is missing, or is not what was written."""
+
+
+class ServerError(LabelError):
+    """An inference server cannot be asked, or does not answer as its teacher would."""
+
+
+class NoStates(ServerError):
+    """An inference server has no endpoint for hidden states."""

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 import bgkernels as bg
 from bgkernels.labels import store
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.shard import ShardBuilder
+from bgkernels.labels.sources import Answer, LabelSource, LoadedTeacher
 from bgkernels.labels.store import Info, Shard
 from bgkernels.labels.tokenizer import fingerprint
 from bgkernels.training.files import digest
@@ -56,58 +56,69 @@ class CaptureConfig:
 
 
 def describe(
-    model: CausalLM, documents: Sequence[Any], config: CaptureConfig, tokenizer: Any = None
+    source: LabelSource, documents: Sequence[Any], config: CaptureConfig, tokenizer: Any = None
 ) -> Info:
     """What the labels will be of.
 
     Raises:
-        LabelError: the configuration or a document does not fit the model.
+        LabelError: the configuration or a document does not fit the teacher.
     """
-    vocab = config.vocab_size or model.vocab
-    if not 0 < vocab <= model.vocab:
-        raise LabelError(f"vocab_size must lie in [1, {model.vocab}], the teacher's; got {vocab}")
+    vocab = config.vocab_size or source.vocab
+    if not 0 < vocab <= source.vocab:
+        raise LabelError(f"vocab_size must lie in [1, {source.vocab}], the teacher's; got {vocab}")
+    if not source.whole and (config.temperature != 1 or vocab != source.vocab):
+        raise LabelError(
+            "temperature must be 1 and vocab_size that of the teacher where a server gives "
+            f"log-probabilities alone; got {config.temperature} and {vocab}. Serve hidden states"
+        )
     if config.k > vocab:
         raise LabelError(f"k must lie in [1, {vocab}], the teacher's columns; got {config.k}")
     if not len(documents):
         raise LabelError("there are no documents to label; name data that holds some")
     return Info(
-        model=str(getattr(model.network, "name_or_path", "")),
-        weights=model.digest,
+        model=source.name,
+        weights=source.weights,
         tokenizer="" if tokenizer is None else fingerprint(tokenizer),
         data=_fingerprint(documents, vocab),
         vocab=vocab,
         k=config.k,
         temperature=config.temperature,
-        gamma=config.gamma,
-        seed=config.seed,
+        gamma=config.gamma if source.whole else None,
+        seed=config.seed if source.whole else None,
         documents=len(documents),
         documents_per_shard=config.documents_per_shard,
     )
 
 
 def generate(
-    model: CausalLM,
+    model: CausalLM | LabelSource,
     documents: Sequence[Any],
     folder: str | Path,
     config: CaptureConfig = CaptureConfig(),
     *,
     tokenizer: Any = None,
+    share: tuple[int, int] | None = None,
     report: Callable[[Shard], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> bool:
     """Write the labels of all documents, in shards; those that are done are kept.
 
     Under ``torchrun`` (``RANK`` and ``WORLD_SIZE`` in the environment) every rank makes its share
-    of the shards in the same folder. Killed anywhere and run again, the files are the same. Where
-    machines have no common folder, gather their files in one, and run once more there.
+    of the shards in the same folder, as do processes that are given a ``share``. Killed anywhere
+    and run again, the files are the same. Where machines have no common folder, gather their files
+    in one, and run once more there.
 
     Args:
-        model: the teacher, from :func:`bgkernels.training.models.load_pretrained`.
+        model: the teacher, from :func:`bgkernels.training.models.load_pretrained`, or a source of
+            its labels, such as a server.
         documents: sequences of token numbers: :class:`Documents`, lists, or a ``datasets.Dataset``
             with a column ``input_ids``.
         folder: made where it is missing.
         config: how to capture.
         tokenizer: of the documents; its fingerprint is kept, to be compared with the student's.
+        share: ``(i, n)``: make the shards ``i``, ``i + n``, and so on; None: as ``torchrun`` says.
         report: called after each shard.
+        on_batch: called with the documents and tokens of each batch that was labelled.
 
     Returns:
         Whether the labels are complete: False where other ranks are not done.
@@ -129,15 +140,27 @@ def generate(
         torch.Size([2, 4])
     """
     folder = Path(folder)
-    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    info = describe(model, documents, config, tokenizer)
+    rank, world = share or (
+        int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
+    source = LoadedTeacher(model) if isinstance(model, CausalLM) else model
+    info = describe(source, documents, config, tokenizer)
     known = [store.finished(folder, number, info) for number in range(info.shards)]
-    for number in range(rank, info.shards, world):
+    mine = range(rank, info.shards, world)
+
+    def texts(number: int) -> list[Tensor]:
+        return [_tokens(documents[i], i, info.vocab) for i in info.part(number)]
+
+    missing = (texts(number) for number in mine if known[number] is None)
+    answers = source.answers(missing, config.batch_size)
+    for number in mine:
         shard = known[number]
         if shard is None:
             builder = ShardBuilder(info.vocab)
-            for texts, labels in _label(model, documents, number, info, config):
-                builder.add(texts, labels)
+            for batch, labels in _label(answers, texts(number), number, info, config):
+                builder.add(batch, labels)
+                if on_batch is not None:
+                    on_batch(len(batch), sum(map(len, batch)))
             shard = store.write_shard(folder, number, builder.tensors(), info)
         if report is not None:
             report(shard)
@@ -146,27 +169,25 @@ def generate(
 
 @torch.no_grad()
 def _label(
-    model: CausalLM, documents: Sequence[Any], number: int, info: Info, config: CaptureConfig
+    answers: Iterator[Answer], texts: list[Tensor], number: int, info: Info, config: CaptureConfig
 ) -> Iterator[tuple[list[Tensor], bg.SoftLabels]]:
     """Batches of a shard: the documents, and the labels of all their tokens."""
-    seed = int(digest([f"{info.seed}/{number}".encode()]), 16) >> 2
-    part, row = info.part(number), 0
-    apart = _padding_changes(model, [_tokens(documents[i], i, info.vocab) for i in part])
-    for start in range(part.start, part.stop, config.batch_size):
-        batch = range(start, min(start + config.batch_size, part.stop))
-        texts = [_tokens(documents[i], i, info.vocab) for i in batch]
-        labels = bg.capture(
-            _teacher(model, texts, apart),
-            info.k,
-            temperature=info.temperature,
-            gamma=config.gamma,
-            seed=seed,
-            first_row=row,
-            vocab_size=info.vocab,
-            memory_budget=config.memory_budget,
-        )
-        yield texts, labels
-        row += sum(map(len, texts))
+    seed, row = int(digest([f"{info.seed}/{number}".encode()]), 16) >> 2, 0
+    for start in range(0, len(texts), config.batch_size):
+        batch, answer = texts[start : start + config.batch_size], next(answers)
+        if isinstance(answer, bg.LinearTeacher):
+            answer = bg.capture(
+                answer,
+                info.k,
+                temperature=info.temperature,
+                gamma=config.gamma,
+                seed=seed,
+                first_row=row,
+                vocab_size=info.vocab,
+                memory_budget=config.memory_budget,
+            )
+        yield batch, answer
+        row += sum(map(len, batch))
 
 
 def _fingerprint(documents: Sequence[Any], vocab: int) -> str:
@@ -192,53 +213,3 @@ def _tokens(document: Any, number: int, vocab: int) -> Tensor:
             "use the tokenizer of the teacher"
         )
     return tokens
-
-
-def _padding_changes(model: CausalLM, texts: list[Tensor]) -> bool:
-    """Whether the labels of a short text depend on how long the text beside it is.
-
-    So it is where positions are encoded by the longest sequence of a batch (longrope, dynamic NTK).
-    It is tried with the shortest and the longest text.
-    """
-    texts = sorted((text for text in texts if len(text)), key=len)
-    if not texts or len(texts[0]) == len(texts[-1]):
-        return False
-    shortest, longest = texts[0], texts[-1]
-    alone, padded = (
-        model.hidden(tokens.to(model.device)[None])[0, : len(shortest)].float()
-        for tokens in (shortest, torch.cat([shortest, longest[len(shortest) :]]))
-    )
-    tolerance = 1e-3 if model.head.weight.dtype == torch.float32 else 3e-2
-    return bool((alone - padded).abs().max() > tolerance * alone.abs().max())
-
-
-def _teacher(model: CausalLM, texts: list[Tensor], apart: bool) -> bg.LinearTeacher:
-    """The model's hidden states of all tokens, one after the other, and its head.
-
-    Args:
-        model: the teacher.
-        texts: of one batch.
-        apart: texts of different lengths do not share a forward.
-    """
-    if apart and len({len(text) for text in texts}) > 1:
-        parts: dict[int, Tensor] = {}
-        for length in {len(text) for text in texts}:
-            equal = [i for i, text in enumerate(texts) if len(text) == length]
-            found = _teacher(model, [texts[i] for i in equal], apart=False)
-            parts |= dict(zip(equal, found.hidden.tensor_split(len(equal)), strict=True))
-        hidden = torch.cat([parts[i] for i in range(len(texts))])
-        return replace(found, hidden=hidden)
-    tokens = pad_sequence(texts, batch_first=True)  # causal: what follows the end is not seen
-    if tokens.shape[1] == 0:
-        tokens = tokens.new_zeros(len(texts), 1)
-    lengths = torch.tensor([len(text) for text in texts])
-    inside = torch.arange(tokens.shape[1]) < lengths[:, None]
-    device = model.head.weight.device
-    whole = model.as_teacher(tokens.to(device))
-    return bg.LinearTeacher(
-        whole.hidden[inside.to(device)],
-        whole.weight,
-        whole.bias,
-        whole.logit_scale,
-        whole.logit_softcap,
-    )

@@ -43,7 +43,7 @@ def read_vllm(path: str | Path) -> Iterator[Document]:
     Raises:
         LabelError: a line is not such a response, by its number; the message says what is missing.
     """
-    return _read(Path(path), "vLLM", _vllm)
+    return _read(Path(path), "vLLM", vllm_rows)
 
 
 def read_sglang(path: str | Path) -> Iterator[Document]:
@@ -58,7 +58,7 @@ def read_sglang(path: str | Path) -> Iterator[Document]:
     Raises:
         LabelError: a line is not such a response, by its number; the message says what is missing.
     """
-    return _read(Path(path), "SGLang", _sglang)
+    return _read(Path(path), "SGLang", sglang_rows)
 
 
 def save_documents(
@@ -121,7 +121,7 @@ def _read(path: Path, server: str, parse: Parse) -> Iterator[Document]:
                 continue
             try:
                 for tokens, rows in parse(json.loads(line)):
-                    yield _document(tokens, rows)
+                    yield as_document(tokens, rows)
             except LabelError as error:
                 raise LabelError(f"{path}, line {number}: {error}") from None
             except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -131,7 +131,7 @@ def _read(path: Path, server: str, parse: Parse) -> Iterator[Document]:
                 ) from error
 
 
-def _document(tokens: list[int], rows: list[Row]) -> Document:
+def as_document(tokens: list[int], rows: list[Row]) -> Document:
     """Labels at position i are of token i + 1; there are none after the last token."""
     if len(tokens) != len(rows):
         raise LabelError(f"{len(tokens)} tokens have {len(rows)} rows of log-probabilities")
@@ -159,7 +159,8 @@ def _entries(row: dict[int, float]) -> list[tuple[int, float]]:
     return sorted(present, key=lambda entry: -entry[1])
 
 
-def _vllm(response: dict[str, Any]) -> Iterator[tuple[list[int], list[Row]]]:
+def vllm_rows(response: dict[str, Any]) -> Iterator[tuple[list[int], list[Row]]]:
+    """Tokens of each choice, and the distribution that each was drawn from."""
     for choice in response["choices"]:
         prompt = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
         given = choice.get("prompt_logprobs") or response.get("prompt_logprobs")
@@ -233,9 +234,10 @@ def _number(token: str) -> int:
     return int(match[1])
 
 
-def _sglang(
+def sglang_rows(
     response: dict[str, Any] | list[dict[str, Any]],
 ) -> Iterator[tuple[list[int], list[Row]]]:
+    """Tokens of each answer, and the distribution that each was drawn from."""
     for one in response if isinstance(response, list) else [response]:
         if "choices" in one:
             raise LabelError(

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bgkernels.backends.base import Backend
 from bgkernels.loss.objective import Objective
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
+from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.problem import Problem, Tensors
 
 Factor = Tensor | float
@@ -99,10 +101,13 @@ class FusedLoss(torch.autograd.Function):
         if not others and first is not None:
             if overwrite:
                 torch.autograd.graph.increment_version(first)
-            target = first if overwrite else torch.empty_like(first, dtype=needs.dtype(first.dtype))
+            target = first
+            if not overwrite:
+                target = in_huge_pages(torch.empty_like(first, dtype=needs.dtype(first.dtype)))
         matrices, grads = run(problem, needs, derivative, gradient=target)
         box.append(matrices)
-        ctx.dtypes = [None if x is None else x.dtype for x in student]
+        ctx.owned, ctx.done = problem.weight_grad, False
+        ctx.backend, ctx.dtypes = problem.backend, [None if x is None else x.dtype for x in student]
         ctx.save_for_backward(*grads)
         total = (losses[0] if len(losses) == 1 else torch.cat(losses)).sum()
         return (total / divisor if needs.held else total).to(problem.dtype)
@@ -112,9 +117,37 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensors:
         """Return the gradients of the forward pass times ``grad``."""
         factor = grad if ctx.divisor is None else grad / ctx.divisor
-        # The comparison is free on a CPU; elsewhere it would wait for the device.
-        same = factor.device.type == "cpu" and factor.item() == 1
-        # Not in place: a kept graph comes here again.
-        grads = (x if x is None or same else x * factor for x in ctx.saved_tensors)
-        pairs = zip(grads, ctx.dtypes, strict=True)
-        return (*(None,) * 6, *(None if x is None else x.to(dtype) for x, dtype in pairs))
+        if ctx.owned is not None:
+            _check_unscaled(ctx, grad)
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        scaled = (None if x is None else _scaled(ctx.backend, x, factor).to(to) for x, to in pairs)
+        return (*(None,) * 6, *scaled)
+
+
+def _check_unscaled(ctx: Any, grad: Tensor) -> None:
+    """Raise where ``weight_grad`` holds another gradient than is asked for, which came too early.
+
+    On a device that would have to be waited for, it becomes NaN instead.
+    """
+    if ctx.done:
+        raise RuntimeError(
+            "`weight_grad` holds the gradient of this loss already; backward a second time needs "
+            "mode='recompute', or a loss without it"
+        )
+    ctx.done = True
+    if grad.device.type == "cpu" and grad.item() != 1:
+        raise RuntimeError(
+            "`weight_grad` got the gradient of the loss in the forward pass, but backward is asked "
+            f"for {grad.item():.6g} times that; call `loss.backward()` on the loss itself, with "
+            "the factor in `num_items` or `token_weight`, or use mode='recompute'"
+        )
+    if grad.device.type != "cpu":
+        ctx.backend.scale_(ctx.owned, torch.where(grad == 1, 1.0, float("nan")))
+
+
+def _scaled(backend: Backend, x: Tensor, factor: Tensor) -> Tensor:
+    """Return ``x · factor``: in the memory of ``x``, unless a kept graph comes here again."""
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        x = x.clone()
+    backend.scale_(x, factor)
+    return x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.loss import compiled
-from bgkernels.loss.autograd import FusedLoss, RowStatistics
+from bgkernels.loss.autograd import FusedLoss, RowStatistics, needs_of
 from bgkernels.loss.dtensor import plain
 from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
@@ -16,6 +16,7 @@ from bgkernels.loss.pose import pose, wants_gradient
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import AT_ONE, RowStats
+from bgkernels.rows.values import ExtraValues, distinct
 from bgkernels.streaming import checks
 from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
@@ -35,9 +36,11 @@ def hybrid_loss(
     num_items: int | Tensor | None,
     return_stats: bool,
     overwrite: bool = False,
+    weight_grad: Tensor | None = None,
 ) -> Loss:
     """Return the loss of the caller's tensors, and the statistics if they are asked for."""
     problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
+    problem = with_weight_grad(problem, student, weight_grad)
     weight, divisor = _weight(problem, token_weight), _divisor(problem, options, num_items)
     matrices = None
     if is_fused(problem, objective, options):
@@ -81,6 +84,35 @@ def posed(
     return problem
 
 
+def with_weight_grad(
+    problem: Problem, student: dict[str, Tensor | None], weight_grad: Tensor | None
+) -> Problem:
+    """Return the problem with the caller's sum of dW, checked."""
+    if weight_grad is None:
+        return problem
+    weight = student["linear_weight"]
+    assert weight is not None
+    if torch.compiler.is_compiling() or type(weight).__name__ == "DTensor":
+        raise NotImplementedError(
+            "`weight_grad` goes neither through torch.compile nor with a DTensor `linear_weight`; "
+            "call the loss outside of it, or leave `weight_grad` out"
+        )
+    checks.tensor("weight_grad", weight_grad)
+    checks.shape("weight_grad", weight_grad, tuple(weight.shape), "that of `linear_weight`")
+    checks.same_device(problem.labels, weight_grad=weight_grad)
+    if weight_grad.dtype != problem.dtype or not weight_grad.is_contiguous():
+        raise ValueError(
+            f"`weight_grad` must be contiguous and {problem.dtype}; got {weight_grad.dtype} with "
+            f"strides {weight_grad.stride()}"
+        )
+    if weight_grad.requires_grad or (torch.is_grad_enabled() and not weight.requires_grad):
+        raise ValueError(
+            "`weight_grad` must not require grad, and `linear_weight` must, whose gradient it "
+            f"gets; got {weight_grad.requires_grad} and {weight.requires_grad}"
+        )
+    return replace(problem, weight_grad=weight_grad)
+
+
 def row_statistics(problem: Problem) -> Matrices:
     """Return both matrices of statistics, whose gradient recompute mode gives."""
     if torch.compiler.is_compiling():
@@ -98,15 +130,16 @@ def row_stats(
 ) -> RowStats:
     """Return the statistics of the caller's tensors, at the temperature of the options."""
     weighed = options.temperature != 1 and getattr(teacher, "weighs_statistics", False)
-    wanted = tuple(dict.fromkeys((*extras, AT_ONE))) if weighed else extras
+    wanted = distinct((*extras, AT_ONE)) if weighed else extras
     caller = student, teacher, target, options
     problem = pose(*caller, wanted, reads_teacher=teacher is not None, logit_sum=True)
-    values, ints = row_statistics(problem)
-    blocks = problem.statistics(values, ints)
-    pairs = problem.seen(blocks, problem.connected(blocks, values))
+    matrices = row_statistics(problem)
+    blocks = problem.statistics(*matrices)
+    pairs = problem.seen(blocks, problem.connected(blocks, matrices[0]))
     views = [s.at_one(options.temperature, ()) if weighed else s for s, _ in pairs]
     stats = shaped(problem, blend(pairs, problem.teacher.part_weights(views, slice(None))))
-    return replace(stats, extras={extra: stats.extras[extra] for extra in extras})
+    values = ExtraValues([(extra, stats.extras[extra]) for extra in extras])
+    return replace(stats, extras=values)
 
 
 def shaped(problem: Problem, stats: RowStats) -> RowStats:
@@ -131,6 +164,8 @@ def is_fused(problem: Problem, objective: Objective, options: Options) -> bool:
     blocker = None
     if options.reduction == "none":
         blocker = "reduction='none', whose upstream gradients are known in backward only"
+    elif problem.weight_grad is not None and needs_of(problem.student, ()).held:
+        blocker = "`weight_grad` beside fp16 tensors, whose loss scale is known in backward only"
     elif objective.policy.batchwide:
         blocker = f"the policy {objective.policy.name!r}, which sees all tokens at once"
     if torch.compiler.is_compiling():
@@ -165,7 +200,7 @@ def _divisor(problem: Problem, options: Options, num_items: int | Tensor | None)
         return float(max(problem.items, 1))
     if num_items is None:
         count = (labels != SKIP).sum()
-        looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        looks = checks.legible(labels)
         return float(max(int(count), 1)) if looks else count.clamp_min(1).double()
     num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):

@@ -15,7 +15,8 @@ from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
-from bgkernels.streaming.kept import Codes, Kept, Loan, codable
+from bgkernels.streaming.kept import Kept, Loan, codable, codes_of
+from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -54,7 +55,7 @@ def run(
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
-    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
+    kept = Kept(loan, codes_of(p, problem, loan) if p.coded else None)
     tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
@@ -99,7 +100,7 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     """
     first = problem.student[0]
     assert first is not None
-    target = torch.empty_like(first) if len(problem.student) == 1 else None
+    target = in_huge_pages(torch.empty_like(first)) if len(problem.student) == 1 else None
     grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:
@@ -167,7 +168,7 @@ def backward_tiles(
     for i in reversed(group):
         x, columns = tiles.wanted(i), tiles.columns[i]
         d = student.gradient_tile(columns, x, scratch.narrow)
-        sums = [buffer[: x.numel()].view(x.shape) for buffer in scratch.sums] if others else []
+        sums = [gemm.matrix(buffer, *x.shape) for buffer in scratch.sums] if others else []
         for k, comparison in enumerate(others):
             comparison.vjp(i, x, sums[min(k, 1)])
             if k:
@@ -193,6 +194,7 @@ def planned(problem: Problem, needs: Needs, *, statistics: bool, backward: bool)
     key = (
         problem.spec, problem.backend.name, problem.budget, problem.autocast, shard.edges,
         shard.rank, problem.labels.device, way, needs, statistics, backward, kinds, shapes,
+        problem.weight_grad is None,
     )  # fmt: skip
     if key not in PLANS:
         work = workload(problem, needs, statistics=statistics, backward=backward)
@@ -207,20 +209,26 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
     first, *others = problem.student
     assert first is not None
     demand, teacher = head_demand(problem.student, problem), problem.teacher
-    tile_bytes, weight_bytes = problem.backend.scratch_bytes, demand.weight_bytes
+    tile_bytes = problem.backend.scratch_bytes
     tile_bytes += min(len(teacher.parts) - 1, 2) * 4 * backward
-    row_bytes = sum_bytes = grad_bytes = input_sum_bytes = 0
+    row_bytes = sum_bytes = grad_bytes = input_sum_bytes = scratch = sum_scratch = 0
+    gradient, weight_bytes = first.dtype, demand.weight_bytes
     if others and (weight := others[0]) is not None:
         product = problem.product(first)
         wide, narrow = demand.logit_bytes != product.itemsize, weight.dtype.itemsize < 4
         tile_bytes += product.itemsize * (wide and backward)
-        row_bytes = demand.hidden * 8 * (backward and needs.input)
+        gradient, sum_scratch = product, gemm.sum_scratch_bytes(product, first.device)
+        row_bytes = demand.hidden * (4 + sum_scratch) * (backward and needs.input)
         input_sum_bytes = first.numel() * 4 * (backward and needs.input)
-        to = needs.dtype(weight.dtype)
-        scratch = gemm.scratch_bytes(product, to, first.device)
-        weight_bytes += scratch * (backward and needs.weight)
+        owned = problem.weight_grad
+        to = needs.dtype(weight.dtype) if owned is None else owned.dtype
+        narrow &= owned is None
+        scratch = max(gemm.scratch_bytes(product, to, first.device), sum_scratch)
+        scratch *= backward and needs.weight
+        if first.device.type == "cpu":  # its libraries pack operands of either head in as much
+            weight_bytes, scratch = weight_bytes + scratch, 0
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
-        if shard.group is None:  # one plan must fit every rank's gradient
+        if shard.group is None and owned is None:  # one plan must fit every rank's gradient
             grad_bytes = demand.hidden * to.itemsize * needs.weight
     operands = [x for x in (*problem.student, *teacher.tensors) if x is not None]
     theirs = teacher.parts[0].demand(problem)
@@ -246,4 +254,9 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         device=first.device.type,
         codable=codable(problem),
         packing=gemm.packing_bytes(map(problem.product, operands), first.device),
+        scratch_bytes=scratch,
+        sum_traffic=16 if sum_scratch else 8,
+        gradient_bytes=gradient.itemsize,
+        direct=problem.backend.code_block > 0,
+        weight_owned=problem.weight_grad is not None,
     )

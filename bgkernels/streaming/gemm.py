@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from bgkernels.backends.native import products
+
+STRIDE = 64
+"""Rows of scratch matrices begin at multiples of so many elements: loads and products want it."""
+
+
+def matrix(memory: Tensor, rows: int, width: int) -> Tensor:
+    """Return ``(rows, width)`` in flat memory, strided by a multiple of STRIDE if it has room."""
+    stride = -(-width // STRIDE) * STRIDE
+    stride = stride if rows * stride <= memory.numel() else width
+    return memory[: rows * stride].view(rows, stride)[:, :width]
+
+
+@functools.cache
+def adds_wide(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether a device adds products of 16-bit operands to fp32 in place: tried once."""
+    a = torch.ones(16, 16, dtype=dtype, device=device)
+    total = torch.ones(16, 16, dtype=torch.float32, device=device)
+    try:
+        torch.addmm(total, a, a, out_dtype=torch.float32, out=total)
+        return bool((total == 17).all())
+    except (RuntimeError, TypeError):  # an older torch, or a device without it
+        return False
 
 
 def _half_on_cpu(dtype: torch.dtype, device: torch.device) -> bool:
@@ -43,14 +66,20 @@ def add_mm_(total: Tensor, a: Tensor, b: Tensor, scratch: Callable[[], Tensor]) 
         return products.mm(a, b, total, add=True)
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
+    if total.dtype == torch.float32 and adds_wide(a.dtype, a.device):
+        return torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     return total.add_(mm(a, b, scratch()))
 
 
 def mm_narrow(a: Tensor, b: Tensor, out: Tensor, scratch: Callable[[], Tensor]) -> Tensor:
-    """Write ``a @ b``, added up in fp32, to ``out`` of any dtype, if need be by ``scratch()``."""
+    """Write ``a @ b``, added up in fp32, to ``out`` of any dtype, if need be by ``scratch()``.
+
+    A GPU rounds its fp32 sums once, to the operands' dtype.
+    """
     if _half_on_cpu(a.dtype, a.device):
         return products.mm(a, b, out)
-    return mm(a, b, out) if out.dtype.itemsize >= 4 else out.copy_(mm(a, b, scratch()))
+    direct = out.dtype.itemsize >= 4 or (a.is_cuda and out.dtype == a.dtype)
+    return mm(a, b, out) if direct else out.copy_(mm(a, b, scratch()))
 
 
 def scratch_bytes(product: torch.dtype, to: torch.dtype, device: torch.device) -> int:
@@ -58,8 +87,14 @@ def scratch_bytes(product: torch.dtype, to: torch.dtype, device: torch.device) -
     if _half_on_cpu(product, device):
         direct = to == torch.float32 or (products.chosen(product) == "brgemm" and to == product)
         return 0 if direct and to != torch.float16 else 4
-    on_cpu = device.type == "cpu"
-    return 4 if to.itemsize < 4 or (product.itemsize < 4 and not on_cpu) else 0
+    on_gpu = device.type == "cuda"
+    return 0 if to.itemsize >= 4 or (on_gpu and to == product) else 4
+
+
+def sum_scratch_bytes(product: torch.dtype, device: torch.device) -> int:
+    """Return the bytes of an element of scratch by which a product is added to a sum in fp32."""
+    direct = product.itemsize >= 4 or _half_on_cpu(product, device) or adds_wide(product, device)
+    return 0 if direct else 4
 
 
 def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:

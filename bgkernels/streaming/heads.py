@@ -111,11 +111,12 @@ class LinearHead:
             complete at once.
         groups: number of groups of columns for which it will see them all; with one, a chunk of dX
             is complete at once.
+        owned: the caller's sum, to which dW is added, or None.
     """
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, product: torch.dtype,
-        needs: Needs = Needs(), chunks: int = 1, groups: int = 1,
+        needs: Needs = Needs(), chunks: int = 1, groups: int = 1, owned: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.hidden, self.weight, self.bias = hidden, weight, bias
         self.product, self.needs = product, needs
@@ -128,7 +129,9 @@ class LinearHead:
         self.grad_bias = (
             torch.zeros_like(bias, dtype=wide) if needs.bias and bias is not None else None
         )
-        self.grad_weight = self._new_weight() if needs.weight and chunks == 1 else None
+        self.owned = owned if needs.weight else None
+        alone = needs.weight and owned is None
+        self.grad_weight = self._new_weight() if alone and chunks == 1 else None
         self.sum_weight: Tensor | None = None
         self.chunks, self.groups = chunks, groups
         self.sum_input = None
@@ -149,7 +152,9 @@ class LinearHead:
     def begin(self, columns: slice) -> None:
         """Begin a group of columns, to whose part of dW every chunk of rows adds."""
         self.group = columns
-        if self.needs.weight and self.chunks > 1:
+        if self.owned is not None:
+            self.sum_weight = self.owned[columns]
+        elif self.needs.weight and self.chunks > 1:
             rows = len(self.weight) if self.groups == 1 else columns.stop - columns.start
             self.sum_weight = self.weight.new_zeros(rows, self.weight.shape[1], dtype=self._wide)
 
@@ -184,13 +189,12 @@ class LinearHead:
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         """``(rows, width)`` raw outputs of the chunk, in ``buffer``."""
         w = self._weight_tile(columns)
-        shape = self.x.size(0), w.size(0)
-        out = gemm.mm(self.x, w.t(), buffer[: shape[0] * shape[1]].view(shape))
+        out = gemm.mm(self.x, w.t(), gemm.matrix(buffer, self.x.size(0), w.size(0)))
         return out if self.bias is None else out.add_(self.bias[columns])
 
     def gradient_tile(self, columns: slice, tile: Tensor, buffer: Tensor) -> Tensor:
         """Where pass 2 writes: over the tile, or beside it in the dtype of the next products."""
-        return tile if tile.dtype == self.product else buffer[: tile.numel()].view(tile.shape)
+        return tile if tile.dtype == self.product else gemm.matrix(buffer, *tile.shape)
 
     def backward(self, columns: slice, d: Tensor) -> None:
         """Add the products of a tile's gradient ``d (rows, width)``."""
@@ -222,7 +226,9 @@ class LinearHead:
         """End a group of columns, and release its fp32 sum."""
         if self.sum_weight is None:
             return
-        if self.groups == 1:
+        if self.owned is not None:
+            self._scratch.clear()
+        elif self.groups == 1:
             self._scratch.clear()
             self.grad_weight = self.sum_weight.to(self.needs.dtype(self.weight.dtype))
         else:
@@ -264,7 +270,8 @@ def make_head(
     weight = tensors[1]
     assert weight is not None
     walks = (1, 1) if plan is None else (plan.chunk_count, plan.groups)
-    return LinearHead(first, weight, tensors[2], problem.product(first), needs, *walks)
+    product, owned = problem.product(first), problem.weight_grad
+    return LinearHead(first, weight, tensors[2], product, needs, *walks, owned)
 
 
 def head_demand(tensors: Tensors, problem: Problem) -> Demand:

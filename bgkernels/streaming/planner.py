@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bgkernels.streaming import coding
+from bgkernels.streaming.cost import cost_of, total
 
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
@@ -38,52 +39,13 @@ class BudgetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the planner knows of a device, in units of one multiply-add.
-
-    Args:
-        overhead: rows, and columns, whose time a product loses for being small: r rows take as long
-            as r + this many at full speed.
-        byte: multiply-adds in the time of moving one byte.
-        launch: multiply-adds in the time of starting one tile.
-        width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
-        coding: multiply-adds in the time of coding a pair of logits, and of decoding it.
-        fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
-    """
-
-    overhead: float
-    byte: float
-    launch: float
-    width: int
-    coding: float = 0
-    fresh: float = 0
-
-
-# Of other devices: the CPU's. Those of CUDA are computed, not measured: for 790 TFLOP/s in 16 bits,
-# 3 TB/s, 10 µs to start the kernels of a tile, and products in blocks of 128 rows, of which half a
-# one is lost on average. A product of the widest tile then takes 0.17 ms at 1,000 rows of 4096, so
-# that starting it costs little; wider tiles would leave less choice of how many are kept.
-# Those of a CPU that coding and fresh pages take were measured on a Zen 4, at 100 per nanosecond.
-# `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
-COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=40, fresh=45),
-    "cuda": Cost(overhead=64, byte=130, launch=4e9, width=16384),
-}
-
-
-def cost_of(device: str) -> Cost:
-    """What is known of a type of device."""
-    return COST.get(device, COST["cpu"])
-
-
-@dataclass(frozen=True)
 class Demand:
     """What the tiles of a model take.
 
     Args:
         logit_bytes: a (row, column) that is kept between the passes.
         tile_bytes: further bytes a (row, column) of the one tile in work.
-        weight_bytes: a weight element of a tile that is widened, or whose gradient is narrowed.
+        weight_bytes: a weight element of a tile that is widened.
         row_bytes: a row of a chunk.
         hidden: width of the head; 0 where the logits are given.
     """
@@ -116,8 +78,8 @@ class Workload:
             are computed.
         tile_bytes: further bytes a (row, column) of the one tile in work: gradient beside the
             logits, backend scratch.
-        weight_bytes: bytes a weight element of a tile that is widened or whose gradient is narrowed
-            (0: none).
+        weight_bytes: bytes a weight element of a tile that is widened, or multiplied by a library
+            that packs it (0: none).
         row_bytes: bytes a row of a chunk: widened inputs, input gradient, state.
         weight_sum_bytes: bytes of the fp32 sum of dW that several chunks need beside the gradient
             (0: none needed).
@@ -130,6 +92,11 @@ class Workload:
         codable: whether kept tiles may be coded.
         packing: bytes of packed operands that a product fills if it can, a panel at least; 0: its
             operands are not packed.
+        scratch_bytes: bytes an element of a tile of dW that is multiplied beside its gradient.
+        sum_traffic: bytes that are moved to add a product to an element of a sum.
+        gradient_bytes: bytes a (row, column) of the gradient of a tile.
+        direct: whether coded tiles are written and read by the primitives themselves.
+        weight_owned: whether dW is added to a sum of the caller's.
     """
 
     rows: int
@@ -151,6 +118,11 @@ class Workload:
     input_sum_bytes: int = 0
     codable: bool = False
     packing: int = 0
+    scratch_bytes: int = 0
+    sum_traffic: int = 8
+    gradient_bytes: int = 4
+    direct: bool = False
+    weight_owned: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,12 +209,13 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
     least = math.inf
     for width in _widths(work):
         for count in _chunk_counts(work.rows):
-            chunk = max(1, math.ceil(work.rows / count))
+            chunk = cost_of(work.device).rounded(max(1, math.ceil(work.rows / count)))
+            chunk = max(1, min(chunk, work.rows))
             least = min(least, _least_bytes(work, chunk, width))
             for coded in (False, True)[: 1 + work.codable]:
                 found = _fit(work, chunk, width, budget, coded)
-                if found is not None and (best is None or _cost(work, found) < best[0]):
-                    best = (_cost(work, found), found)
+                if found is not None and (best is None or total(work, found) < best[0]):
+                    best = (total(work, found), found)
     return (None if best is None else best[1]), int(least)
 
 
@@ -250,6 +223,8 @@ def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
     limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
+    if work.device == "cuda":  # so that rows of tiles begin at multiples of 128 bytes
+        found = {cost_of(work.device).rounded(width) for width in found}
     return sorted(found, reverse=True)
 
 
@@ -273,6 +248,7 @@ def _chunk_counts(rows: int) -> Iterator[int]:
 def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
     """All but kept tiles and sums."""
     weights = width * (work.hidden_s + work.hidden_t) * work.weight_bytes
+    weights += width * work.hidden_s * work.scratch_bytes
     tiles = chunk * (width * work.tile_bytes + work.row_bytes)
     return tiles + weights + _packing_bytes(work, chunk, width)
 
@@ -354,23 +330,3 @@ def _lent(work: Workload, tiles: int, width: int, tile: int) -> int:
     if not (work.statistics and work.backward and tile):
         return 0
     return min(tiles - 1, (tiles - 1) * width * work.weight_grad_bytes // tile)
-
-
-def _cost(work: Workload, p: Plan) -> float:
-    """Time of a plan in multiply-adds."""
-    cost = cost_of(work.device)
-    student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
-    tiles = len(p.tiles())
-    passes = work.reads * work.statistics + work.backward
-    logits = (student + teacher) * (1 + p.repeated(passes))
-    products = logits + work.grad_products * student * work.backward
-    rows = (work.rows + p.chunk_count * cost.overhead) * (1 + cost.overhead / p.width)
-    slots = (p.coded or p.kept) - p.lent
-    kept = slots * p.slot_bytes * cost.fresh
-    kept += p.coded / tiles * work.rows * work.compared * cost.coding
-    traffic = logits * work.weight_bytes
-    if p.chunk_count > 1 and work.backward and work.grad_products:
-        traffic += 8 * student
-    traffic += (p.groups - 1) * 8 * p.chunk * (work.hidden_s + work.hidden_t)
-    walks = p.chunk_count * (traffic * cost.byte + passes * tiles * cost.launch)
-    return products * rows + kept + walks

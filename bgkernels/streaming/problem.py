@@ -41,6 +41,7 @@ class Problem:
         ignore_index: what ``RowStats.label`` shows in rows that take no part.
         autocast: dtype that autocast asks products to run in, or None.
         items: how many rows take part, or None where counting would wait for a device.
+        weight_grad: the caller's sum in fp32 or fp64, to which dW is added, or None.
     """
 
     spec: RowSpec
@@ -54,6 +55,7 @@ class Problem:
     ignore_index: int = -100
     autocast: torch.dtype | None = None
     items: int | None = None
+    weight_grad: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:

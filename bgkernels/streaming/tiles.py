@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Logits, LogitsHead
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Plan
@@ -56,7 +57,7 @@ class Tiles:
         if width <= 0:
             return None
         buffer = self.slots[slot]
-        tile = buffer[: self.rows * width].view(self.rows, width) if self.size else None
+        tile = gemm.matrix(buffer, self.rows, width) if self.size else None
         held = tile is not None and self.owner.get(slot) == i
         self.owner[slot] = i
         if held or self._restored(i, tile):

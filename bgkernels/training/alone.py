@@ -8,6 +8,7 @@ from bgkernels.training.corpus import load_corpus
 from bgkernels.training.demo import corpus_facts
 from bgkernels.training.distill import train_student
 from bgkernels.training.loop import History
+from bgkernels.training.marks import describe, examine_by_name
 from bgkernels.training.materials import prepare
 from bgkernels.training.progress import Display, Silent
 
@@ -30,5 +31,7 @@ def run_training(config: DemoConfig, display: Display | None = None) -> History:
         display.say(report.left_out(materials.unusable))
     display.say(report.describe(corpus_facts(corpus, materials)))
     model, history = train_student(config, materials, "hard", None, display)
+    if config.data.task:
+        display.say(describe(examine_by_name(model, config.data.task).measures()))
     models.export(model, materials.tokenizer, config.output / "model")
     return history

@@ -7,6 +7,7 @@ from bgkernels.training.commands.analyze import analyze
 from bgkernels.training.commands.bench import bench
 from bgkernels.training.commands.demo import compare, demo, distill
 from bgkernels.training.commands.prune import prune
+from bgkernels.training.commands.recipe import recipe
 from bgkernels.training.commands.shared import typer
 from bgkernels.training.commands.study import study
 from bgkernels.training.commands.train import train
@@ -19,6 +20,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, distill, compare, train, prune, generate_labels, study, analyze):
+for command in (demo, distill, compare, train, prune, recipe, generate_labels, study, analyze):
     app.command()(command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bgkernels.training.errors import extra
 from bgkernels.training.figure import OWN, PARTS, TAUGHT, picture, title
-from bgkernels.training.methods import METHODS
+from bgkernels.training.methods import find
 from bgkernels.training.report import caption, figure, mark
 from bgkernels.training.results import DemoResult
 
@@ -44,17 +44,17 @@ def table(result: DemoResult) -> Table:
     for method, row in found.items():
         cells = [mark(figure(x), x.mean == low) for x, low in zip(row, best, strict=True)]
         seconds = result.students[method].history.seconds
-        grid.add_row(METHODS[method].title, *cells, f"{seconds:.0f} s")
+        grid.add_row(find(method).title, *cells, f"{seconds:.0f} s")
     return grid
 
 
 def cost(result: DemoResult) -> str:
     """How long the students that wrote text themselves were trained, against soft labels alone."""
     seconds = {m: s.history.seconds for m, s in result.students.items()}
-    writers = [m for m in seconds if METHODS[m].written_by_student]
+    writers = [m for m in seconds if find(m).written_by_student]
     if "soft" not in seconds or not writers:
         return ""
-    ratios = (f"{METHODS[m].title} {seconds[m] / seconds['soft']:.1f} ×" for m in writers)
+    ratios = (f"{find(m).title} {seconds[m] / seconds['soft']:.1f} ×" for m in writers)
     return f"Against soft-only, {', '.join(ratios)} the time of training."
 
 
@@ -84,7 +84,7 @@ def draw(result: DemoResult, path: Path) -> None:
             if all(measure != "exposure_bias" for measure, *_ in measures.values()):
                 axes.set_xscale("log")  # a divergence is positive, and some are far off
             axes.legend(loc="best", fontsize=8)
-        panels[0].set_yticks(range(len(methods)), [METHODS[m].title for m in methods])
+        panels[0].set_yticks(range(len(methods)), [find(m).title for m in methods])
         panels[0].invert_yaxis()
 
 

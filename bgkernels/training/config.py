@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bgkernels.training.tasks.vocabulary import STOP
+
 PRETRAINED_RATE = 1e-4
 """Learning rate of a student that has learnt something already; random weights take far more."""
 
@@ -32,6 +34,9 @@ class DataConfig:
     Args:
         corpus: a folder of text, or a data file of records; None: the sources of the interpreter's
             standard library.
+        task: in place of a corpus, a task as :func:`bgkernels.training.tasks.parse` reads it; the
+            run's configuration is to be :func:`~bgkernels.training.tasks.fitted` to it.
+        texts: problems of the task to learn from.
         vocab: size of the byte-level BPE that is trained where no model brings its own tokenizer.
         sequence_length: tokens of a training sequence.
         batch_size: sequences of a batch.
@@ -41,12 +46,19 @@ class DataConfig:
     """
 
     corpus: Path | None = None
+    task: str | None = None
+    texts: int = 8192
     vocab: int = 4096
     sequence_length: int = 128
     batch_size: int = 4
     held_out: float = 0.05
     max_bytes: int | None = None
     skip_unusable: bool = False
+
+    @property
+    def stop(self) -> int | None:
+        """The token that ends a text that a model writes: a task's end; None: texts go on."""
+        return None if self.task is None else STOP
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,8 @@ class DemoConfig:
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
+        teacher_url: of the servers that run the teacher, of which only head and tokenizer are read
+            here; None: it is loaded.
         second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
         lora: rank of the adapters that are trained in place of the student's weights; None: the
             weights themselves.
@@ -151,6 +165,7 @@ class DemoConfig:
     data: DataConfig = DataConfig()
     teacher: str | None = None
     student: str | None = None
+    teacher_url: str | None = None
     second_teacher: str | None = None
     teacher_shape: ModelShape = ModelShape(192, 4, 6)
     student_shape: ModelShape = ModelShape(64, 2, 2)

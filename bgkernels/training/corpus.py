@@ -1,4 +1,4 @@
-"""Text on this machine, split by file into training and held-out text."""
+"""Text on this machine or of a task, split by file into training and held-out text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bgkernels.training.config import DataConfig
 from bgkernels.training.errors import CorpusError
 from bgkernels.training.files import digest
 from bgkernels.training.records import RECORD_SUFFIXES, Document, read_records, texts_of
+from bgkernels.training.tasks import exercises, parse
 
 SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"),
@@ -33,13 +34,13 @@ class Corpus:
 
     Args:
         train, held_out: the two parts.
-        origin: the folder or file they came from.
+        origin: the folder or file they came from, or the task.
         unusable: why some records were left out.
     """
 
     train: tuple[Document, ...]
     held_out: tuple[Document, ...]
-    origin: Path
+    origin: Path | str
     unusable: tuple[str, ...] = ()
 
     @property
@@ -59,16 +60,20 @@ def load_corpus(config: DataConfig) -> Corpus:
 
     A file is held out where a hash of its path relative to the folder says so, and so stays on its
     side when others come or go. A corpus of one file is cut: its end is held out. Records of a
-    data file (:mod:`bgkernels.training.records`) are split alike, by a hash of their text.
+    data file (:mod:`bgkernels.training.records`) are split alike, by a hash of their text; problems
+    of a task (:mod:`bgkernels.training.tasks`) by one of the problem.
 
     Raises:
         CorpusError: the folder does not exist or holds no text, or a data file cannot be read.
+        OptionError: there is no such task, or both a task and a corpus.
 
     Example:
         >>> corpus = load_corpus(DataConfig(max_bytes=100_000))
         >>> len(corpus.train) > len(corpus.held_out) > 0
         True
     """
+    if config.task is not None:
+        return _posed(config.task, config.texts)
     folder = config.corpus or Path(sysconfig.get_path("stdlib"))
     if folder.is_file() and folder.suffix in RECORD_SUFFIXES:
         unusable: list[str] | None = [] if config.skip_unusable else None
@@ -89,6 +94,19 @@ def load_corpus(config: DataConfig) -> Corpus:
     if len(texts) == 1:
         return _cut(next(iter(texts.values())), config.held_out, folder)
     return _split(texts, config.held_out, folder)
+
+
+HELD_OUT = 256
+"""Problems of a task that are held out, of the validation split."""
+
+
+def _posed(name: str, texts: int) -> Corpus:
+    """Problems of a task, each with a solution."""
+    task = parse(name)
+    train = task.problems("train", texts, seed=0)
+    held_out = task.problems("validation", HELD_OUT, seed=0)
+    learnt, scored = (exercises(task, problems, seed=0) for problems in (train, held_out))
+    return Corpus(learnt, scored, f"the task {name}")
 
 
 def _split(texts: Mapping[str, Document], held_out: float, origin: Path) -> Corpus:

@@ -11,6 +11,7 @@ from bgkernels.training.distill import make_objective, train_student, train_teac
 from bgkernels.training.evaluate import own_cost, score
 from bgkernels.training.files import write_json
 from bgkernels.training.loop import History
+from bgkernels.training.marks import examine_by_name
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.models import CausalLM
 from bgkernels.training.progress import Display, Silent
@@ -66,21 +67,25 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             config=config,
             corpus=facts,
             teacher=_teacher_facts(config, materials, teacher, history),
-            students=_examine(materials, teacher, students),
+            students=_examine(materials, teacher, students, config.data.task),
             passage=_passage(materials, next(iter(students.values()))[0], teacher),
             seconds=time.perf_counter() - started,
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
     folder = config.output / "models"
-    models.export(teacher, materials.teacher_tokenizer, folder / "teacher")
+    if teacher.here:
+        models.export(teacher, materials.teacher_tokenizer, folder / "teacher")
     for method, (student, _) in students.items():
         models.export(student, materials.tokenizer, folder / method)
     return result
 
 
 def _examine(
-    materials: Materials, teacher: CausalLM, students: dict[str, tuple[CausalLM, History]]
+    materials: Materials,
+    teacher: CausalLM,
+    students: dict[str, tuple[CausalLM, History]],
+    task: str | None,
 ) -> dict[str, StudentResult]:
     """Measure every student on the same prompts, the teacher's text being sampled once."""
     exam = materials.exam
@@ -90,6 +95,7 @@ def _examine(
             student.parameters,
             history,
             exam.read(student, teacher, teacher_text).measures(exam.config.threshold),
+            examine_by_name(student, task).measures() if task else None,
         )
         for method, (student, history) in students.items()
     }

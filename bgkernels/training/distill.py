@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +23,7 @@ from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.tracing import TracedLM
 from bgkernels.training.translated import TranslatedLM
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
@@ -66,12 +69,32 @@ class Objective:
         """
         if not self.method.on_policy(step):
             return batch
-        return self.writer(self.student)([batch], number)[0]
+        return self.own_writer([batch], [number])[0]
+
+    @cached_property
+    def own_writer(self) -> Writer:
+        """How the student continues a text, all the time while it learns."""
+        return self.writer(self.student)
+
+    def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
+        """Let a teacher behind a server read batches of a step whose text is known.
+
+        Args:
+            batches: of the run.
+            numbers: of those of the step.
+            step: of the optimiser.
+        """
+        if self.teacher and not self.teacher.here and not self.method.on_policy(step):
+            for number in numbers:
+                self.teacher.ask(batches[number].tokens[:, :-1])
 
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
         vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
-        return Writer(model, vocab, self.config.loss.prompt, self.config.seed)
+        config = self.config
+        if not isinstance(model, TranslatedLM):
+            model = TracedLM.of(model)
+        return Writer(model, vocab, config.loss.prompt, config.seed, config.data.stop)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss, computed where the parameters of all models are whole.

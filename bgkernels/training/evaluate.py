@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.training.config import EvalConfig
+from bgkernels.training.generation import continue_text
 from bgkernels.training.models import CausalLM
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import Batch
@@ -179,43 +179,6 @@ def row_stats(
     )
 
 
-@torch.no_grad()
-def continue_text(model: CausalLM, prompts: Tensor, length: int, vocab: int, seed: int) -> Tensor:
-    """Prompts and what the model says next, sampled at temperature 1.
-
-    Two models that are given the same seed share their random numbers, so that they part only where
-    their distributions do.
-
-    Args:
-        model: the speaker.
-        prompts: ``(sequences, given)`` tokens.
-        length: tokens to sample.
-        vocab: sample from so many leading columns, those that both models have.
-        seed: of the samples.
-
-    Returns:
-        ``(sequences, given + length)``, where the model is.
-    """
-    if isinstance(model, TranslatedLM):
-        return model.continued(prompts.to(model.device), length, partial(continue_text, seed=seed))
-    prompts = prompts.to(model.device)
-    generator = torch.Generator(model.device).manual_seed(seed)
-
-    def speak() -> Tensor:
-        text, inputs, past = [prompts], prompts, None
-        for _ in range(length):
-            with torch.compiler.set_stance("force_eager"):  # or it would be compiled each time
-                out = model.body(input_ids=inputs, past_key_values=past, use_cache=True)
-            logits = model.logits(out.last_hidden_state[:, -1])[:, :vocab]
-            race = torch.empty_like(logits).exponential_(generator=generator)
-            inputs = (logits - race.log()).argmax(-1, keepdim=True)  # the Gumbel-max trick
-            text.append(inputs)
-            past = out.past_key_values
-        return torch.cat(text, dim=1)
-
-    return whole([model], speak)
-
-
 @dataclass(frozen=True)
 class Examination:
     """The held-out windows on which all models of a demo are compared.
@@ -226,12 +189,14 @@ class Examination:
             training, the answers. Of what models say themselves, all that follows the prompt does.
         config: prompt and threshold.
         seed: of the samples.
+        stop: the token that ends what a model says; None: it goes on for the whole window.
     """
 
     windows: Tensor
     learnt: Tensor
     config: EvalConfig
     seed: int
+    stop: int | None = None
 
     @property
     def start(self) -> int:
@@ -247,7 +212,7 @@ class Examination:
         """The windows, with what follows each prompt replaced by the model's own words."""
         prompts = self.windows[:, : self.start]
         length = self.windows.shape[1] - self.start
-        return continue_text(model, prompts, length, vocab, self.seed)
+        return continue_text(model, prompts, length, vocab, self.seed, stop=self.stop)
 
     @property
     def few(self) -> Batch:
@@ -270,7 +235,8 @@ class Examination:
             teacher_text: the windows as the teacher continues them: ``speak(teacher)``.
         """
         own_text = self.speak(student, min(student.vocab, teacher.vocab))
-        spoken = (Batch.of(text).after(self.start) for text in (teacher_text, own_text))
+        texts = (teacher_text, own_text)
+        spoken = (Batch.of(text).after(self.start).until(self.stop) for text in texts)
         return Readings(*(score(student, teacher, text) for text in (self.files, *spoken)))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bgkernels.training.errors import extra
 from bgkernels.training.files import write_atomically
-from bgkernels.training.methods import METHODS
+from bgkernels.training.methods import METHODS, find
 from bgkernels.training.passage import paint
 from bgkernels.training.results import DemoResult
 
@@ -96,7 +96,7 @@ def _color(method: str) -> Any:
     from matplotlib import colormaps
 
     others = colormaps["tab20"](range(20))
-    return COLORS.get(method, tuple(others[list(METHODS).index(method) % 20]))
+    return COLORS.get(method, tuple(others[list(METHODS).index(method.split("+")[0]) % 20]))
 
 
 def _curves(axes: Axes, result: DemoResult, name: str) -> None:
@@ -105,7 +105,7 @@ def _curves(axes: Axes, result: DemoResult, name: str) -> None:
     for method, student in result.students.items():
         curve = student.history.curve
         steps, values = [p["step"] for p in curve], [p[name] for p in curve]
-        axes.plot(steps, values, ".-", color=_color(method), label=METHODS[method].title, lw=1.8)
+        axes.plot(steps, values, ".-", color=_color(method), label=find(method).title, lw=1.8)
         tops.append(values[len(values) // 5])
     axes.set_ylim(0 if name == "kl" else None, max(tops))
     axes.set_xlabel("step")

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -56,6 +56,9 @@ class Objective(Protocol):
     def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
         """The batch that is learnt from in place of this one, often itself."""
 
+    def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
+        """Begin with what can be known of batches before they are learnt from."""
+
     def __call__(self, batch: Batch, step: int, items: Tensor) -> Tensor:
         """Scalar loss, a sum over the batch divided by ``items``."""
 
@@ -93,11 +96,13 @@ class History:
         losses: one a step.
         curve: validation measures, each with its ``step``.
         seconds: time spent in training steps and validation, over all resumptions.
+        writing: processor seconds in which a model wrote text to be learnt from.
     """
 
     losses: list[float] = field(default_factory=list)
     curve: Curve = field(default_factory=list)
     seconds: float = 0.0
+    writing: float = 0.0
 
 
 def train(task: Task, on_step: Callable[[Progress], None] = lambda progress: None) -> History:
@@ -251,8 +256,13 @@ class _Run:
         task.model.eval()
         count = task.config.accumulate * among
         numbers = range(self.step * count + ranks.rank(), (self.step + 1) * count, among)
+        task.objective.ask(task.batches, numbers, self.step)
+        if self.step + 1 < task.config.steps:
+            task.objective.ask(task.batches, [n + count for n in numbers], self.step + 1)
         given = ((task.batches[n].to(self.device), n) for n in numbers)
+        started = time.process_time()
         batches = [task.objective.rewrite(batch, n, self.step) for batch, n in given]
+        self.history.writing += time.process_time() - started
         self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bgkernels.training import sharding
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
-from bgkernels.training.errors import ModelError
+from bgkernels.training.errors import ModelError, OptionError
 from bgkernels.training.evaluate import Examination
 from bgkernels.training.files import digest
 from bgkernels.training.models import (
@@ -19,6 +19,7 @@ from bgkernels.training.models import (
     small_llama,
 )
 from bgkernels.training.records import texts_of
+from bgkernels.training.tasks import parse
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
 from bgkernels.training.translated import TranslatedLM
 from bgkernels.vocabularies import Coverage, coverage
@@ -74,10 +75,10 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     """
     data, texts = config.data, texts_of(corpus.train)
     text = texts[0][:SAMPLE]
-    named, tokenizers = _named_models(config, text)
+    named, tokenizers = named_models(config, text)
     tokenizer = tokenizers.get("--student") or next(iter(tokenizers.values()), None)
     if tokenizer is None:
-        tokenizer = train_tokenizer(texts, data.vocab)
+        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(texts, data.vocab)
     teacher, shared = named.get("--teacher"), None
     teacher_tokenizer = tokenizers.get("--teacher", tokenizer)
     if teacher is not None and difference(teacher_tokenizer, tokenizer, text):
@@ -99,7 +100,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     return Materials(
         tokenizer,
         Batches(train, data.sequence_length, data.batch_size, config.seed, learnt),
-        Examination(*windows, evaluation, config.seed),
+        Examination(*windows, evaluation, config.seed, data.stop),
         (len(train), len(held_out)),
         {
             "corpus": corpus.digest,
@@ -117,10 +118,12 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
     )
 
 
-def _named_models(
+def named_models(
     config: DemoConfig, sample: str
 ) -> tuple[dict[str, CausalLM], dict[str, PreTrainedTokenizerBase]]:
     """The models that the user named, and their tokenizers, by option."""
+    if config.teacher_url and config.teacher is None:
+        raise OptionError("--teacher-url needs --teacher: the checkpoint that is served there")
     found: dict[str, CausalLM] = {}
     tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     options = {
@@ -131,13 +134,14 @@ def _named_models(
     for option, name in options.items():
         if name is None:
             continue
-        model, tokenizer = load_pretrained(name, option, config.data.sequence_length)
-        if config.second_teacher is not None and found:
+        model, tokenizer = _load(config, name, option)
+        if found and (config.second_teacher is not None or config.teacher_url):
             first = next(iter(found))
             check_same_tokenizer(tokenizers[first], tokenizer, sample, f"{first} and {option}")
         if option != "--student":
             model.freeze()
-            sharding.place(model, config, config.student_training.bf16)
+            if model.here:
+                sharding.place(model, config, config.student_training.bf16)
         found[option], tokenizers[option] = model, tokenizer
     return found, tokenizers
 
@@ -156,3 +160,13 @@ def _coverage(teacher: TranslatedLM, tokenizer: PreTrainedTokenizerBase, text: s
             "does one of them change it (lower case, NFKC)? Normalise the text first"
         )
     return found
+
+
+def _load(config: DemoConfig, name: str, option: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:
+    """A model in this process, or the teacher behind a server."""
+    length = config.data.sequence_length
+    if option == "--teacher" and config.teacher_url:
+        from bgkernels.training.served import load_served  # built on the labels, and they on this
+
+        return load_served(config.teacher_url, name, option, length)
+    return load_pretrained(name, option, length)

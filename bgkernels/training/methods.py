@@ -8,7 +8,7 @@ text. Add a method with one entry of :data:`METHODS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bgkernels as bg
 from bgkernels.training.errors import OptionError
@@ -120,19 +120,36 @@ METHODS: dict[str, Method] = {
 """By the name that the command line knows."""
 
 
+VARIANTS: dict[str, Callable[[Method], Method]] = {
+    "argmax": lambda m: replace(m, title=f"{m.title}, teacher's favourite", target=ARGMAX),
+    "reverse": lambda m: replace(
+        m, title=f"{m.title}, reversed", routing=lambda: _r.reverse(m.routing())
+    ),
+    "t2": lambda m: replace(m, title=f"{m.title}, T = 2", temperature=2.0),
+}
+"""What a name may add to that of a method: another hard label, the opposite, a temperature."""
+
+
 def find(name: str) -> Method:
-    """The method of a name.
+    """The method of a name, or a variant of it: ``method+variant``.
 
     Raises:
         OptionError: there is none; the message lists those there are.
 
     Example:
-        >>> find("soft").title
-        'soft-only'
+        >>> find("soft").title, find("static+argmax").title
+        ('soft-only', "static mix, teacher's favourite")
     """
-    if name not in METHODS:
-        raise OptionError(f"a method must be one of {', '.join(METHODS)}; got {name!r}")
-    return METHODS[name]
+    base, *variants = name.split("+")
+    if base not in METHODS or not set(variants) <= set(VARIANTS):
+        raise OptionError(
+            f"a method must be one of {', '.join(METHODS)}, and may be followed by "
+            f"{', '.join(f'+{variant}' for variant in VARIANTS)}; got {name!r}"
+        )
+    method = METHODS[base]
+    for variant in variants:
+        method = VARIANTS[variant](method)
+    return method
 
 
 def advance(policy: bg.routing.Policy, progress: float) -> None:

@@ -19,6 +19,7 @@ from bgkernels.integrations import heads
 from bgkernels.training import ranks
 from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.config import ModelShape
+from bgkernels.training.decoding import Decoder
 from bgkernels.training.errors import ModelError, TrainingError, extra
 from bgkernels.training.files import digest
 
@@ -43,6 +44,11 @@ class CausalLM:
     network: Any
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether its weights are in this process, and not behind a server."""
+        return True
 
     @property
     def body(self) -> nn.Module:
@@ -83,6 +89,9 @@ class CausalLM:
         """``(batch, length, hidden)`` last hidden states of ``(batch, length)`` tokens."""
         return heads.hidden_states(self.network, input_ids=tokens)
 
+    def ask(self, tokens: Tensor) -> None:
+        """Begin to read tokens that come later, as only a model that is elsewhere can."""
+
     @torch.no_grad()
     def as_teacher(self, tokens: Tensor) -> bg.LinearTeacher:
         """This model as the teacher of ``(batch, length)`` tokens."""
@@ -91,11 +100,15 @@ class CausalLM:
         weight = head.weight.detach().to(hidden.dtype)  # another one under autocast
         return bg.LinearTeacher(hidden, weight, bias, self.logit_scale, self.logit_softcap)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Real logits of a few hidden states: one position a sequence, to sample from."""
-        logits: Tensor = self.head(hidden).float() * self.logit_scale
-        cap = self.logit_softcap
-        return cap * torch.tanh(logits / cap) if cap else logits
+    def leading(self, vocab: int) -> heads.Head:
+        """Hidden states to real logits of so many leading columns: a few states, to sample from."""
+        head = self.head
+        bias = None if head.bias is None else head.bias[:vocab]
+        return heads.Head(head.weight[:vocab], bias, self.logit_scale, self.logit_softcap)
+
+    def decoder(self) -> Decoder:
+        """Reads texts that grow."""
+        return Decoder(self.body)
 
     def freeze(self) -> None:
         """Make a teacher of it: no dropout, no gradients."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from bgkernels.training.conversations import Conversation, Message
 from bgkernels.training.errors import CorpusError, extra
+from bgkernels.training.tasks.exercise import Exercise
 
 RECORD_SUFFIXES = {".jsonl": "from_json", ".json": "from_json", ".parquet": "from_parquet"}
 """Data files, and how ``datasets.Dataset`` reads them."""
@@ -17,8 +18,8 @@ REMEDY = "; leave it out, or train on the others by --skip-unusable"
 COLUMNS = "a column `text`, or `messages`, or `prompt` and `completion`"
 
 
-Document = str | Conversation
-"""A text that is learnt as a whole, or a conversation."""
+Document = str | Conversation | Exercise
+"""A text that is learnt as a whole, a conversation, or a problem with its solution."""
 
 
 def read_records(path: Path, unusable: list[str] | None = None) -> list[Document]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bgkernels.training.errors import extra
 from bgkernels.training.evaluate import Estimate
-from bgkernels.training.methods import METHODS
+from bgkernels.training.methods import find
 from bgkernels.training.results import CorpusFacts, DemoResult
 from bgkernels.vocabularies import Coverage
 
@@ -51,6 +51,15 @@ SECTIONS = {
 """The texts that are scored, and what is measured on each."""
 
 
+MARKED = {
+    "right": "right, sampled",
+    "greedy": "right, greedy",
+    "wrong_bridge": "first wrong at a bridge",
+    "wrong_garden": "first wrong in a garden",
+}
+"""What the marks of a task's solutions say."""
+
+
 def describe(facts: CorpusFacts) -> str:
     """The corpus in a line."""
     (files, held_out), (tokens, held_out_tokens) = facts.files, facts.tokens
@@ -89,7 +98,7 @@ def table(result: DemoResult) -> Table:
     )
     grid.add_column("")
     for method in result.students:
-        grid.add_column(METHODS[method].title, justify="right")
+        grid.add_column(find(method).title, justify="right")
     for section, rows in SECTIONS.items():
         shares = [student.measures[rows[0].name]["bridge"].share for student in students]
         grid.add_row(f"[bold cyan]{section}[/]")
@@ -102,6 +111,11 @@ def table(result: DemoResult) -> Table:
                 estimates = [student.measures[row.name][part] for student in students]
                 grid.add_row(f"  {label}", *_cells(estimates, row.lower_is_better))
         grid.add_row("  bridges : gardens", *(f"{x:.1%} : {1 - x:.1%}" for x in shares))
+        grid.add_section()
+    if all(student.marks for student in students):
+        grid.add_row("[bold cyan]Solutions of test problems[/]")
+        for name, title in MARKED.items():
+            grid.add_row(f"  {title}", *(f"{(s.marks or {})[name]:.1%}" for s in students))
         grid.add_section()
     grid.add_row("Training time", *(f"{student.history.seconds:.0f} s" for student in students))
     return grid

@@ -8,7 +8,8 @@ from typing import Any
 from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.evaluate import Measures
 from bgkernels.training.loop import History
-from bgkernels.training.methods import METHODS
+from bgkernels.training.marks import finite
+from bgkernels.training.methods import find
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class TeacherFacts:
 
 @dataclass(frozen=True)
 class StudentResult:
-    """One student: its training and its measures."""
+    """One student: its training, its measures, and of a task those of its marks."""
 
     parameters: int
     history: History
     measures: Measures
+    marks: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,10 @@ class DemoResult:
             "bridge_share": self.bridge_share,
             "students": {
                 method: {
-                    "title": METHODS[method].title,
+                    "title": find(method).title,
                     "parameters": student.parameters,
                     "history": asdict(student.history),
+                    "marks": student.marks and finite(student.marks),
                     "measures": {
                         name: {part: estimate.plain() for part, estimate in parts.items()}
                         for name, parts in student.measures.items()

@@ -101,3 +101,8 @@ def whole(models: Iterable[CausalLM | None], work: Callable[[], T]) -> T:
         if isinstance(network, FSDPModule):
             work = partial(getattr(network, GATHERED), work)
     return work()
+
+
+def sharded(model: CausalLM) -> bool:
+    """Whether all processes must run the model together, each as often as the others."""
+    return isinstance(model.network, FSDPModule)

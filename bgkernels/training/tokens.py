@@ -122,11 +122,47 @@ class Batch:
         move = partial(Tensor.to, device=device, non_blocking=True)
         return Batch(move(self.tokens.pin_memory()), move(self.labels.pin_memory()))
 
+    def until(self, stop: int | None) -> Batch:
+        """The same sequences, of which nothing after the first label ``stop`` counts."""
+        if stop is None:
+            return self
+        ends = self.labels == stop
+        return Batch(self.tokens, self.labels.where(ends.cumsum(-1) - ends.long() == 0, IGNORED))
+
     def after(self, given: int) -> Batch:
         """The same sequences, of which the first ``given`` tokens are a prompt."""
         labels = self.labels.clone()
         labels[:, : given - 1] = IGNORED
         return Batch(self.tokens, labels)
+
+
+@dataclass
+class Epochs:
+    """Which items are in a batch of a number: each epoch visits every one once, in its own order.
+
+    Args:
+        items: how many there are.
+        size: of a batch; what an epoch has over is left out.
+        seed: of the order.
+
+    Example:
+        >>> epochs = Epochs(items=5, size=2, seed=0)
+        >>> len({int(i) for number in range(2) for i in epochs[number]})
+        4
+    """
+
+    items: int
+    size: int
+    seed: int
+    _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """``(size,)`` items of the batch of a number, counted over all epochs."""
+        epoch, index = divmod(number, self.items // self.size)
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = (epoch, torch.randperm(self.items, generator=generator))
+        return self._order[1][index * self.size :][: self.size]
 
 
 @dataclass
@@ -156,9 +192,10 @@ class Batches:
     batch_size: int
     seed: int
     learnt: Tensor | None = None
-    _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
+    _epochs: Epochs = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._epochs = Epochs(self.windows, self.batch_size, self.seed)
         if self.windows < self.batch_size:
             needed = self.batch_size * self.sequence_length + 1
             raise CorpusError(
@@ -174,12 +211,7 @@ class Batches:
 
     def __getitem__(self, number: int) -> Batch:
         """The batch of a number, counted over all epochs."""
-        epoch, index = divmod(number, self.windows // self.batch_size)
-        if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(self.windows, generator=generator))
-        chosen = self._order[1][index * self.batch_size :][: self.batch_size]
-        positions = _positions(chosen, self.sequence_length)
+        positions = _positions(self._epochs[number], self.sequence_length)
         return Batch.of(
             self.stream[positions], None if self.learnt is None else self.learnt[positions]
         )

@@ -16,9 +16,6 @@ from bgkernels.training.models import CausalLM
 from bgkernels.vocabularies import Translator, VocabularyError, VocabularyMatch, agreeing, match
 from bgkernels.vocabularies.readers import reader_of
 
-Sample = Callable[[CausalLM, Tensor, int, int], Tensor]
-"""Model, ``(sequences, given)`` tokens, how many to add, and from how many columns."""
-
 
 @dataclass(frozen=True)
 class TranslatedLM(CausalLM):
@@ -83,32 +80,34 @@ class TranslatedLM(CausalLM):
         places = made.alignment.positions.to(tokens.device)
         return bg.MatchedTeacher(teacher, self.reading.match.pairs, positions=places)
 
-    def continued(self, prompts: Tensor, length: int, sample: Sample) -> Tensor:
-        """Prompts and what the model says next, in the student's tokens.
+    def answers(
+        self, prompts: Tensor, length: int, speak: Callable[..., Tensor], stop: int | None
+    ) -> Tensor:
+        """What the model says after prompts, in the student's tokens.
 
-        Prompts of fewer tokens than others begin with the end of a text, and so do answers that are
-        too short end.
+        Answers that are too short end with the end of a text.
 
         Args:
-            prompts: ``(sequences, given)`` tokens of the student.
-            length: tokens of the student to add.
-            sample: continues texts in the model's own tokens.
+            prompts: ``(rows, given)`` tokens of the student.
+            length: tokens of the student to say.
+            speak: :func:`~bgkernels.training.generation.generate`, for texts of the model's own.
+            stop: a token of the student that ends a row, which is filled up with it; or None.
 
         Returns:
-            ``(sequences, given + length)``, where the prompts are.
+            ``(rows, length)``, where the prompts are.
         """
         ends = [x.match.teacher.roles.get("eos", 0) for x in (self.reading, self.writing)]
-        rows = [row[row >= 0] for row in self.reading(prompts).ids]
-        width = max(1, *map(len, rows))
-        own = torch.full((len(rows), width), ends[0])
-        for line, row in zip(own, rows, strict=True):
-            line[width - len(row) :] = row
+        own = self.reading(prompts).ids
+        lengths = (own >= 0).sum(1).clamp(min=1)
         columns = min(self.source.vocab, self.reading.match.teacher.size)
-        said = sample(self.source, own.to(prompts.device), 2 * length, columns)[:, width:]
+        own = own.where(own >= 0, ends[0]).to(prompts.device)
+        said = speak(self.source, own, 2 * length, columns, lengths=lengths)
         written = self.writing(said).ids[:, :length]
-        text = torch.full((len(rows), length), ends[1])
-        text[:, : written.shape[1]] = torch.where(written >= 0, written, ends[1])
-        return torch.cat([prompts, text.to(prompts.device)], dim=1)
+        text = torch.full((len(prompts), length), ends[1] if stop is None else stop)
+        text[:, : written.shape[1]] = torch.where(written >= 0, written, text[:, :1])
+        if stop is not None:
+            text[(text == stop).cumsum(1) > 0] = stop
+        return text.to(prompts.device)
 
     @torch.no_grad()
     def cost(self, tokens: Tensor, labels: Tensor) -> float:

@@ -9,12 +9,10 @@ from typing import Protocol
 import torch
 
 from bgkernels.training.config import given
-from bgkernels.training.evaluate import continue_text
+from bgkernels.training.generation import ROWS, continue_text
 from bgkernels.training.models import CausalLM
+from bgkernels.training.sampling import row_seeds
 from bgkernels.training.tokens import Batch
-
-SEQUENCES = 64
-"""That the teacher continues at once: a token of many takes little longer than a token of one."""
 
 
 class Numbered(Protocol):
@@ -31,23 +29,30 @@ class Writer:
         model: the writer.
         vocab: leading columns to sample from, those that all models have.
         prompt: share of a sequence that is given; only what follows is learnt.
-        seed: of the samples, together with the number of the batch.
+        seed: of the samples, together with the number of the batch. So a batch is the same
+            whichever others are written beside it.
+        stop: the token that ends a text, after which nothing is learnt; None: texts go on.
     """
 
     model: CausalLM
     vocab: int
     prompt: float
     seed: int
+    stop: int | None = None
 
-    def __call__(self, batches: Sequence[Batch], number: int) -> list[Batch]:
-        """The batches, written on; ``number`` is the first one's."""
+    def __call__(self, batches: Sequence[Batch], numbers: Sequence[int]) -> list[Batch]:
+        """The batches of these numbers, written on."""
         tokens = torch.cat([batch.tokens for batch in batches])
         length = tokens.shape[1]
         prompt = given(self.prompt, length - 1)
-        seed = self.seed * 1_000_003 + number
-        text = continue_text(self.model, tokens[:, :prompt], length - prompt, self.vocab, seed)
-        written = Batch.of(text).after(prompt)
         sizes = [len(batch.tokens) for batch in batches]
+        seeds: list[int] = []
+        for number, rows in zip(numbers, sizes, strict=True):
+            seeds += row_seeds(self.seed * 1_000_003 + number, rows)
+        text = continue_text(
+            self.model, tokens[:, :prompt], length - prompt, self.vocab, seeds, stop=self.stop
+        )
+        written = Batch.of(text).after(prompt).until(self.stop)
         parts = zip(written.tokens.split(sizes), written.labels.split(sizes), strict=True)
         return [Batch(*part) for part in parts]
 
@@ -69,10 +74,10 @@ class WrittenBatches:
     _group: tuple[int, list[Batch]] = field(default=(-1, []), init=False, repr=False)
 
     def __getitem__(self, number: int) -> Batch:
-        size = max(1, SEQUENCES // len(self.batches[number].tokens))
+        size = max(1, ROWS // len(self.batches[number].tokens))
         place = number // self.stride % size
         start = number - place * self.stride
         if self._group[0] != start:
             numbers = range(start, start + size * self.stride, self.stride)
-            self._group = start, self.write([self.batches[n] for n in numbers], start)
+            self._group = start, self.write([self.batches[n] for n in numbers], numbers)
         return self._group[1][place]

@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 #include <vector>
+
+#include "cpu/parallel.h"
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -22,7 +24,7 @@ constexpr int64_t kRows = 64, kColumns = 128, kDepth = 1024, kDepthStep = 32;
 constexpr int64_t kRowStride =
     kDepth + 32;  // of packed a: rows fall into different sets of the L1 cache
 constexpr int64_t kPanelBytes = 1 << 20;  // of packed b a thread, so that it stays in the L2 cache
-constexpr int64_t kLeastWork = 1 << 20;   // multiply-adds that are worth a second thread
+constexpr int64_t kLeastWork = 1 << 20;   // multiply-adds that are worth a thread
 
 int64_t parts(int64_t whole, int64_t size) { return (whole + size - 1) / size; }
 
@@ -259,8 +261,7 @@ void multiply(const Product& p) {
                 padded = std::max<int64_t>(1, parts(p.k, step)) * step;
   const int64_t panel_size = padded * kColumns, panels = parts(p.n, kColumns);
   const int64_t blocks = parts(p.m, kRows);
-  const int threads =
-      (int)std::clamp<int64_t>(p.m * p.n * p.k / kLeastWork, 1, std::max(1, p.threads));
+  const int threads = threads_for(p.m * p.n * p.k, kLeastWork, p.threads);
   const int64_t room = kPanelBytes * threads / (int64_t)sizeof(uint16_t) / panel_size;
   const int64_t group = std::clamp<int64_t>(room, 1, panels);
   // Panels are shared out too where there are few blocks of rows.
@@ -269,34 +270,26 @@ void multiply(const Product& p) {
   const Buffer<uint16_t> packed = allocate<uint16_t>(group * panel_size);
   const Buffer<uint16_t> rows = allocate<uint16_t>(packs ? threads * kRows * kRowStride : 1);
   const Buffer<float> sums = allocate<float>(p.narrow ? threads * kRows * share * kColumns : 1);
-  int next_thread = 0;
-#pragma omp parallel num_threads(threads)
-  {
-    int thread;
-#pragma omp atomic capture
-    thread = next_thread++;
-    Worker worker(p, packs, rows.get() + (packs ? thread * kRows * kRowStride : 0),
-                  sums.get() + (p.narrow ? thread * kRows * share * kColumns : 0));
+  in_parallel(threads, [&](Team& team) {
+    Worker worker(p, packs, rows.get() + (packs ? team.thread * kRows * kRowStride : 0),
+                  sums.get() + (p.narrow ? team.thread * kRows * share * kColumns : 0));
     for (int64_t first = 0; first < panels; first += group) {
       const int64_t here = std::min(group, panels - first), cuts = parts(padded, kDepth);
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < here * cuts; ++i) {
+      team.share(here * cuts, 1, [&](int64_t i) {
         const int64_t column = (first + i / cuts) * kColumns, depth = i % cuts * kDepth;
         const int64_t deep = std::min(kDepth, padded - depth);
         pack_pairs(p.b, column, std::min(kColumns, p.n - column), depth,
                    std::clamp<int64_t>(p.k - depth, 0, deep), deep,
                    packed.get() + i / cuts * panel_size + depth * kColumns);
-      }
-      const int64_t shares = parts(here, share);
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < blocks * shares; ++i) {
+      });
+      team.share(blocks * parts(here, share), 1, [&](int64_t i) {
         const int64_t panel = i / blocks * share;
         worker.multiply(i % blocks, (first + panel) * kColumns, std::min(share, here - panel),
                         packed.get() + panel * panel_size, panel_size, padded);
-      }
+      });
     }
     if (p.release) p.release(true);
-  }
+  });
 }
 
 std::string check_kernel(MicroKernel kernel, MicroRelease release, OperandType type) {

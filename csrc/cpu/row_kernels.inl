@@ -5,40 +5,45 @@
 #include "cpu/coding.inl"
 #include "cpu/dispatch.h"
 #include "cpu/pairs.inl"
+#include "cpu/parallel.h"
 #include "cpu/vjp.inl"
 #include "math/finalize.h"
 #include "math/fold.h"
 
 namespace bgk::BGK_TARGET {
 
-// `least`: rows that are worth a thread.
+constexpr int64_t kLeastPairs = 1 << 14;  // columns of rows that are worth a thread
+constexpr int64_t kLeastRows = 256;       // the same where a row is a handful of numbers
+
 template <class Args, void (*kRow)(const Args&, int64_t)>
-int for_rows(const Args& args, int64_t rows, int64_t least, int threads) {
-  const int64_t worth = (rows + least - 1) / least;
-  if (worth < threads) threads = (int)worth;
+int for_rows(const Args& args, int64_t rows, int threads) {
+  if (rows < threads) threads = (int)rows;
   if (threads <= 1) {  // a team of one costs as much as a short row
     for (int64_t row = 0; row < rows; ++row) kRow(args, row);
     return kOk;
   }
   // Skipped rows cost nothing and come in runs, so threads take small shares as they go.
   const int64_t share = rows / (8 * threads) + 1;
-#pragma omp parallel for schedule(dynamic, share) num_threads(threads)
-  for (int64_t row = 0; row < rows; ++row) kRow(args, row);
+  in_parallel(threads,
+              [&](Team& team) { team.share(rows, share, [&](int64_t row) { kRow(args, row); }); });
   return kOk;
 }
 
 template <class Args, void (*kRow)(const Args&, int64_t)>
 int over_tile(const Args& args, int threads) {
-  return for_rows<Args, kRow>(args, args.tile.rows, 1, threads);
+  const int64_t rows = args.tile.rows, columns = args.tile.student.columns;
+  return for_rows<Args, kRow>(args, rows, threads_for(rows * columns, kLeastPairs, threads));
 }
 
 template <class Args, void (*kRow)(const Args&, int64_t)>
 int over_numbers(const Args& args, int threads) {
-  return for_rows<Args, kRow>(args, args.rows, 256, threads);
+  return for_rows<Args, kRow>(args, args.rows, threads_for(args.rows, kLeastRows, threads));
 }
 
 inline int decode_rows(const DecodeArgs& args, int threads) {
-  return for_rows<DecodeArgs, decode_row>(args, args.rows, 1, threads);
+  const int64_t pairs = args.rows * args.out.columns;
+  return for_rows<DecodeArgs, decode_row>(args, args.rows,
+                                          threads_for(pairs, kLeastPairs, threads));
 }
 
 #define BGK_NAME_OF(target) #target

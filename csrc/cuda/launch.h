@@ -20,6 +20,7 @@ int absorb_pairs(const PairArgs& args, const Where& where);
 int finalize(const FinalizeArgs& args, const Where& where);
 int fold(const FoldArgs& args, const Where& where);
 int vjp(const VjpArgs& args, const Where& where);
+int scale(const ScaleArgs& args, const Where& where);  // splits: of its blocks at most
 
 // Whether the kernels can run on a device: kOk, or what CUDA says.
 int probe(int device);

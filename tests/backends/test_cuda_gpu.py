@@ -17,12 +17,10 @@ from bgkernels.backends.native.cuda import Cuda, unusable
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Mixture, Tempered, Tilt
 from bgkernels.rows.spec import RowSpec
-from bgkernels.streaming import planner
 from tests import on_gpu
 from tests.backends.cases import CASES, PADDED, labels_of
 from tests.conformance import KINDS, check, make, statistics
 from tests.on_gpu import DEVICE
-from tests.problems import make as logits_problem
 
 pytestmark = pytest.mark.gpu
 
@@ -119,28 +117,5 @@ def test_a_step_from_logits_waits_for_nothing_and_replays() -> None:
     assert all(torch.equal(x, y) for x, y in zip(replayed, expected, strict=True))
 
 
-def test_tiles_ahead_on_a_second_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bits as on one, again and again, and from a captured graph."""
-    problem = logits_problem(hidden=(256, 384), vocab=(20_000, 20_000), leading=(512,))
-    for side in (problem.student, problem.teacher):
-        side |= {name: x.to(DEVICE) for name, x in side.items()}
-    assert isinstance(problem.target, Tensor)
-    problem = replace(problem, target=problem.target.to(DEVICE)).to(torch.bfloat16)
-    leaves = problem.leaves()
-
-    def step() -> tuple[Tensor, ...]:
-        loss = problem.call(leaves, backend="native", mode="fused")
-        return (loss.detach(), *torch.autograd.grad(loss, list(leaves.values())))
-
-    cost = replace(planner.COST["cuda"], width=4096)
-    monkeypatch.setitem(planner.COST, "cuda", cost)
-    planner._search.cache_clear()
-    expected = step()
-    monkeypatch.setitem(planner.COST, "cuda", replace(cost, beside=True))
-    graph = torch.cuda.CUDAGraph()
-    results = [step() for _ in range(20)]
-    with torch.cuda.graph(graph):
-        results.append(step())
-    graph.replay()
-    for result in results:
-        assert all(torch.equal(x, y) for x, y in zip(result, expected, strict=True))
+def test_a_step_with_heads_replays() -> None:
+    on_gpu.a_step_replays("native")

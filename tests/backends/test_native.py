@@ -32,6 +32,7 @@ from tests.conformance import (
     DIFFERENTIABLE,
     KINDS,
     check,
+    check_scale,
     finalized,
     gradient,
     make,
@@ -50,6 +51,10 @@ def test_everything_against_float64(native: NativeBackend, name: str, cut: bool)
     spec, dtypes = CASES[name]
     case = make(spec, labels_of(spec), dtypes, (70, PADDED + 2) if cut else ())
     check(native, case, out=case.student.dtype if cut else torch.float32, in_place=cut)
+
+
+def test_a_gradient_is_scaled_by_a_number_of_the_device(native: NativeBackend) -> None:
+    check_scale(native)
 
 
 EDGES = [1, 3, LANES - 1, LANES, LANES + 1, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 3 * LANES]

@@ -77,6 +77,45 @@ def test_every_primitive_against_float64(name: str) -> None:
     check(backend(3 if cuts else 1), case, out=out, in_place=bool(cuts))
 
 
+def test_a_gradient_is_scaled_by_a_number_of_the_device() -> None:
+    conformance.check_scale(backend(), DEVICE)
+
+
+CODED: dict[str, tuple[RowSpec, str, tuple[int, ...]]] = {
+    "plain, cut": (RowSpec(WIDTH, WIDTH), "ff", CUT),
+    "padded, T": (RowSpec(WIDTH, PADDED, 2.0, logit_sum=True), "ff", WHOLE),
+    "argmax": (RowSpec(WIDTH, WIDTH, label_rule="argmax"), "bb", CUT),
+    "kinds": (RowSpec(WIDTH, WIDTH, 1.5, extras=EVERY_KIND[:3]), "ff", CUT),
+    "signs": (RowSpec(WIDTH, WIDTH, extras=EVERY_KIND[3:4]), "ff", CUT),
+    "capped": (RowSpec(WIDTH, PADDED, 2.0, extras=EVERY_KIND[:3], **CAPS), "ff", WHOLE),
+}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_codes_instead_of_logits(name: str) -> None:
+    spec, dtypes, cuts = CODED[name]
+    labels = LABELS if spec.label_rule == "index" else [NONE, NONE, SKIP, NONE]
+    case = make(spec, labels, dtypes, cuts)
+    assert case.teacher is not None
+    if name != "signs":  # which are anything where the models are nearly equal
+        case.teacher[1] = case.student[1, : spec.compared] + 1e-3
+    case.student[0, 20:30] = case.teacher[0, 20:40] = -INF
+    case.student[3, 7] = NAN
+    for block in (BLOCK, BLOCK // 2):
+        conformance.check_codes(backend(3 if cuts else 1), case, block)
+
+
+def test_a_kernel_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(RowSpec(WIDTH, WIDTH), LABELS)
+
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("of a compiler")
+
+    monkeypatch.setattr(TritonBackend, "_launch", broken)
+    with pytest.raises(RuntimeError, match=r"`absorb` for \(4, 150\) in torch.float32.*compiler"):
+        statistics(backend(), case)
+
+
 def test_masked_columns() -> None:
     """-inf in both models, in the teacher alone, in the student alone, and all but the label."""
     extras = (*TILTS[1:6], Tempered(2.0), Mixture(0.4), TotalVariation())

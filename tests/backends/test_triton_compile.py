@@ -40,6 +40,7 @@ class Variant:
         aligned: whether rows start on 16 bytes.
         number: type of run-time numbers: fp64 is what some tracing compilers pass.
         everywhere: compiled for every architecture, not for one alone.
+        coded: whether the tile is kept in codes.
     """
 
     name: str
@@ -51,8 +52,10 @@ class Variant:
     aligned: bool = True
     number: str = "fp32"
     everywhere: bool = False
+    coded: bool = False
 
 
+CODED = ("fp32", "fp32", "bf16")
 BF16, FP32, FP16 = ("bf16",) * 3, ("fp32",) * 3, ("fp16", "fp32", "fp16")
 ENTROPY, AT_ONE = (Tilt(0, 0.1),), (Tilt(0, 0.1), Tempered())
 ALPHA_BETA = (Tilt(0.7, 0.2), Tilt(0, 0.9), Tilt(0.9, 0))
@@ -79,11 +82,14 @@ VARIANTS = (
             everywhere=True),
     Variant("every kind", "absorb", spec(extras=EVERY_KIND)),
     Variant("capped, T", "absorb", spec(temperature=2.0, extras=AT_ONE, **CAPS), BF16),
+    Variant("coded, entropy", "absorb", spec(extras=ENTROPY), CODED, everywhere=True, coded=True),
+    Variant("coded, T", "absorb", spec(temperature=2.0, extras=AT_ONE), CODED, coded=True),
     Variant("cross-entropy", "absorb", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
     Variant("sample, every kind", "merge", spec(label_rule="sample", extras=EVERY_KIND)),
     Variant("jsd", "reread", spec(extras=(Mixture(0.5),)), BF16, everywhere=True),
     Variant("all, capped, split", "reread", spec(temperature=2.0, extras=PAIRS, **CAPS),
             split=True),
+    Variant("coded jsd", "reread", spec(extras=(Mixture(0.5),)), CODED, coded=True),
     Variant("all", "add", spec(extras=EVERY_KIND)),
     Variant("cross-entropy", "finalize", RowSpec(V, 0), teacher=False),
     Variant("every kind", "finalize", spec(temperature=2.0, extras=EVERY_KIND), everywhere=True),
@@ -94,6 +100,8 @@ VARIANTS = (
     Variant("alpha-beta, T", "vjp", spec(temperature=2.0, extras=AT_ONE + ALPHA_BETA)),
     Variant("every kind, capped", "vjp", spec(temperature=2.0, extras=EVERY_KIND, **CAPS),
             everywhere=True),
+    Variant("coded", "vjp", spec(extras=ENTROPY), CODED, everywhere=True, coded=True),
+    Variant("coded, T", "vjp", spec(temperature=2.0, extras=AT_ONE), CODED, coded=True),
     Variant("cross-entropy", "vjp", RowSpec(V, 0, logit_sum=True), BF16, teacher=False),
 )  # fmt: skip
 COLUMN_KERNELS = ("absorb", "reread", "vjp")
@@ -117,7 +125,8 @@ def signature(kernel: Any, v: Variant, constants: dict[str, Any]) -> tuple[dict[
             types[name], aligned = groups[name], False
         elif name.endswith("_ptr"):
             integers = name.removesuffix("_ptr").endswith(("ints", "labels"))
-            types[name] = "*" + ("i64" if integers else pointers.get(name, "fp32"))
+            word = "i32" if v.coded and name == "code_ptr" else "fp32"
+            types[name] = "*" + ("i64" if integers else pointers.get(name, word))
         else:
             types[name] = "i32"
         if aligned and name not in unspecialised:
@@ -132,8 +141,10 @@ def compiled(v: Variant, architecture: str) -> dict[str, Any]:
     from triton.compiler import ASTSource
 
     kernel = getattr(host.kernel_module(), f"{v.kernel}_kernel")
-    constants = host.constants(v.kernel, v.spec, v.teacher, not v.split)
-    launch = launch_of(v.kernel, v.spec)
+    constants = host.constants(
+        v.kernel, v.spec, not v.split, teacher=v.teacher, code=1024 * v.coded
+    )
+    launch = launch_of(v.kernel, v.spec, v.coded)
     if v.kernel not in COLUMN_KERNELS:
         launch = Launch(host.ROWS["BLOCK"], host.ROWS["num_warps"], fill=0)
     constants["BLOCK"] = launch.block

@@ -43,6 +43,11 @@ def test_graph_capture_and_replay() -> None:
     on_gpu.a_graph_replays(TritonBackend())
 
 
+def test_a_step_with_heads_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "triton", TritonBackend())
+    on_gpu.a_step_replays("triton")
+
+
 def test_sizes_and_numbers_compile_nothing_new() -> None:
     def compiled() -> int:
         made = [
@@ -54,7 +59,7 @@ def test_sizes_and_numbers_compile_nothing_new() -> None:
         case = on_gpu.on_device(rows, vocab)
         extras = (Tilt(0, a), Tempered(a), Mixture(a))
         case.spec = replace(case.spec, temperature=temperature, extras=extras)
-        on_gpu.primitives(TritonBackend(), case)
+        on_gpu.primitives(TritonBackend(splits=1), case)  # else the device's size decides
 
     run(300, 4096, 2.0, 0.1)
     before = compiled()

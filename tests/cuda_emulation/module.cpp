@@ -5,6 +5,7 @@
 #include "cuda/finalize.cu"
 #include "cuda/fold.cu"
 #include "cuda/pairs.cu"
+#include "cuda/scale.cu"
 #include "cuda/vjp.cu"
 
 PYBIND11_MODULE(cuda_emulated, m) {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bgkernels as bg
-from bgkernels.streaming import planner
+from bgkernels.streaming import cost
 from tests import oracle
 from tests.peers import (
     NEAR,
@@ -114,7 +114,7 @@ def test_t22b_saved_tensor_hooks_are_honoured(mode: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"mode": "recompute"}, {"routing": "risk_guided"}])
 def test_t24_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # A meta tensor has no values: whatever would copy one to the host raises.
-    monkeypatch.setitem(planner.COST, "meta", planner.COST["cuda"])
+    monkeypatch.setitem(cost.COST, "meta", cost.COST["cuda"])
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     t = {n: x.to("meta") for n, x in pair(1.0).items()}
     for divergence in bg.divergences.registry:

@@ -116,6 +116,20 @@ FORMS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("factor", [1.0, 1 / 3])
+def test_a_kept_graph_gives_the_same_gradient_again(factor: float) -> None:
+    """A scaled gradient lies in the memory of the saved one only where nobody comes back for it."""
+    x, w, *rest = tensors()
+    leaves = [t.bfloat16().requires_grad_() for t in (x, w)]
+    value = loss(*leaves, *(t.bfloat16() for t in rest[:2]), rest[2], mode="fused") * factor
+    first = torch.autograd.grad(value, leaves, retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    for g, again in zip(kept, torch.autograd.grad(value, leaves), strict=True):
+        assert torch.equal(g, again) and g.any()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_teachers_and_labels_of_inference_mode(kind: str, form: str) -> None:

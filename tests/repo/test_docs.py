@@ -22,8 +22,8 @@ import pytest
 import torch
 
 import bgkernels as bg
-from benchmarks.publish import BEGIN, END, HEADLINES
-from benchmarks.table import brief, choices
+from benchmarks.publish import BEGIN, END
+from benchmarks.table import choices, headline
 from bgkernels.numpy import NumpyRowStats
 from bgkernels.training.methods import METHODS
 from tests.models import VOCAB, tiny, tokenizer
@@ -32,8 +32,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ROOTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES = [*ROOTS, *sorted(DOCS.rglob("*.md"))]
+APART = (DOCS / "served.md",)
+"""Pages whose blocks another test runs, since they need a server."""
 NEEDS = {
-    "README": ("transformers", "accelerate", "pyarrow"),
+    "README": ("transformers", "accelerate"),
+    "features": ("transformers", "pyarrow"),
     "start": ("transformers",),
     "transformers": ("transformers", "accelerate"),
     "trl": ("trl", "datasets"),
@@ -41,6 +44,8 @@ NEEDS = {
     "fsdp": ("transformers",),
 }
 """Packages of extras that the blocks of a page import."""
+GIVEN = (*ROOTS, DOCS / "features.md")
+"""Pages of which each block stands alone, amid the names of :func:`given`."""
 
 
 def text(page: Path) -> str:
@@ -54,7 +59,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def having(*languages: str) -> list[Any]:
     """The pages that have such blocks."""
-    return [pytest.param(p, id=p.stem) for p in PAGES if any(blocks(p, x) for x in languages)]
+    return [
+        pytest.param(p, id=p.stem)
+        for p in PAGES
+        if p not in APART and any(blocks(p, x) for x in languages)
+    ]
 
 
 @pytest.fixture
@@ -89,7 +98,7 @@ def test_blocks_run(page: Path, surroundings: None) -> None:
     for match in re.finditer(
         r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", text(page), re.M | re.S
     ):
-        if page.parent == ROOT:
+        if page in GIVEN:
             names |= given()
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -98,7 +107,7 @@ def test_blocks_run(page: Path, surroundings: None) -> None:
 
 
 def given() -> dict[str, Any]:
-    """What the pages at the root take as known: a student, teachers, a batch, labels on disk."""
+    """What these pages take as known: a student, teachers, a batch, labels on disk."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.utils.data import DataLoader
 
@@ -220,9 +229,9 @@ def test_tables_name_what_is_registered() -> None:
     assert names(column(DOCS / "choosing.md", "| policy |")) == policies
     assert names(column(DOCS / "choosing.md", "| divergence |")) == divergences
     assert names(column(DOCS / "mathematics.md", "| name | value |")) == divergences
-    readme = dict(re.findall(r"^\| \*\*(\w+)\*\* \| (.*)", text(ROOT / "README.md"), re.M))
-    assert names([readme["Divergences"]]) == divergences
-    assert names([readme["Routing"]]) == policies
+    features = dict(re.findall(r"^\| \*\*(\w+)\*\* \| (.*)", text(DOCS / "features.md"), re.M))
+    assert names([features["Divergences"]]) == divergences
+    assert names([features["Routing"]]) == policies
     methods = names(column(DOCS / "training.md", "| | |", 1))
     assert {n for n in methods if not n.startswith("--")} == set(METHODS)
     fields = {f.name for f in dataclasses.fields(NumpyRowStats)}
@@ -248,7 +257,7 @@ def test_blocks_of_benchmarks_are_those_of_the_results() -> None:
     assert source
     results = json.loads(text(ROOT / source[1]))
     for page, block in {
-        "README.md": brief(results, HEADLINES),
+        "README.md": headline(results),
         "docs/choosing.md": choices(results),
     }.items():
         assert f"{BEGIN}\n{block}\n{END}" in text(ROOT / page), page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import math
 import os
 import re
 import runpy
@@ -26,7 +27,7 @@ pytest.importorskip("transformers", reason="needs the extra `training`: transfor
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = {p.stem: p for p in sorted(FOLDER.glob("*.py")) if p.stem != "tiny"}
 PARALLEL = "vocab_parallel"
-NEEDS = {"trainer": "accelerate", "trl_gkd": "trl"}
+NEEDS = {"trainer": "accelerate", "trl_gkd": "trl", "dpo": "trl"}
 """Packages of the extra `integrations`."""
 PUBLIC = {"integrations", "labels", "training.models.CausalLM"}
 
@@ -90,6 +91,13 @@ def trl_gkd(run: Any, capsys: Any) -> None:
     assert done["trainer"].attachment.target == "teacher_argmax"
 
 
+def dpo(run: Any, capsys: Any) -> None:
+    rows = torch.tensor(run("dpo", "--steps", "8")["rows"], dtype=torch.float64)
+    ours, theirs = rows.split(2, dim=1)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)  # fp32 sums in another order
+    assert rows[0, 0] == pytest.approx(math.log(2), rel=1e-6) and rows[-1, 0] < 0.6
+
+
 def label_cache(run: Any, capsys: Any) -> None:
     falls(run("label_cache", "--epochs", "1")["losses"])
     _, *shards = sorted(Path("runs/labels").iterdir())
@@ -146,7 +154,7 @@ def bridges(run: Any, capsys: Any) -> None:
 
 
 TESTS = (
-    raw_loop, trainer, trl_gkd, label_cache, two_teachers, two_tokenizers, vocab_parallel,
+    raw_loop, trainer, trl_gkd, dpo, label_cache, two_teachers, two_tokenizers, vocab_parallel,
     custom_divergence, custom_policy, bridges,
 )  # fmt: skip
 

@@ -14,8 +14,9 @@ from bgkernels.backends import BACKENDS
 from bgkernels.rows.extras import Tilt
 from bgkernels.rows.spec import RowSpec
 from bgkernels.streaming import driver, gemm
+from bgkernels.streaming.cost import COST
 from bgkernels.streaming.heads import Needs
-from bgkernels.streaming.planner import COST, Plan, Workload, plan
+from bgkernels.streaming.planner import Plan, Workload, plan
 from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.shard import Shard
 

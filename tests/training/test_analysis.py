@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import bgkernels as bg
-from bgkernels.training import evaluate, models
+from bgkernels.training import evaluate, generation, models
 from bgkernels.training.analysis import page
 from bgkernels.training.analysis.maps import LAYERS, TokenMap, read_passage
 from bgkernels.training.analysis.risk import choice_risk
@@ -101,8 +101,8 @@ def test_risk_is_what_the_choice_costs_later(pair, text):
     for position in range(1, len(text)):
         prompts, costs = text[:position].repeat(4, 1), []
         for chooser in (student, teacher):
-            said = evaluate.continue_text(chooser, prompts, 1, VOCAB, 11 + 2 * position)
-            said = evaluate.continue_text(teacher, said, 3, VOCAB, 12 + 2 * position)
+            said = generation.continue_text(chooser, prompts, 1, VOCAB, 11 + 2 * position)
+            said = generation.continue_text(teacher, said, 3, VOCAB, 12 + 2 * position)
             costs.append(kl(student, teacher, said)[:, position:-1].sum() / 4)
         expected = float(costs[0] - costs[1])
         assert float(found[position - 1]) == pytest.approx(expected, rel=1e-3, abs=1e-4)

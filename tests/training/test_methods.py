@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from bgkernels.training import distill, evaluate, models, writing
+from bgkernels.training import distill, generation, models, writing
 from bgkernels.training.cli import app
 from bgkernels.training.config import DataConfig, DemoConfig, ModelShape, TrainConfig
 from bgkernels.training.corpus import load_corpus
@@ -130,6 +130,22 @@ def test_loss_is_the_formula(config, pair, batch, name, step):
     assert found == pytest.approx(expected(name, *dense(pair, batch), step / 6), rel=1e-4)
 
 
+VARIANTS = {
+    "confidence+reverse": "reverse-confidence",
+    "soft+t2": "soft-t2",
+    "hard+argmax": "argmax",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_the_method_that_it_says(config, pair, batch, name):
+    losses = [
+        distill.make_objective(config, x, *pair)(batch, 2, batch.items)
+        for x in (name, VARIANTS[name])
+    ]
+    assert torch.equal(*losses)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_moves_the_student_towards_something(config, pair, batch, name):
     """A small step against the gradient lowers the loss of the same batch."""
@@ -164,17 +180,21 @@ def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, s
     """Each text is the same whichever is asked for first, as a resumed run must find it."""
     batches, calls = prepare(config, load_corpus(config.data)).batches, []
     monkeypatch.setattr(
-        writing, "continue_text", lambda *x: calls.append(x) or evaluate.continue_text(*x)
+        writing,
+        "continue_text",
+        lambda *x, **options: calls.append(x) or generation.continue_text(*x, **options),
     )
     write = writing.Writer(pair[1], VOCAB, prompt=0.25, seed=0)
     forward, backward = (writing.WrittenBatches(batches, write, stride) for _ in range(2))
-    size = writing.SEQUENCES // len(batches[0].tokens)
+    size = generation.ROWS // len(batches[0].tokens)
     numbers = range(stride - 1, 2 * size * stride, stride)
     found = {n: forward[n] for n in numbers}
     assert len(calls) == 2
     for n in reversed(numbers):
         continues(found[n], batches[n])
         assert torch.equal(backward[n].tokens, found[n].tokens)
+    alone = write([batches[numbers[1]]], [numbers[1]])
+    assert torch.equal(alone[0].tokens, found[numbers[1]].tokens)
 
 
 def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):

@@ -11,12 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from bgkernels.training.claims import Interval, judge
 from bgkernels.training.cli import app
 from bgkernels.training.study import StudyConfig, WorldConfig
-from bgkernels.training.study.claims import CLAIMS, judge
+from bgkernels.training.study.claims import CLAIMS
 from bgkernels.training.study.exact import examine
 from bgkernels.training.study.lesson import REFERENCE, STUDIED, heard, teach, teacher_texts
-from bgkernels.training.study.measures import Interval, measure
+from bgkernels.training.study.measures import measure
 from bgkernels.training.study.run import discrepancy
 from bgkernels.training.study.students import Students
 from bgkernels.training.study.world import BRIDGE, GARDEN, make_world, write

@@ -16,7 +16,8 @@ from bgkernels.training import log, models, ranks, sharding
 from bgkernels.training.cli import app
 from bgkernels.training.config import DemoConfig, ModelShape
 from bgkernels.training.errors import OptionError, OutOfMemory, enough_memory
-from bgkernels.training.evaluate import continue_text, score
+from bgkernels.training.evaluate import score
+from bgkernels.training.generation import continue_text
 from bgkernels.training.loop import Progress
 from bgkernels.training.progress import _figures
 from bgkernels.training.tokens import Batch

@@ -228,18 +228,6 @@ def test_scores_equal_dense_torch(materials, teacher):
         )
 
 
-def test_sampling_with_a_cache_equals_sampling_without(materials, teacher):
-    prompts = materials.exam.windows[:, :4]
-    text = evaluate.continue_text(teacher, prompts, 10, teacher.vocab, seed=5)
-    generator, expected = torch.Generator().manual_seed(5), prompts
-    for _ in range(10):
-        with torch.no_grad():
-            logits = teacher.network(expected).logits[:, -1]
-        race = torch.empty_like(logits).exponential_(generator=generator)
-        expected = torch.cat([expected, (logits.softmax(-1) / race).argmax(-1, True)], dim=1)
-    assert torch.equal(text, expected)
-
-
 def test_estimates_count_sequences():
     values = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
     ambiguity = torch.tensor([[0.1, 0.9], [0.1, 0.1]])

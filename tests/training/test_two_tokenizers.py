@@ -13,7 +13,8 @@ from bgkernels.training.config import DataConfig, DemoConfig, EvalConfig, ModelS
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import ModelError, OptionError
-from bgkernels.training.evaluate import continue_text, own_cost, score
+from bgkernels.training.evaluate import own_cost, score
+from bgkernels.training.generation import continue_text
 from bgkernels.training.materials import prepare
 from bgkernels.training.recall import RecallingLM
 from bgkernels.training.records import texts_of
@@ -100,7 +101,8 @@ def test_the_cost_of_a_text_is_that_of_its_tokens(materials):
     labels = ids[:, 1:].clone()
     found = teacher.cost(ids, labels)
     own = torch.tensor([materials.teacher_tokenizer.encode(text)])
-    lp = teacher.source.logits(teacher.source.hidden(own)).log_softmax(-1)
+    head = teacher.source.leading(teacher.source.vocab)
+    lp = head(teacher.source.hidden(own)).log_softmax(-1)
     nll = -lp[0, :-1].gather(1, own[0, 1:, None])[:, 0]
     places = teacher.reading(ids).alignment.positions[0]
     at = (places[:-1] >= 0).nonzero()[:, 0]  # of what is scored

@@ -26,6 +26,7 @@ from bgkernels.backends.native.call import (
     rows_of,
 )
 from bgkernels.backends.native.cuda import Cuda, unusable
+from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
 
@@ -101,3 +102,7 @@ class NativeBackend(Backend):
         kernels.run("vjp", compiled(spec), *args, columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
+
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        if not self.kernels(x.device).scale_(x, factor.to(x.device)):
+            scale_(x, factor)

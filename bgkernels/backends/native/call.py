@@ -49,6 +49,10 @@ class Kernels:
         """
         check_status(getattr(_C, primitive)(*args, torch.get_num_threads()))
 
+    def scale_(self, x: Tensor, factor: Tensor) -> bool:
+        """Multiply a tensor in place; tell whether a function for it is there."""
+        return False
+
 
 def check_status(status: int) -> None:
     """Raise where a status (``csrc/row_args.h``) is not 0."""

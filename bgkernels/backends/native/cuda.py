@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.native.call import MISSING, Kernels, check_status
+from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, check_status
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
@@ -40,6 +40,26 @@ class Cuda(Kernels):
         written: tuple[Tensor, ...] = (),
     ) -> None:
         splits = 1 if columns_of is None else self._splits(columns_of)
+        shape = args[1:2] if columns_of is None else tuple(columns_of.shape)
+        self._start(primitive, args, shape, splits, written)
+
+    def scale_(self, x: Tensor, factor: Tensor) -> bool:
+        if x.dtype not in DTYPES or not x.is_contiguous() or x.data_ptr() % 16:
+            return False
+        what = x.data_ptr(), DTYPES[x.dtype], x.numel()
+        number = factor.data_ptr(), factor.dtype == torch.float64
+        blocks = BLOCKS * _processors(self.device)
+        self._start("scale", (what, number), tuple(x.shape), blocks)
+        return True
+
+    def _start(
+        self,
+        primitive: str,
+        args: tuple[Any, ...],
+        shape: tuple[int, ...],
+        splits: int,
+        written: tuple[Tensor, ...] = (),
+    ) -> None:
         parts = [x.new_empty(splits, *x.shape) for x in written] if splits > 1 else []
         floats, ints = ([x.data_ptr() for x in parts] + [0, 0])[:2]
         index, stream, device = 0, 0, self.device
@@ -49,7 +69,10 @@ class Cuda(Kernels):
         with torch.cuda.device(device if device.type == "cuda" else -1):
             status = getattr(self.module, primitive)(*args, (index, stream, splits, floats, ints))
         if status >= CUDA_FAILED:
-            raise RuntimeError(f"CUDA refused a kernel on {device}: {self.module.error(status)}")
+            raise RuntimeError(
+                f"CUDA refused the kernel of `{primitive}` for {shape} on {device}, {splits} "
+                f"blocks a row: {self.module.error(status)}"
+            )
         check_status(status)
 
     def _splits(self, x: Tensor) -> int:

@@ -10,7 +10,8 @@ import functools
 import importlib.util
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from types import ModuleType
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
+from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import RowState
@@ -43,6 +45,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     scratch_bytes = 0
+    code_block = 1024
 
     def __init__(self, launch: Launch | None = None, splits: int | None = None) -> None:
         self.launch, self.splits = launch, splits
@@ -87,11 +90,11 @@ class TritonBackend(Backend):
             inv_t, *caps = _numbers(spec)
             key = key_of(spec.seed)
             kernel_module().absorb_kernel[rows, plan.splits](
-                *_logits(tile), labels, *targets, rows, width, tile.compared, plan.blocks,
+                *_logits(tile), *_code(tile), labels, *targets,
+                rows, width, tile.compared, plan.blocks,
                 tile.first_row, tile.first_column, key - (key >> 31 << 32),
                 inv_t, *caps, _parameters(spec),
-                **constants("absorb", spec, tile.teacher is not None, plan.splits == 1),
-                **plan.options,
+                **constants("absorb", spec, plan.splits == 1, **_kind(tile)), **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().merge_kernel[blocks_of(rows)](
@@ -102,7 +105,7 @@ class TritonBackend(Backend):
         def trial(launch: Launch) -> None:
             run(launch, state.floats.clone(), state.ints.clone())
 
-        with _on(labels.device):
+        with _launching("absorb", tile.student):
             run(self._launch("absorb", spec, tile, trial), state.floats, state.ints)
 
     def _reread(
@@ -115,9 +118,9 @@ class TritonBackend(Backend):
             (rows, width), plan = columns.shape, self._plan(launch, tile, columns)
             target = _targets(plan.splits, sums)
             kernel_module().reread_kernel[rows, plan.splits](
-                *_logits(tile), labels, *normalisers, target, rows, width, plan.blocks,
-                *_numbers(spec), _parameters(spec),
-                **constants("reread", spec, resume=plan.splits == 1), **plan.options,
+                *_logits(tile), *_code(tile), labels, *normalisers, target,
+                rows, width, plan.blocks, *_numbers(spec), _parameters(spec),
+                **constants("reread", spec, plan.splits == 1, **_kind(tile)), **plan.options,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().add_kernel[blocks_of(rows)](
@@ -127,7 +130,7 @@ class TritonBackend(Backend):
         def trial(launch: Launch) -> None:
             run(launch, sums.clone())
 
-        with _on(labels.device):
+        with _launching("absorb, second read", columns):
             run(self._launch("reread", spec, tile, trial), sums)
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
@@ -135,11 +138,11 @@ class TritonBackend(Backend):
         rows = len(labels)
         if not rows:
             return
-        with _on(labels.device):
+        with _launching("finalize", out):
             kernel_module().finalize_kernel[blocks_of(rows)](
                 state.floats, state.ints, labels.contiguous(), out, out.stride(0), rows,
                 spec.columns, spec.compared, _numbers(spec)[0], _parameters(spec),
-                **constants("finalize", spec, spec.compared > 0), **ROWS,
+                **constants("finalize", spec, teacher=spec.compared > 0), **ROWS,
             )  # fmt: skip
 
     def fold(self, statistics: Tensor, grads: Tensor, labels: Tensor, spec: RowSpec) -> Tensor:
@@ -147,7 +150,7 @@ class TritonBackend(Backend):
         out = statistics.new_empty(spec.factor_count, rows)
         if not rows:
             return out
-        with _on(out.device):
+        with _launching("fold", out):
             kernel_module().fold_kernel[blocks_of(rows)](
                 statistics, statistics.stride(0), grads, grads.stride(0), out, rows,
                 spec.columns, _numbers(spec)[0], _parameters(spec),
@@ -166,29 +169,40 @@ class TritonBackend(Backend):
         def run(launch: Launch, out: Tensor) -> None:
             (rows, width), plan = out.shape, self._plan(launch, tile, out)
             kernel_module().vjp_kernel[rows, plan.splits](
-                out, out.stride(0), *_logits(tile), coefficients, labels,
+                out, out.stride(0), *_logits(tile), *_code(tile), coefficients, labels,
                 rows, width, tile.compared, plan.blocks, tile.first_column,
                 *_numbers(spec), _parameters(spec),
-                **constants("vjp", spec, tile.teacher is not None), **plan.options,
+                **constants("vjp", spec, **_kind(tile)), **plan.options,
             )  # fmt: skip
 
         def trial(launch: Launch) -> None:
             run(launch, torch.empty_like(dense))
 
-        with _on(out.device):
+        with _launching("vjp", out):
             run(self._launch("vjp", spec, tile, trial), dense)
         if dense is not out:
             out.copy_(dense)
 
+    def scale_(self, x: Tensor, factor: Tensor) -> None:
+        if not x.is_contiguous():
+            return scale_(x, factor)
+        count, block = x.numel(), 4096
+        programs = max(1, min(ceil(count / block), 16 * _processors(x.device)))
+        with _launching("scale", x):
+            kernel_module().scale_kernel[(programs,)](
+                x, factor.to(x.device), count, ceil(count / (programs * block)), BLOCK=block
+            )
+
     def _launch(
         self, kernel: str, spec: RowSpec, tile: Tile, trial: Callable[[Launch], None]
     ) -> Launch:
-        device, default = tile.student.device, self.launch or launch_of(kernel, spec)
+        device, coded = tile.student.device, tile.code is not None
+        default = self.launch or launch_of(kernel, spec, coded)
         path = None if self.launch else tuning(device)
         if path is None:
             return default
         dtypes = [x.dtype for x in (tile.student, tile.teacher) if x is not None]
-        kind = f"{dtypes} {constants(kernel, spec, tile.teacher is not None)}"
+        kind = f"{dtypes} {constants(kernel, spec, **_kind(tile))}"
         return tuned(path, kernel, kind, default, device, trial)
 
     def _plan(self, launch: Launch, tile: Tile, columns: Tensor) -> _Plan:
@@ -253,19 +267,19 @@ def _processors(device: torch.device) -> int:
 
 
 CONSTANTS = {
-    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME",
+    "absorb": "HAS_TEACHER SHARED RULE LOGIT_SUM MAPS EXTRAS COLUMNS RESUME CODED",
     "merge": "SHARED RULE EXTRAS COLUMNS",
-    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME",
+    "reread": "SHARED MAPS EXTRAS COLUMNS RESUME CODED",
     "add": "EXTRAS COLUMNS",
     "finalize": "HAS_TEACHER SHARED EXTRAS",
     "fold": "SHARED EXTRAS",
-    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS",
+    "vjp": "HAS_TEACHER SHARED MAPS EXTRAS CODED",
 }
 """What is compiled into each kernel."""
 
 
 def constants(
-    kernel: str, spec: RowSpec, teacher: bool = True, resume: bool = True
+    kernel: str, spec: RowSpec, resume: bool = True, *, teacher: bool = True, code: int = 0
 ) -> dict[str, Any]:
     """Return the values that are compiled into a kernel, since they decide over its code."""
     values = {
@@ -277,6 +291,7 @@ def constants(
         "EXTRAS": _extras(kernel, spec),
         "COLUMNS": spec.sum_count,
         "RESUME": resume,
+        "CODED": code,
     }
     return {name: values[name] for name in CONSTANTS[kernel].split()}
 
@@ -301,9 +316,23 @@ def _map(cap: Cap) -> int:
     return 2 if cap.cap else int(cap.scale != 1)
 
 
-def _on(device: torch.device) -> torch.cuda.device:
-    """Make a device current: Triton launches on the current device and its current stream."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
+@contextmanager
+def _launching(kernel: str, x: Tensor) -> Iterator[None]:
+    """Make a device current: Triton launches on the current device and its current stream.
+
+    Raises:
+        RuntimeError: a kernel could not be compiled or started, with its name and shape.
+    """
+    try:
+        with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
+            yield
+    except (ValueError, torch.OutOfMemoryError):  # of a file of launches; and not ours
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"Triton could not run the kernel of `{kernel}` for {tuple(x.shape)} in {x.dtype} on "
+            f"{x.device}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -331,6 +360,21 @@ def _logits(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
     s = _rows(tile.student)
     t = s if tile.teacher is None else _rows(tile.teacher)
     return s, s.stride(0), t, t.stride(0)
+
+
+def _kind(tile: Tile) -> dict[str, Any]:
+    """Return what :func:`constants` asks of a tile."""
+    block = 0 if tile.code is None else tile.code.block
+    return {"teacher": tile.teacher is not None, "code": block}
+
+
+def _code(tile: Tile) -> tuple[Tensor, int, Tensor, int]:
+    """Return pointers and row strides of a code; the student's stand in where there is none."""
+    if tile.code is None:
+        s = _rows(tile.student)
+        return s, s.stride(0), s, s.stride(0)
+    words, centres = tile.code.words, tile.code.centres
+    return words, words.stride(0), centres, centres.stride(0)
 
 
 # Run-time numbers are floats, always: an int would compile another variant.

@@ -9,6 +9,7 @@ fp64; but the alignment of logits is compiled in, since 16-byte loads depend on 
 import triton
 import triton.language as tl
 
+from bgkernels.backends.triton.code import store_pair
 from bgkernels.backends.triton.extras import absorb_extra
 from bgkernels.backends.triton.math import (
     LOGITS,
@@ -145,16 +146,18 @@ def reduce_block(
 
 @kernel(LOGITS)
 def absorb_kernel(
-    s_ptr, s_stride, t_ptr, t_stride, labels_ptr, floats_ptr, ints_ptr,
+    s_ptr, s_stride, t_ptr, t_stride, code_ptr, code_stride, centres_ptr, centres_stride,
+    labels_ptr, floats_ptr, ints_ptr,
     rows, width, compared, blocks, first_row, first_column, key, inv_t, s_cap, t_cap, parameters,
     HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, RULE: tl.constexpr, LOGIT_SUM: tl.constexpr,
     MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr, RESUME: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CODED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Absorb a range of columns of one row, into its state or beside it.
 
     ``s_ptr (rows, width)``, ``t_ptr (rows, compared)``, ``labels_ptr (rows,)``; with RESUME the
-    state ``(·, rows)`` is read and written, else ``(splits, ·, rows)`` is written.
+    state ``(·, rows)`` is read and written, else ``(splits, ·, rows)`` is written. With CODED,
+    ``code_ptr (rows, width)`` and ``centres_ptr (rows, 2·blocks)`` are written too.
     """
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     label = tl.load(labels_ptr + row)
@@ -163,6 +166,7 @@ def absorb_kernel(
     stride = tl.cast(rows, tl.int64)
     floats = floats_ptr + split * COLUMNS * stride + row
     ints = ints_ptr + split * 3 * stride + row
+    word_row, centre_row = code_ptr + row * code_stride, centres_ptr + row * centres_stride
     logits, caps = (s_ptr + row * s_stride, t_ptr + row * t_stride), (s_cap, t_cap)
     numbers, first_column = (
         numbers_of(inv_t, parameters, tl.float32),
@@ -190,6 +194,8 @@ def absorb_kernel(
             columns, held = begin + tl.arange(0, BLOCK), total[4]
             z = load_logits(logits[0], columns, pair_stop, caps[0], MAPS[0])
             v = load_logits(logits[1], columns, pair_stop, caps[1], MAPS[1])
+            if CODED:
+                store_pair(word_row, centre_row, columns, begin, pair_stop, z, v, CODED, BLOCK)
             if RULE != INDEX:
                 noisy = v
                 if RULE == SAMPLE:
@@ -216,6 +222,8 @@ def absorb_kernel(
         for begin in range(pair_stop, stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
             z = load_logits(logits[0], columns, stop, caps[0], MAPS[0])
+            if CODED:
+                tl.store(word_row + columns, z.to(tl.int32, bitcast=True), mask=columns < stop)
             if not is_clean(begin, stop, local, BLOCK):
                 z = tl.where((columns < stop) & (columns != local), z, NEG_INF)
             if LOGIT_SUM:

@@ -45,7 +45,7 @@ class Launch:
         return {"num_warps": self.warps, **limit}
 
 
-def launch_of(kernel: str, spec: RowSpec) -> Launch:
+def launch_of(kernel: str, spec: RowSpec, coded: bool = False) -> Launch:
     """Return the default, from compiled code (registers, instructions), not yet from timings.
 
     Few warps a program, so that many programs share a multiprocessor and the loads of one run under
@@ -59,7 +59,7 @@ def launch_of(kernel: str, spec: RowSpec) -> Launch:
         extras = [extra for extra in spec.extras if not extra.second_read]
         # The compiler drops sums that no field reads.
         sums = sum(min(len(extra.sums), len(extra.fields) + 1) for extra in extras)
-        light = spec.shared_softmax and sums <= 2 and not sample
+        light = spec.shared_softmax and sums <= 2 and not sample and not coded
         alive = sums + 4 * sample + 4 * capped
         registers = 168 if alive <= 6 else 200 if alive <= 10 else 240
         return Launch(2048 if light else 1024, 2, 8, registers)  # sharing a row costs a launch

@@ -15,7 +15,10 @@ RAW, SCALED, CAPPED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # maps 
 MULTIPLIER, WEYL = tl.constexpr(0xD256D193), tl.constexpr(0x9E3779B9)
 ROUNDS = tl.constexpr(sampling.ROUNDS)
 LOG2E = tl.constexpr(math.log2(math.e))
-LOGITS = ("out_ptr", "out_stride", "s_ptr", "s_stride", "t_ptr", "t_stride", "width", "compared")
+LOGITS = (
+    "out_ptr", "out_stride", "s_ptr", "s_stride", "t_ptr", "t_stride", "code_ptr", "code_stride",
+    "width", "compared",
+)  # fmt: skip
 """Arguments whose divisibility by 16 is compiled into a kernel of columns: loads depend on it."""
 
 

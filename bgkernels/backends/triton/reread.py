@@ -6,7 +6,8 @@ Statistics of the first read have no sums here. Grids and arguments are as in :m
 import triton
 import triton.language as tl
 
-from bgkernels.backends.triton.absorb import column_range, load_logits
+from bgkernels.backends.triton.absorb import column_range
+from bgkernels.backends.triton.code import load_pair
 from bgkernels.backends.triton.extras import read_extra
 from bgkernels.backends.triton.math import LOGITS, NEG_INF, SKIP, kernel, numbers_of, tempered
 from bgkernels.backends.triton.state import load_extras, store_extras
@@ -41,10 +42,11 @@ def zeros(count: tl.constexpr):
 
 @kernel(LOGITS)
 def reread_kernel(
-    s_ptr, s_stride, t_ptr, t_stride, labels_ptr, lse_s_ptr, lse_t_ptr, sums_ptr,
+    s_ptr, s_stride, t_ptr, t_stride, code_ptr, code_stride, centres_ptr, centres_stride,
+    labels_ptr, lse_s_ptr, lse_t_ptr, sums_ptr,
     rows, width, blocks, inv_t, s_cap, t_cap, parameters,
     SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr,
-    RESUME: tl.constexpr, BLOCK: tl.constexpr,
+    RESUME: tl.constexpr, CODED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sum over a range of columns of one row.
 
@@ -62,13 +64,14 @@ def reread_kernel(
     numbers = numbers_of(inv_t, parameters, tl.float32)
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
+    word_row, centre_row = code_ptr + row * code_stride, centres_ptr + row * centres_stride
     total = no_sums(EXTRAS)
     if RESUME:
         total = load_extras(out, stride, None, EXTRAS, tl.float32)
     for begin in range(start, stop, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
-        z = load_logits(s_row, columns, stop, s_cap, MAPS[0])
-        v = load_logits(t_row, columns, stop, t_cap, MAPS[1])
+        z, v = load_pair(s_row, t_row, word_row, centre_row, columns, begin, stop, s_cap, t_cap,
+                         MAPS, CODED, BLOCK)  # fmt: skip
         lp = tl.where(columns < stop, tempered(z, numbers[0], SHARED) - lse_s - rest_s, NEG_INF)
         lq = tl.where(columns < stop, tempered(v, numbers[0], SHARED) - lse_t - rest_t, NEG_INF)
         new = ()

@@ -6,7 +6,8 @@ Grids and arguments are as in :mod:`.absorb`.
 import triton
 import triton.language as tl
 
-from bgkernels.backends.triton.absorb import column_range, load_logits
+from bgkernels.backends.triton.absorb import column_range
+from bgkernels.backends.triton.code import load_alone, load_pair
 from bgkernels.backends.triton.extras import narrow_extra, vjp_extra
 from bgkernels.backends.triton.math import (
     CAPPED,
@@ -91,10 +92,11 @@ def store_gradient(out_row, columns, stop, local, begin, z, g, ce, cap, SHARED: 
 
 @kernel(LOGITS)
 def vjp_kernel(
-    out_ptr, out_stride, s_ptr, s_stride, t_ptr, t_stride, coefficients_ptr, labels_ptr,
+    out_ptr, out_stride, s_ptr, s_stride, t_ptr, t_stride, code_ptr, code_stride, centres_ptr,
+    centres_stride, coefficients_ptr, labels_ptr,
     rows, width, compared, blocks, first_column, inv_t, s_cap, t_cap, parameters,
     HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CODED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of a range of columns of one row.
 
@@ -104,6 +106,7 @@ def vjp_kernel(
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
+    word_row, centre_row = code_ptr + row * code_stride, centres_ptr + row * centres_stride
     out_row = out_ptr + row * out_stride
     label = tl.load(labels_ptr + row)
     if label == SKIP:
@@ -123,8 +126,8 @@ def vjp_kernel(
     if HAS_TEACHER:
         for begin in range(start, pair_stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
-            z = load_logits(s_row, columns, pair_stop, s_cap, MAPS[0])
-            v = load_logits(t_row, columns, pair_stop, t_cap, MAPS[1])
+            z, v = load_pair(s_row, t_row, word_row, centre_row, columns, begin, pair_stop, s_cap,
+                             t_cap, MAPS, CODED, BLOCK)  # fmt: skip
             u, v = tempered(z, numbers[0], SHARED), tempered(v, numbers[0], SHARED)
             lp, lq = u - lse_s, v - lse_t
             g = vjp_line(lp, lq, a, b, c, d)
@@ -137,7 +140,7 @@ def vjp_kernel(
     if not SHARED:
         for begin in range(pair_stop, stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
-            z = load_logits(s_row, columns, stop, s_cap, MAPS[0])
+            z = load_alone(s_row, word_row, columns, stop, s_cap, MAPS, CODED)
             g = tl.zeros_like(z)
             store_gradient(out_row, columns, stop, local, begin, z, g, ce, s_cap, SHARED,
                            MAPS[0], BLOCK)  # fmt: skip

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.training.evaluate import continue_text, score
+from bgkernels.training.evaluate import score
+from bgkernels.training.generation import continue_text
 from bgkernels.training.models import CausalLM
 from bgkernels.training.tokens import Batch
 

@@ -11,6 +11,7 @@ from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import OptionError
 from bgkernels.training.evaluate import Measures, Parts
+from bgkernels.training.marks import examine_by_name, finite
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.progress import Display, Silent
 from bgkernels.training.sharding import place
@@ -48,6 +49,7 @@ class Analysis:
         accumulation: length of the continuation → ExAccErr by part, as a share.
         passages: token maps.
         prompts: continuations that were scored.
+        marks: of a task, measures of the student's solutions.
     """
 
     config: AnalysisConfig
@@ -55,12 +57,14 @@ class Analysis:
     accumulation: dict[int, Parts]
     passages: list[TokenMap]
     prompts: int
+    marks: dict[str, float] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
             "config": plain(self.config),
             "prompts": self.prompts,
+            "marks": self.marks and finite(self.marks),
             "measures": {name: _plain(parts) for name, parts in self.measures.items()},
             "accumulation": {str(n): _plain(parts) for n, parts in self.accumulation.items()},
             "passages": [asdict(passage) for passage in self.passages],
@@ -117,6 +121,7 @@ def run_analysis(config: AnalysisConfig, display: Display | None = None) -> Anal
         readings.accumulation(_lengths(exam.windows.shape[1] - exam.start), threshold),
         passages,
         len(exam.windows),
+        examine_by_name(student, task).measures() if (task := config.pair.data.task) else None,
     )
 
 

@@ -11,10 +11,14 @@ from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.files import write_json, write_text
+from bgkernels.training.marks import describe
 from bgkernels.training.progress import Terminal
+from bgkernels.training.tasks import fitted
 
 TEXT, MAPS = "Text", "Maps"
 DEFAULTS = DemoConfig()
+UNREAD = 64
+"""Problems of the training split, of which an analysis reads none."""
 
 
 def analyze(
@@ -34,9 +38,16 @@ def analyze(
             rich_help_panel=TEXT,
         ),
     ] = None,
+    task: o.Task = None,
     sequence_length: Annotated[
-        int, typer.Option(min=8, help="Tokens of a held-out window.", rich_help_panel=TEXT)
-    ] = DEFAULTS.data.sequence_length,
+        int | None,
+        typer.Option(
+            min=8,
+            help="Tokens of a held-out window.",
+            show_default=str(DEFAULTS.data.sequence_length),
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
     windows: Annotated[
         int, typer.Option(min=2, help="Held-out windows to score.", rich_help_panel=TEXT)
     ] = DEFAULTS.evaluation.windows,
@@ -75,23 +86,32 @@ def analyze(
 
     - `bgkernels analyze --teacher runs/demo/models/teacher --student runs/demo/models/soft`
     """
-    console = Console(stderr=True)
+    console, given = Console(stderr=True), locals()
     pair = replace(
         DEFAULTS,
         teacher=teacher,
         student=student,
-        data=changed(DEFAULTS.data, corpus=corpus, sequence_length=sequence_length),
+        data=changed(
+            DEFAULTS.data,
+            corpus=corpus,
+            task=task,
+            texts=task and UNREAD,
+            sequence_length=sequence_length,
+        ),
         evaluation=replace(DEFAULTS.evaluation, windows=windows, threshold=threshold),
         seed=seed,
         device=device,
     )
     with reported(console):
+        o.refuse(given, "corpus", "sequence_length")
         analysis = run_analysis(
-            AnalysisConfig(pair, routing, passages, horizon, rollouts), Terminal(console)
+            AnalysisConfig(fitted(pair), routing, passages, horizon, rollouts), Terminal(console)
         )
         write_json(output / "analysis.json", analysis.plain())
         html = page.render(analysis.passages, f"{student} against {teacher}")
         write_text(output / "analysis.html", html)
         figure.draw(analysis, output / "analysis.png")
     Console().print(report.table(analysis))
+    if analysis.marks:
+        Console().print(describe(analysis.marks))
     console.print(f"Written to {output}: analysis.json, .html and .png", highlight=False)

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from bgkernels.training.commands.shared import changed, typer
 from bgkernels.training.config import PRETRAINED_RATE, DemoConfig
+from bgkernels.training.errors import OptionError
+from bgkernels.training.tasks import TASKS, fitted
 
 DEFAULTS = DemoConfig()
 TEXT, MODELS, TRAINING, LOSS = "Text", "Models", "Training", "Loss"
@@ -35,6 +37,24 @@ Corpus = Annotated[
         help="Folder of text files (*.txt, *.md, *.py and the like), or a data file (.jsonl, "
         ".parquet) of texts, conversations, or prompts and completions.",
         show_default="the sources of Python's standard library",
+        rich_help_panel=TEXT,
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help=f"In place of text, a task whose answers a program checks: {', '.join(TASKS)}, and "
+        "knobs as in arithmetic:terms=5,digits=1. Answers are marked at the end.",
+        show_default=False,
+        rich_help_panel=TEXT,
+    ),
+]
+Texts = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Problems of --task to learn from, each with one solution.",
+        show_default=str(DEFAULTS.data.texts),
         rich_help_panel=TEXT,
     ),
 ]
@@ -69,6 +89,15 @@ Teacher = Annotated[
     typer.Option(
         help="Hugging Face model, by path or name, used as it is.",
         show_default="a small Llama trained on the text",
+        rich_help_panel=MODELS,
+    ),
+]
+TeacherUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Servers that run the --teacher, separated by commas: http://host:8000. Of it only "
+        "head and tokenizer are read here.",
+        show_default="the teacher is loaded",
         rich_help_panel=MODELS,
     ),
 ]
@@ -218,7 +247,11 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     Args:
         base: what options that were not given keep to.
         given: options by name, None where not given; a command's ``locals()`` will do.
+
+    Raises:
+        OptionError: there is no such task, or it is given with what it sets itself.
     """
+    refuse(given, "corpus", "sequence_length")
 
     def pick(config: Any, *names: str) -> Any:
         return changed(config, **{name: given.get(name) for name in names})
@@ -230,8 +263,11 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
     training = pick(base.student_training, "steps", "accumulate", "validate_every")
     made: DemoConfig = replace(
         pick(base, "output", "seed", "methods", "lora", "tensorboard", "parallel", "device"),
-        data=pick(base.data, "corpus", "skip_unusable", "sequence_length", "batch_size"),
+        data=pick(
+            base.data, "corpus", "task", "texts", "skip_unusable", "sequence_length", "batch_size"
+        ),
         teacher=given.get("teacher"),
+        teacher_url=given.get("teacher_url"),
         student=given.get("student"),
         second_teacher=given.get("second_teacher"),
         teacher_training=changed(base.teacher_training, steps=given.get("teacher_steps")),
@@ -248,4 +284,16 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
         ),
         fresh=not given.get("resume", True),
     )
-    return made
+    return fitted(made)
+
+
+def refuse(given: dict[str, Any], *names: str) -> None:
+    """Refuse options that a task has no use for.
+
+    Raises:
+        OptionError: one of them was given beside ``--task``.
+    """
+    for name in names if given.get("task") is not None else ():
+        if given.get(name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise OptionError(f"{option} has no effect on --task; leave one of them out")

@@ -20,6 +20,8 @@ def train(
     seed: o.Seed = 0,
     device: o.Device = "auto",
     corpus: o.Corpus = None,
+    task: o.Task = None,
+    texts: o.Texts = None,
     skip_unusable: o.SkipUnusable = False,
     sequence_length: o.SequenceLength = None,
     batch_size: o.BatchSize = None,
@@ -44,12 +46,15 @@ def train(
 
     - `bgkernels train --corpus ~/notes --steps 2000 --output runs/notes`
 
+    - `bgkernels train --task arithmetic --batch-size 64 --steps 1500`
+
     - `bgkernels train --student runs/distill/models/entropy --learning-rate 1e-5` (fine-tune it)
     """
     console = Console(stderr=True)
     base = replace(DemoConfig(), output=Path("runs/train"))
-    config = o.configured(base, locals())
-    with reported(console), ranks.joined(ranks.device(config.device)):
+    given = locals()
+    with reported(console), ranks.joined(ranks.device(device)):
+        config = o.configured(base, given)
         history = run_training(config, terminal(console))
         if not ranks.first():
             return

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bgkernels.training.claims import Interval, Measured
 from bgkernels.training.figure import OWN, PARTS, TAUGHT, picture
 from bgkernels.training.study.lesson import STUDIED
-from bgkernels.training.study.measures import Interval, Measured
 from bgkernels.training.study.run import StudyResult
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.training.methods import ARGMAX, METHODS, Method, advance
+from bgkernels.training.methods import METHODS, Method, advance, find
 from bgkernels.training.study.config import StudyConfig
 from bgkernels.training.study.students import Students
 from bgkernels.training.study.world import Texts, World, write
@@ -18,14 +18,14 @@ REFERENCE = "data"
 """The method whose κ weighs everybody's errors: cross-entropy on the teacher's texts."""
 
 
-def _argmax(name: str, title: str | None = None) -> Method:
-    """A method whose hard label is the teacher's favourite token."""
-    return replace(METHODS[name], target=ARGMAX, title=title or METHODS[name].title)
+def _argmax(name: str) -> Method:
+    """A method whose hard label is the teacher's favourite token, by its plain title."""
+    return replace(find(f"{name}+argmax"), title=METHODS[name].title)
 
 
 STUDIED: dict[str, Method] = {
     REFERENCE: replace(METHODS["hard"], title="hard: the text's token"),
-    "hard": _argmax("argmax", "hard: teacher's argmax"),
+    "hard": replace(METHODS["argmax"], title="hard: teacher's argmax"),
     "soft": METHODS["soft"],
     "static": _argmax("static"),
     "confidence": _argmax("confidence"),

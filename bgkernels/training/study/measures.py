@@ -1,16 +1,11 @@
-"""What is measured of each group of students, and how sure it is."""
+"""What is measured of each group of students."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
+from bgkernels.training.claims import Measured
 from bgkernels.training.study.exact import Exact
 from bgkernels.training.study.world import BRIDGE, GARDEN, PLAIN
 
-RESAMPLES = 4000
 KINDS = {"bridge": BRIDGE, "garden": GARDEN, "plain": PLAIN}
 
 MEASURES = {
@@ -26,9 +21,6 @@ MEASURES = {
     "distance": "distance of states",
 }
 """Losses and biases in nats a token, the weighted errors in nats a text."""
-
-Measured = dict[str, Tensor]
-"""Name of a measure to its value for each student, ``(students,)``."""
 
 
 def measure(exact: Exact, reference: Exact) -> Measured:
@@ -51,30 +43,3 @@ def measure(exact: Exact, reference: Exact) -> Measured:
         "broken": exact.broken,
         "distance": exact.distance,
     }
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with a 95 % percentile bootstrap interval (Efron 1979).
-
-    Args:
-        mean, low, high: of the values.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> Interval:
-        """From one value a seed; the same values give the same interval.
-
-        Example:
-            >>> Interval.of(torch.tensor([1.0, 1.0, 1.0]))
-            Interval(mean=1.0, low=1.0, high=1.0)
-        """
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=generator)
-        means = values.double()[drawn].mean(-1)
-        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return cls(float(values.double().mean()), low, high)

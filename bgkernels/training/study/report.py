@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bgkernels.training.claims import Interval
 from bgkernels.training.errors import extra
 from bgkernels.training.study.claims import HYBRID
 from bgkernels.training.study.lesson import STUDIED
-from bgkernels.training.study.measures import MEASURES, Interval
+from bgkernels.training.study.measures import MEASURES
 from bgkernels.training.study.run import StudyResult
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from bgkernels.training.claims import Finding, Interval, Measured, judge
 from bgkernels.training.config import plain
 from bgkernels.training.progress import Display, Silent
-from bgkernels.training.study.claims import CLAIMS, Finding, judge
+from bgkernels.training.study.claims import CLAIMS
 from bgkernels.training.study.config import StudyConfig
 from bgkernels.training.study.exact import Exact, examine
 from bgkernels.training.study.lesson import REFERENCE, STUDIED, teach, teacher_texts
-from bgkernels.training.study.measures import Interval, Measured, measure
+from bgkernels.training.study.measures import measure
 from bgkernels.training.study.world import make_world
 
 
