@@ -83,7 +83,7 @@ def surroundings() -> dict[str, Any]:
     """What numbers may depend on beside the configuration and the seeds."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **versions,
