@@ -92,7 +92,7 @@ def pose(
         spec=agreement.spec,
         backend=agreement.backend,
         student=(flat_rows(first, rows), *others),
-        teacher=kind.flat(rows),
+        teacher=kind.flat(rows, agreement.spec.columns),
         labels=labels,
         leading=tuple(leading),
         shard=agreement.shard,

@@ -164,7 +164,7 @@ class MixtureTeacher(Teacher):
                 f"than 1, since it mixes there; got temperature={temperature}: pass labels"
             )
 
-    def flat(self, rows: int) -> MixtureTeacher:
+    def flat(self, rows: int, columns: int) -> MixtureTeacher:
         weights, count = self.weights, len(self.teachers)
         if isinstance(weights, Tensor):
             weights = weights.detach().reshape(rows, count).double()
@@ -173,7 +173,9 @@ class MixtureTeacher(Teacher):
             # A list would be copied to the device, and waited for.
             filled = [torch.full((rows,), w, dtype=torch.float64, device=device) for w in weights]
             weights = torch.stack(filled, 1)
-        return replace(self, teachers=[t.flat(rows) for t in self.teachers], weights=weights)
+        return replace(
+            self, teachers=[t.flat(rows, columns) for t in self.teachers], weights=weights
+        )
 
     def weigh(self, stats: list[RowStats], rows: slice = slice(None)) -> Tensor:
         """Return the weights ``(rows, teachers)`` of some rows, whose statistics are ``stats``."""

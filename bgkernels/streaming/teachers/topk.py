@@ -133,7 +133,7 @@ class TopKTeacher(Teacher):
             score = score + gumbel_at(ids, rows.view(*ids.shape[:-1], 1), seed)
         return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
 
-    def flat(self, rows: int) -> TopKTeacher:
+    def flat(self, rows: int, columns: int) -> TopKTeacher:
         n = self.indices.ndim - 1
         pairs = zip(self.names, self.tensors, strict=True)
         flat: dict[str, Any] = {

@@ -1,6 +1,8 @@
 // Stands in for csrc/cuda/threads.cuh: blocks run one after another on the host, and the threads of
 // a block are fibers of one thread that change places where they would wait for each other. So the
 // kernels' arithmetic, indices and order of synchronisation can be tested where there is no GPU.
+// Under ThreadSanitizer, each fiber is a thread to it: barriers order what threads do, and shuffles
+// do not. One block runs at a time, so that races between blocks are not seen.
 #pragma once
 
 #include <math.h>
@@ -12,6 +14,7 @@
 
 #include <memory>
 
+#include "fibers.h"
 #include "row_args.h"
 
 #define BGK_DEVICE inline
@@ -28,76 +31,102 @@ struct dim3 {
 
 namespace bgk::cuda {
 
-constexpr size_t kStack = 128 * 1024;
-
 // Few warps, so that each takes several steps of a short row.
-constexpr int kWarpSize = 32, kWarps = 2, kThreads = kWarps * kWarpSize;
+#ifndef BGK_WARPS
+#define BGK_WARPS 2
+#endif
+constexpr int kWarpSize = 32, kWarps = BGK_WARPS, kThreads = kWarps * kWarpSize;
 typedef uintptr_t Stream;
+constexpr size_t kMostShared = 227 * 1024;  // of an H100
 
 // Fibers that wait for each other.
 struct Barrier {
   int size = 0, arrived = 0;
   unsigned generation = 0;
+  char orders[2];  // what ThreadSanitizer knows a generation by
 };
 
-struct Fiber {
-  ucontext_t context;
-  jmp_buf here;
-  std::unique_ptr<char[]> stack{new char[kStack]};
-  bool started = false, finished = false;
-};
+// A line of the kernels' text.
+struct Site {
+  const char* file = nullptr;
+  int line = 0;
 
-constexpr int kShared = 256 * 1024;
+  // By hand, since sanitizers watch what the library does.
+  BGK_UNSEEN bool operator==(const Site& x) const {
+    if (line != x.line || !file != !x.file) return false;
+    for (int i = 0; file && (file[i] || x.file[i]); ++i)
+      if (file[i] != x.file[i]) return false;
+    return true;
+  }
+};
 
 // One block.
 struct Machine {
-  Fiber fibers[kThreads];
+  Fiber fibers[kThreads], scheduler;
   Barrier all, warps[kWarps];
-  alignas(16) char dynamic[kShared];
+  std::unique_ptr<char[]> dynamic;
+  size_t dynamic_bytes = 0;
   uint64_t slots[kThreads];  // what lanes show each other
   dim3 block, blocks;
-  jmp_buf scheduler;
   int current = 0;
   bool backwards = false;  // the order in which fibers run: another one shows missing barriers
   void (*body)() = nullptr;
-  int error = 0;  // what the device answers
+  int error = 0;          // what the device answers
+  Site sites[16], muted;  // of the barriers that were met; of one that is left out
+  int site_count = 0;
+  char begin, end;  // of a block: what ThreadSanitizer knows them by
 };
 
-inline Machine& machine() {
+BGK_UNSEEN inline Machine& machine() {
   static Machine& one = *new Machine;
   return one;
 }
 
-inline int thread() { return machine().current; }
+BGK_UNSEEN inline int thread() { return machine().current; }
 inline int lane() { return thread() % kWarpSize; }
 inline int warp() { return thread() / kWarpSize; }
-inline dim3 block() { return machine().block; }
-inline dim3 blocks() { return machine().blocks; }
+BGK_UNSEEN inline dim3 block() { return machine().block; }
+BGK_UNSEEN inline dim3 blocks() { return machine().blocks; }
 
-inline void pause() {
+BGK_UNSEEN inline void release(Barrier& b) { b.arrived = 0, ++b.generation; }
+
+BGK_UNSEEN inline void wait(Barrier& b) {
   Machine& m = machine();
-  if (_setjmp(m.fibers[m.current].here) == 0) _longjmp(m.scheduler, 1);
-}
-
-inline void release(Barrier& b) { b.arrived = 0, ++b.generation; }
-
-inline void wait(Barrier& b) {
   const unsigned generation = b.generation;
   if (++b.arrived == b.size) return release(b);
-  while (b.generation == generation) pause();
+  while (b.generation == generation) change(m.fibers[m.current], m.scheduler);
 }
 
-inline void sync_block() { wait(machine().all); }
-inline void sync_warp() { wait(machine().warps[warp()]); }
+// A barrier of the kernels, at a line of theirs.
+BGK_UNSEEN inline void meet(Barrier& b, const char* file, int line) {
+  Machine& m = machine();
+  const Site site = {file, line};
+  int i = 0;
+  while (i < m.site_count && !(m.sites[i] == site)) ++i;
+  if (i == m.site_count) m.sites[m.site_count++] = site;
+  if (site == m.muted) return;
+  char* orders = &b.orders[b.generation & 1];
+  before_barrier(orders);
+  wait(b);
+  after_barrier(orders);
+}
+
+inline void sync_block(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  meet(machine().all, file, line);
+}
+inline void sync_warp(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  meet(machine().warps[warp()], file, line);
+}
 
 template <class T>
-inline T of_lane(T x, int from) {
+BGK_UNSEEN inline T of_lane(T x, int from) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a word");
   Machine& m = machine();
+  const int first = m.current - lane();
   memcpy(&m.slots[m.current], &x, sizeof(T));
-  sync_warp();
-  memcpy(&x, &m.slots[m.current - lane() + (from & (kWarpSize - 1))], sizeof(T));
-  sync_warp();
+  wait(m.warps[warp()]);
+  memcpy(&x, &m.slots[first + (from & (kWarpSize - 1))], sizeof(T));
+  wait(m.warps[warp()]);
   return x;
 }
 
@@ -112,7 +141,7 @@ inline bool any_lane(bool x) {
   return found;
 }
 
-inline char* dynamic_shared() { return machine().dynamic; }
+BGK_UNSEEN inline char* dynamic_shared() { return machine().dynamic.get(); }
 
 // As the device's: subnormal results are flushed.
 constexpr float kLog2E = 1.44269504f;
@@ -177,35 +206,28 @@ int try_load(void (*)(Args)) {
 }
 
 // Threads that have returned are waited for no longer.
-inline void leave(Barrier& b) {
+BGK_UNSEEN inline void leave(Barrier& b) {
   if (--b.size > 0 && b.arrived == b.size) release(b);
 }
 
 // Lets a fiber run until it waits or returns.
-inline void resume(int i) {
+BGK_UNSEEN inline void resume(int i) {
   Machine& m = machine();
   m.current = i;
-  if (_setjmp(m.scheduler) == 0) {
-    Fiber& f = m.fibers[i];
-    if (f.started) _longjmp(f.here, 1);
-    f.started = true;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get(), f.context.uc_stack.ss_size = kStack;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, m.body, 0);
-    setcontext(&f.context);
-  }
-  if (!machine().fibers[machine().current].finished) return;
-  leave(machine().all), leave(machine().warps[warp()]);
+  change(m.scheduler, m.fibers[i]);
+  if (!m.fibers[i].finished) return;
+  leave(m.all), leave(m.warps[i / kWarpSize]);
 }
 
 // Runs `body` in every thread of a block.
-inline void run_block() {
+BGK_UNSEEN inline void run_block() {
   Machine& m = machine();
-  memset(m.dynamic, 0xff, kShared);  // NaN
+  memset(m.dynamic.get(), 0xff, m.dynamic_bytes);  // NaN
   m.all = {kThreads};
   for (Barrier& w : m.warps) w = {kWarpSize};
-  for (Fiber& f : m.fibers) f.started = f.finished = false;
+  m.scheduler.is_this_thread();
+  for (Fiber& f : m.fibers) f.restart(m.body);
+  before_barrier(&m.begin);
   for (int left = kThreads; left > 0;) {
     left = 0;
     for (int k = 0; k < kThreads; ++k) {
@@ -214,24 +236,29 @@ inline void run_block() {
       left += !m.fibers[i].finished;
     }
   }
+  after_barrier(&m.end);
 }
 
 template <class Args>
 struct Call {
   static inline void (*kernel)(Args);
   static inline const Args* args;
-  static void body() {
-    kernel(*args);
+  BGK_UNSEEN static void body() {
     Machine& m = machine();
+    entered(m.scheduler);
+    after_barrier(&m.begin);
+    kernel(*args);
+    before_barrier(&m.end);
     m.fibers[m.current].finished = true;
-    _longjmp(m.scheduler, 1);
+    change(m.fibers[m.current], m.scheduler);
   }
 };
 
 template <class Args>
 int start(void (*kernel)(Args), dim3 grid, size_t shared_bytes, Stream, Args args) {
   Machine& m = machine();
-  if (shared_bytes > kShared) return kCudaFailed + 1;
+  if (shared_bytes > kMostShared) return kCudaFailed + 1;
+  m.dynamic.reset(new char[shared_bytes]), m.dynamic_bytes = shared_bytes;
   Call<Args>::kernel = kernel, Call<Args>::args = &args;
   m.body = Call<Args>::body, m.blocks = grid;
   for (unsigned z = 0; z < grid.z; ++z)
