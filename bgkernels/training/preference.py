@@ -68,7 +68,7 @@ class Preference:
         return batch
 
     def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
-        """Nothing is known before."""
+        """Nothing: both models are here."""
 
     def __call__(self, batch: Batch, step: int, items: Tensor) -> Tensor:
         """Scalar loss of chosen sequences, then as many rejected ones."""
