@@ -28,6 +28,7 @@ from bgkernels.rows.spec import COEFFICIENTS, FLOATS, Cap, RowSpec
 from bgkernels.rows.state import RowState, absorb_column, empty, merge
 from bgkernels.rows.stats import Statistics
 from bgkernels.rows.vjp import recentred
+from bgkernels.streaming import gemm
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.picked import make_picked
 from bgkernels.streaming.planner import Plan
@@ -129,7 +130,7 @@ class Matched(Comparison):
         order = self.cuts[i].order
         if order is None:
             return x
-        out = self._buffer("order", x.dtype)[: x.numel()].view(x.shape)
+        out = gemm.matrix(self._buffer("order", x.dtype), *x.shape)
         return torch.index_select(x, 1, order, out=out)
 
     def _pair(self, i: int, x: Tensor) -> Tile | None:
@@ -232,7 +233,7 @@ class Matched(Comparison):
         d = out
         if cut.order is not None:  # over the copy, if it can be
             same = x.dtype == out.dtype
-            d = x if same else self._buffer("gradient", out.dtype)[: x.numel()].view(x.shape)
+            d = x if same else gemm.matrix(self._buffer("gradient", out.dtype), *x.shape)
         pair, others = self._pair(i, x), self._others(i, x)
         if pair:
             to = d[:, : cut.width]
