@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 STAMP := .venv/.installed
 EXTRAS := training,labels,integrations,triton,test,bench,peers,docs,dev
 CPP := $(shell find csrc -name '*.[chi]*')
-TORCH ?= 2.8.0 2.13.0
+TORCH ?= 2.8.0 2.13.0 2.15.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
 CORE := $(addprefix tests/,rows loss streaming backends/test_native*.py repo/test_repo.py \

@@ -74,22 +74,40 @@ def truth(options: dict[str, Any], problem: Problem) -> Values:
         if "t_input" in exact.tensors:
             t = oracle.real_logits(exact.t_input, exact.t_weight, logit_softcap=cap)
     words = {"target": exact.target} | options
-    loss = _top_k(exact, z) if form == "top-k" else oracle.hybrid_loss(z, t, **words)
+    if form in ("top-k", "matched"):
+        parts = _top_k(exact, z) if form == "top-k" else _matched(exact, z, t)
+        loss = _half_and_half(exact, z, *parts)
+    else:
+        loss = oracle.hybrid_loss(z, t, **words)
     names = FORMS[form].gradients
     found = torch.autograd.grad(loss, exact.wanted) if names else ()
     return {"loss": loss.detach()} | dict(zip(names, found, strict=True))
 
 
-def _top_k(p: Problem, z: Tensor) -> Tensor:
-    """Half cross-entropy, half forward KL between the kept columns and a bucket for the others."""
+def _top_k(p: Problem, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both models over the kept columns and a bucket for the others."""
     rest = z.scatter(1, p.indices, float("-inf")).logsumexp(-1, keepdim=True)
     tail = (1 - p.logprobs.exp().sum(-1, keepdim=True)).log()
-    categories = (
-        torch.cat([z.gather(1, p.indices), rest], -1),
-        torch.cat([p.logprobs, tail], -1),
-        torch.where(p.target == -100, -100, 0),
+    return torch.cat([z.gather(1, p.indices), rest], -1), torch.cat([p.logprobs, tail], -1)
+
+
+def _matched(p: Problem, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both models over the columns that match and a rest for the others."""
+    ours, theirs = p.pairs
+    rests = (
+        x.index_fill(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+        for x, ids in ((z, ours), (t, theirs))
     )
-    parts = {"hard": (z, z.detach(), p.target), "soft": categories}
+    rest_s, rest_t = rests
+    return torch.cat([z[:, ours], rest_s], -1), torch.cat([t[:, theirs], rest_t], -1)
+
+
+def _half_and_half(p: Problem, z: Tensor, categories_s: Tensor, categories_t: Tensor) -> Tensor:
+    """Half cross-entropy, half forward KL between categories."""
+    parts = {
+        "hard": (z, z.detach(), p.target),
+        "soft": (categories_s, categories_t, torch.where(p.target == -100, -100, 0)),
+    }
     weights = {"hard": 0.0, "soft": 0.0}
     losses = [
         oracle.hybrid_loss(*of, divergence="forward_kl", routing="additive",

@@ -36,6 +36,7 @@ FORMS = {
     "step": Form("", HEADS, HEADS[:2]),
     "hard": Form("hard labels only", HEADS[:2], HEADS[:2]),
     "top-k": Form(f"top-{KEPT} teacher", (*HEADS[:2], "indices", "logprobs"), HEADS[:2]),
+    "matched": Form("another vocabulary, 90 % matched", (*HEADS, "pairs"), HEADS[:2]),
     "logits": Form("from logits", ("logits", "t_logits"), ("logits",)),
     "evaluation": Form("no gradient", HEADS, ()),
 }
@@ -117,6 +118,7 @@ class Case:
             "t_logits": ((self.rows, columns_t), dtype),
             "indices": ((self.rows, KEPT), torch.int64),
             "logprobs": ((self.rows, KEPT), torch.float32),
+            "pairs": ((2, self.vocab * 9 // 10), torch.int64),
         }
         made = {name: every[name] for name in FORMS[self.form].tensors}
         return made | {"target": ((self.rows,), torch.int64)}
@@ -152,6 +154,7 @@ class Problem:
     t_logits: Tensor
     indices: Tensor
     logprobs: Tensor
+    pairs: Tensor
     target: Tensor
 
     def __init__(self, case: Case, tensors: dict[str, Tensor]) -> None:
@@ -202,6 +205,12 @@ def _fill(case: Case, made: dict[str, Tensor], random: torch.Generator) -> None:
         else:
             _normal_(made[twin], case.gap * spread, random)
             made[twin] += made[name]
+    if "pairs" in made:  # scattered, and in no order
+        for ids, columns in zip(
+            made["pairs"], (case.vocab, case.vocab_t or case.vocab), strict=True
+        ):
+            order = torch.randperm(columns, generator=random, device=random.device)
+            ids.copy_(order[: len(ids)])
     if "indices" in made:
         step = case.vocab // KEPT
         first = torch.randint(step, (case.rows, 1), generator=random, device=random.device)

@@ -55,6 +55,8 @@ def dense(problem: Problem | Widened) -> Tensor:
     if form == "top-k":
         divergence = bucketed(z, problem.indices, problem.logprobs)
         return mean(HALF * hard_label + HALF * divergence, problem.target)
+    if form == "matched":
+        return mean(HALF * hard_label + HALF * matched(problem, z), problem.target)
     heat = problem.case.temperature
     lp_s = F.log_softmax(z / heat, -1)
     t = teacher_logits(problem).float()
@@ -72,6 +74,21 @@ def bucketed(z: Tensor, indices: Tensor, logprobs: Tensor) -> Tensor:
     rest = lp.scatter(1, indices, float("-inf")).logsumexp(-1)
     tail = torch.log1p(-logprobs.exp().sum(-1))
     return (logprobs.exp() * (logprobs - kept)).sum(-1) + tail.exp() * (tail - rest)
+
+
+def matched(problem: Problem | Widened, z: Tensor) -> Tensor:
+    """Forward KL over the columns that match and one category for all others, ``(rows,)``."""
+    with torch.no_grad():
+        t = capped(problem, problem.t_input @ problem.t_weight.T).float()
+    lp_s, lp_t = (coarse(x, ids) for x, ids in zip((z, t), problem.pairs, strict=True))
+    return (lp_t.exp() * (lp_t - lp_s)).sum(-1)
+
+
+def coarse(logits: Tensor, ids: Tensor) -> Tensor:
+    """Log-probabilities of some columns, and of all others together."""
+    lp = F.log_softmax(logits, -1)
+    rest = lp.index_fill(1, ids, float("-inf")).logsumexp(-1, keepdim=True)
+    return torch.cat([lp[:, ids], rest], -1)
 
 
 def mean(loss: Tensor, target: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.dense import GAMMA, HALF, dense, paper, widened
 from benchmarks.limits import MIB, Memcpy, Products, Tiling, best_tiling, expected_step
 from bgkernels.backends import BACKENDS
+from bgkernels.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Outcome:
 Step = Callable[[], Outcome]
 Loss = Callable[[Problem], Tensor]
 HEADS, EVERY = ("step",), tuple(FORMS)
-MIX = {"hard": "hard", "top-k": "fixed"}
+MIX = {"hard": "hard", "top-k": "fixed", "matched": "fixed"}
 """What a form mixes, whoever runs it; in other forms it is the entry's choice."""
 
 
@@ -163,11 +164,13 @@ def ours(problem: Problem, *, mode: str, budget: int, backend: str = "auto") -> 
     if case.form == "logits":
         teacher = bg.LogitsTeacher(problem.t_logits)
         return _tensor(bg.hybrid_distillation(problem.logits, teacher, problem.target, **options))
-    made: bg.LinearTeacher | bg.TopKTeacher | None = None
+    made: Teacher | None = None
     if case.form == "top-k":
         made = bg.TopKTeacher(problem.indices, problem.logprobs)
     elif case.form != "hard":
         made = bg.LinearTeacher(problem.t_input, problem.t_weight, logit_softcap=cap)
+    if made is not None and case.form == "matched":
+        made = bg.MatchedTeacher(made, problem.pairs)
     return _tensor(
         bg.linear_hybrid_distillation(
             problem.input, problem.weight, made, problem.target, **options

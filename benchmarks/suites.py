@@ -65,6 +65,7 @@ SUITES: dict[str, tuple[Field, ...]] = {
         Field(REDUCED, (*LIMITS, "fused-128", "fused-32", "recompute-32", *PEERS), seconds=5.0),
         _form("hard", *LIMITS, "fused-128", "recompute-32", *HARD_PEERS),
         _form("top-k", *LIMITS, "fused-128", *DENSE),
+        _form("matched", *LIMITS, "fused-128", *DENSE),
         _form("logits", "copy", "fused-128", "fused-128-eager", *DENSE),
         _form("evaluation", *LIMITS, "fused-128", "fused-32", *DENSE),
     ),

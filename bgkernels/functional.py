@@ -114,7 +114,12 @@ def linear_hybrid_distillation(
         >>> loss = bg.linear_hybrid_distillation(x, w, teacher, torch.randint(50, (5,)))
         >>> loss.backward()
     """
-    options = Options.of(locals())
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget, mode=mode, backend=backend, seed=seed,
+    )  # fmt: skip
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     return hybrid_loss(
         student, teacher, target, options, objective_of(options),
@@ -166,7 +171,13 @@ def hybrid_distillation(
         >>> teacher = bg.LogitsTeacher(torch.randn(5, 50))
         >>> bg.hybrid_distillation(logits, teacher, "teacher_argmax").backward()
     """
-    options = Options.of(locals() | ({"mode": "fused"} if overwrite_logits else {}))
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget,
+        mode="fused" if overwrite_logits else mode, backend=backend, seed=seed,
+    )  # fmt: skip
     return hybrid_loss(
         {"logits": logits}, teacher, target, options, objective_of(options),
         token_weight=token_weight, num_items=num_items, return_stats=return_stats,
@@ -223,7 +234,12 @@ def plan(
         >>> tight.products > 4 and tight.bytes < ample.bytes
         True
     """
-    options = Options.of(locals())
+    options = Options.of(
+        divergence=divergence, routing=routing, temperature=temperature, logit_scale=logit_scale,
+        logit_softcap=logit_softcap, label_smoothing=label_smoothing, z_loss=z_loss,
+        ignore_index=ignore_index, reduction=reduction, vocab_size=vocab_size,
+        vocab_group=vocab_group, memory_budget=memory_budget, mode=mode, backend=backend, seed=seed,
+    )  # fmt: skip
     objective = objective_of(options)
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     problem = posed(student, teacher, target, options, objective, return_stats=return_stats)
@@ -298,6 +314,10 @@ def linear_row_stats(
         >>> stats = bg.linear_row_stats(x, w, teacher, "teacher_argmax")
         >>> (stats.kl_ts + 0.1 * stats.nll - 0.01 * stats.entropy_s).mean().backward()
     """
-    options = Options.of(locals())
+    options = Options.of(
+        temperature=temperature, logit_scale=logit_scale, logit_softcap=logit_softcap,
+        ignore_index=ignore_index, vocab_size=vocab_size, vocab_group=vocab_group,
+        memory_budget=memory_budget, backend=backend, seed=seed,
+    )  # fmt: skip
     student = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
     return row_stats(student, teacher, target, options, tuple(extras))

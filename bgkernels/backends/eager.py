@@ -46,7 +46,7 @@ class EagerBackend(Backend):
         normalisers: Normalisers | None = None,
     ) -> None:
         if normalisers is not None:
-            self._second_read(state, tile, labels, normalisers)
+            self._second_read(state, tile, labels, normalisers, spec)
             return
         z = real_logits(tile.student, spec.student)
         tile_state = empty(len(z), spec, dtype=z.dtype, device=z.device)
@@ -117,12 +117,11 @@ class EagerBackend(Backend):
                 target.copy_(value)
 
     def _second_read(
-        self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers
+        self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers, spec: RowSpec
     ) -> None:
         """Add to the sums of the statistics that need both normalisers."""
         if tile.teacher is None:
             return
-        spec = state.spec
         pair = _log_probs(tile, *normalisers, spec)
         for i, extra in enumerate(spec.extras):
             if extra.second_read:

@@ -99,7 +99,14 @@ def capture(
     checks.integer("k", k, low=1)
     checks.integer("first_row", first_row, low=0)
     tilt = Tilt(0.0, checks.number("gamma", gamma, low=0, open_low=True))
-    problem = _pose(teacher, tilt, Options.of(locals()))
+    options = Options.of(
+        temperature=temperature,
+        seed=seed,
+        vocab_size=vocab_size,
+        memory_budget=memory_budget,
+        backend=backend,
+    )
+    problem = _pose(teacher, tilt, options)
     columns = problem.spec.columns
     if k > columns:
         raise ValueError(f"`k` must be at most the vocabulary, {columns} columns; got {k}")

@@ -7,35 +7,50 @@ Under compilation a loss is: statistics op → the traced objective → gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bgkernels import backends
+from bgkernels.loss.pose import wants_gradient
 from bgkernels.rows.extras import KINDS
-from bgkernels.rows.spec import INTS, Cap, RowSpec
+from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.shard import Shard
 from bgkernels.streaming.teachers.base import Teacher
-from bgkernels.streaming.teachers.dense import LinearTeacher, LogitsTeacher, NoTeacher
+from bgkernels.streaming.teachers.dense import (
+    DenseTeacher,
+    LinearTeacher,
+    LogitsTeacher,
+    NoTeacher,
+)
+from bgkernels.streaming.teachers.mixture import MixtureTeacher
 
 AUTOCAST = (None, torch.bfloat16, torch.float16, torch.float32)
 Config = tuple[Sequence[int], Sequence[float], str]
+GRADIENT = 9
+"""Where the integers say whether a gradient is wanted."""
 
 
 def encode(problem: Problem) -> Config:
     """Write all of a problem but its tensors as integers, numbers and words."""
-    spec, cap = problem.spec, problem.teacher.specs(problem.spec)[0].teacher
+    spec, teacher = problem.spec, problem.teacher
+    members = [member for member in teacher.members if isinstance(member, DenseTeacher)]
     ints = [spec.columns, spec.compared, spec.seed, int(spec.logit_sum), spec.positions]
     ints += [problem.budget or 0, problem.ignore_index, AUTOCAST.index(problem.autocast)]
-    ints.append(problem.shard.columns)
-    floats = [spec.temperature, spec.student.scale, spec.student.cap, cap.scale, cap.cap]
+    ints += [problem.shard.columns, int(any(wants_gradient(x) for x in problem.student))]
+    ints += [len(present(member.tensors)) for member in members]
+    floats = [spec.temperature, *spec.student]
+    for member in members:
+        floats += member.cap
     for extra in spec.extras:
         floats += [extra.kind, *extra.parameters]
-    return ints, floats, f"{spec.label_rule} {problem.backend.name}"
+    mixing = teacher.kind if isinstance(teacher, MixtureTeacher) else "alone"
+    return ints, floats, f"{spec.label_rule} {problem.backend.name} {mixing}"
 
 
 def decode(
@@ -43,10 +58,13 @@ def decode(
 ) -> Problem:
     """Make the problem that :func:`encode` has written, with these tensors."""
     ints, floats, words = config
-    columns, compared, seed, logit_sum, positions, budget, ignore_index, autocast, vocab = ints
-    temperature, s_scale, s_cap, t_scale, t_cap, *rest = floats
-    rule, backend = words.split()
-    numbers = zip(rest[::4], rest[1::4], rest[2::4], rest[3::4], strict=True)
+    columns, compared, seed, logit_sum, positions, budget, *others = ints
+    ignore_index, autocast, vocab, _, *counts = others
+    temperature, s_scale, s_cap, *rest = floats
+    rule, backend, mixing = words.split()
+    size = 2 * len(counts)
+    caps = [Cap(*pair) for pair in zip(rest[:size:2], rest[1:size:2], strict=True)]
+    numbers = zip(*(rest[size + i :: 4] for i in range(4)), strict=True)
     extras = tuple(KINDS[int(kind)].of(*parameters) for kind, *parameters in numbers)
     spec = RowSpec(
         columns=columns,
@@ -55,7 +73,7 @@ def decode(
         label_rule=rule,
         seed=seed,
         student=Cap(s_scale, s_cap),
-        teacher=Cap(t_scale, t_cap),
+        teacher=Cap() if len(caps) > 1 else caps[0],
         extras=extras,
         logit_sum=bool(logit_sum),
         positions=positions,
@@ -64,7 +82,7 @@ def decode(
         spec=spec,
         backend=backends.BACKENDS[backend],
         student=_with_bias(student),
-        teacher=_teacher(teacher, Cap(t_scale, t_cap)),
+        teacher=_teacher(teacher, counts, caps, mixing),
         labels=labels,
         leading=tuple(labels.shape),  # `len` would fix a dynamic size
         shard=Shard((0, vocab)),
@@ -79,8 +97,17 @@ def _with_bias(tensors: Sequence[Tensor]) -> Tensors:
     return (*tensors, None) if len(tensors) == 2 else tuple(tensors)
 
 
-def _teacher(tensors: Sequence[Tensor], cap: Cap) -> Teacher:
-    """Make a teacher of these tensors, whose rows are flat."""
+def _teacher(
+    tensors: Sequence[Tensor], counts: Sequence[int], caps: Sequence[Cap], mixing: str
+) -> Teacher:
+    """Make a teacher of flat tensors: so many of each member, then the weights of a mixture."""
+    rest = iter(tensors)
+    members = [_member([*islice(rest, n)], cap) for n, cap in zip(counts, caps, strict=True)]
+    return members[0] if mixing == "alone" else MixtureTeacher(members, next(rest, ()), mixing)
+
+
+def _member(tensors: Sequence[Tensor], cap: Cap) -> DenseTeacher:
+    """Make a teacher of its tensors, whose rows are flat."""
     if not tensors:
         return NoTeacher()
     if len(tensors) == 1:
@@ -94,9 +121,17 @@ def present(tensors: Tensors) -> list[Tensor]:
     return [x for x in tensors if x is not None]
 
 
+def tensors_of(problem: Problem) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the student's tensors, and the teacher's with the weights of a mixture."""
+    teacher = problem.teacher
+    weights = teacher.weights if isinstance(teacher, MixtureTeacher) else None
+    tensors = (*teacher.tensors, weights if isinstance(weights, Tensor) else None)
+    return present(problem.student), present(tensors)
+
+
 def row_statistics_of(problem: Problem) -> Matrices:
     """Compute all statistics by one op, through which gradients flow."""
-    student, teacher = present(problem.student), present(problem.teacher.tensors)
+    student, teacher = tensors_of(problem)
     values, ints = row_statistics(problem.labels, student, teacher, *encode(problem))
     return values, ints
 
@@ -111,6 +146,12 @@ def row_statistics(
     words: str,
 ) -> list[Tensor]:
     """Run pass 1: return both matrices of :meth:`Problem.statistics`."""
+    wanted = ints[GRADIENT]
+    if wanted and any(x.is_inference() for x in (labels, *student, *teacher)):
+        raise ValueError(
+            "a compiled loss got a tensor of torch.inference_mode, which its graph cannot keep for "
+            "the backward pass; compute teacher and labels under torch.no_grad, or pass clones"
+        )
     problem = decode((ints, floats, words), labels, student, teacher)
     return list(run(problem)[0])
 
@@ -119,13 +160,7 @@ def row_statistics(
 def _(
     labels: Tensor, student: Sequence[Tensor], teacher: Sequence[Tensor], *config: Any
 ) -> list[Tensor]:
-    problem = decode(config, labels, student, teacher)
-    (spec,) = problem.teacher.specs(problem.spec)
-    rows = labels.shape[0]
-    return [
-        labels.new_empty(spec.field_count, rows, dtype=torch.float64),
-        labels.new_empty(len(INTS), rows, dtype=torch.int64),
-    ]
+    return list(decode(config, labels, student, teacher).unwritten())
 
 
 @torch.library.custom_op("bgkernels::row_gradient", mutates_args=())

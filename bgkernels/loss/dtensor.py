@@ -51,11 +51,12 @@ def plain_teacher(teacher: T, group: ProcessGroup | None) -> T:
     """Return a teacher whose tensors are plain, and so are those of its teachers."""
     if not is_dataclass(teacher) or isinstance(teacher, type):
         return teacher
-    old = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
+    values = {f.name: getattr(teacher, f.name) for f in fields(teacher)}
+    old = {name: x for name, x in values.items() if isinstance(x, Tensor)}
     new: dict[str, Any] = {name: plain(f"teacher.{name}", x, group) for name, x in old.items()}
-    if isinstance(old.get("teachers"), Sequence):
-        new["teachers"] = [plain_teacher(x, group) for x in old["teachers"]]
     changed = {name: x for name, x in new.items() if x is not old[name]}
+    if isinstance(values.get("teachers"), Sequence):
+        changed["teachers"] = [plain_teacher(x, group) for x in values["teachers"]]
     return replace(teacher, **changed) if changed else teacher
 
 

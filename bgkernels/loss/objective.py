@@ -15,6 +15,8 @@ from bgkernels.rows.extras import Extra, Pair, Tilt
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import absorb_column, empty
 from bgkernels.rows.stats import AT_ONE, RowStats, Statistics, finalize
+from bgkernels.rows.values import distinct
+from bgkernels.streaming import checks
 from bgkernels.streaming.problem import Problem, Seen
 
 Weight = Tensor | float
@@ -105,7 +107,7 @@ class Objective:
             if at_one or (policy.uses_teacher and not policy.fixed):
                 wanted.append(AT_ONE)
         wanted += self.divergence.extras if policy.uses_teacher else ()
-        return tuple(dict.fromkeys(wanted))
+        return distinct(wanted)
 
     def refuse_infinite(self) -> None:
         """Raise if the divergence is infinite where only the student has mass."""
@@ -180,7 +182,7 @@ class Objective:
             if weights is not None:
                 soft = soft * weights[:, i]
             if _present(soft):
-                divergence = self.divergence(tempered)
+                divergence = self.divergence.rows(tempered)
                 if isinstance(soft, Tensor) and not _surely_finite(divergence):
                     # A masked column can make D infinite in a token that gives it no weight.
                     unseen = (soft == 0) & ~divergence.isfinite()
@@ -197,7 +199,7 @@ class Objective:
 
     def _votes(self, stats: RowStats) -> tuple[Weight, Weight]:
         """Return the weights that routing gives, checked."""
-        hard, soft = self.policy(stats)
+        hard, soft = self.policy.weights(stats)
         hard, soft = _checked(hard, "hard", stats), _checked(soft, "soft", stats)
         if stats.matched is None:
             return hard, soft
@@ -206,7 +208,7 @@ class Objective:
         return torch.where(stats.matched, hard, 1.0), torch.where(stats.matched, soft, 0.0)
 
     def _hard(self, stats: RowStats) -> Tensor:
-        if self.policy.hard_term:
+        if self.policy.hard_term is not None:
             return self.policy.hard_term(stats)
         if not self.label_smoothing:
             return stats.nll
@@ -283,8 +285,7 @@ def _present(weight: Weight) -> bool:
 
 def _surely_finite(x: Tensor) -> bool:
     """Tell whether all numbers are finite; False where looking would wait for the device."""
-    looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    return looks and math.isfinite(x.detach().sum())
+    return checks.legible(x) and math.isfinite(x.detach().sum())
 
 
 ROUNDING = 1e-6
@@ -313,7 +314,7 @@ def _checked(weight: Weight, name: str, stats: RowStats) -> Weight:
             f"routing must return weights of shape {tuple(rows)}; "
             f"the {name} weight is {tuple(weight.shape)}"
         )
-    if weight.device.type == "cpu" and not torch.compiler.is_compiling():
+    if checks.legible(weight):
         if not weight.numel() or weight.detach().min() >= -ROUNDING:
             return weight
         negative = (weight.detach() < -ROUNDING) & stats.valid

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch.distributed import ProcessGroup
@@ -56,9 +55,8 @@ class Options:
             checks.integer("seed", self.seed)
 
     @classmethod
-    def of(cls, scope: Mapping[str, Any]) -> Options:
-        """Pick the options among the local names of a function."""
-        options = {name: scope[name] for name in NAMES if name in scope}
+    def of(cls, **options: Any) -> Options:
+        """Make options, which are checked once where they are plain numbers and words."""
         named = isinstance(options.get("divergence", ""), str)
         named &= isinstance(options.get("routing", ""), str)
         if named and options.get("vocab_group") is None:  # a cache would keep them alive
@@ -75,6 +73,3 @@ class Options:
 def _named(**options: Any) -> Options:
     """Make options of plain numbers and words, which are checked once."""
     return Options(**options)
-
-
-NAMES = tuple(f.name for f in fields(Options))

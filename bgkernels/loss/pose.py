@@ -92,7 +92,7 @@ def pose(
         spec=agreement.spec,
         backend=agreement.backend,
         student=(flat_rows(first, rows), *others),
-        teacher=kind.flat(rows),
+        teacher=kind.flat(rows, agreement.spec.columns),
         labels=labels,
         leading=tuple(leading),
         shard=agreement.shard,
@@ -209,8 +209,9 @@ def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool
         raise TypeError(f"`teacher` must be a {KINDS}; got {type(value).__name__}{hint}")
     if torch.compiler.is_compiling() and not value.compiles:
         raise NotImplementedError(
-            f"torch.compile does not carry a {type(value).__name__}; "
-            "call the loss outside of it, or under torch.compiler.disable"
+            f"torch.compile does not carry this {type(value).__name__}; it carries dense teachers "
+            "and mixtures of them, of which a sum alone may have a function of weights. Call the "
+            "loss outside of it, or under torch.compiler.disable"
         )
     value.check(first, leading, mixed=mixed)
     return value
@@ -269,7 +270,7 @@ def label_codes(
     if not isinstance(target, Tensor):
         return torch.full((rows,), NONE, dtype=torch.int64, device=device), rows
     flat = target.reshape(-1).to(torch.int64)
-    if device.type == "cpu" and rows and not torch.compiler.is_compiling():
+    if rows and checks.legible(flat):
         low, high = (int(x) for x in flat.aminmax())
         if low >= 0 and high < columns and not low <= ignore_index <= high:
             return flat, rows

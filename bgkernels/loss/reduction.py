@@ -16,6 +16,7 @@ from bgkernels.loss.pose import pose, wants_gradient
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import AT_ONE, RowStats
+from bgkernels.rows.values import ExtraValues, distinct
 from bgkernels.streaming import checks
 from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError
@@ -129,15 +130,16 @@ def row_stats(
 ) -> RowStats:
     """Return the statistics of the caller's tensors, at the temperature of the options."""
     weighed = options.temperature != 1 and getattr(teacher, "weighs_statistics", False)
-    wanted = tuple(dict.fromkeys((*extras, AT_ONE))) if weighed else extras
+    wanted = distinct((*extras, AT_ONE)) if weighed else extras
     caller = student, teacher, target, options
     problem = pose(*caller, wanted, reads_teacher=teacher is not None, logit_sum=True)
-    values, ints = row_statistics(problem)
-    blocks = problem.statistics(values, ints)
-    pairs = problem.seen(blocks, problem.connected(blocks, values))
+    matrices = row_statistics(problem)
+    blocks = problem.statistics(*matrices)
+    pairs = problem.seen(blocks, problem.connected(blocks, matrices[0]))
     views = [s.at_one(options.temperature, ()) if weighed else s for s, _ in pairs]
     stats = shaped(problem, blend(pairs, problem.teacher.part_weights(views, slice(None))))
-    return replace(stats, extras={extra: stats.extras[extra] for extra in extras})
+    values = ExtraValues([(extra, stats.extras[extra]) for extra in extras])
+    return replace(stats, extras=values)
 
 
 def shaped(problem: Problem, stats: RowStats) -> RowStats:
@@ -198,7 +200,7 @@ def _divisor(problem: Problem, options: Options, num_items: int | Tensor | None)
         return float(max(problem.items, 1))
     if num_items is None:
         count = (labels != SKIP).sum()
-        looks = labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        looks = checks.legible(labels)
         return float(max(int(count), 1)) if looks else count.clamp_min(1).double()
     num_items = plain("num_items", num_items)
     if isinstance(num_items, Tensor):

@@ -51,5 +51,6 @@ class lazy(Generic[Value]):
         if instance is None:
             return self  # type: ignore[return-value]
         value = self.compute(instance)
-        instance.__dict__[self.name] = value  # found before the property from now on
+        if not torch.compiler.is_compiling():
+            instance.__dict__[self.name] = value  # found before the property from now on
         return value

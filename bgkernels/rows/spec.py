@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from bgkernels.rows.caching import lazy, remembered
 from bgkernels.rows.extras import Extra
@@ -28,8 +29,7 @@ COEFFICIENTS = ("lse_s", "lse_t", "lse_c", "A", "B", "C", "D", "H", "M", "A_y", 
 """Rows of the coefficients of pass 2: see :mod:`bgkernels.rows.vjp`."""
 
 
-@dataclass(frozen=True)
-class Cap:
+class Cap(NamedTuple):
     """A cap maps raw head outputs ``x`` to real logits ``cap·tanh(scale·x / cap)``.
 
     Where ``cap`` is 0, real logits are ``scale·x``.

@@ -8,7 +8,7 @@ vector-Jacobian product is pass 2's business (:mod:`bgkernels.rows.vjp`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
@@ -19,6 +19,7 @@ from bgkernels.rows.arithmetic import SKIP, log_prob, shift, times
 from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.spec import FIELDS, INTS, RowSpec
 from bgkernels.rows.state import RowState, absorb_column
+from bgkernels.rows.values import ExtraValues
 
 AT_ONE = Tempered(1.0)
 """What routing reads where the divergence has another temperature."""
@@ -80,7 +81,7 @@ class RowStats:
     valid: Tensor
     vocab: int
     positions: int
-    extras: Mapping[Extra, tuple[Tensor, ...]]
+    extras: ExtraValues
     matched: Tensor | None = None
 
     def tilt(self, a: float, b: float, moments: bool = False) -> tuple[Tensor, ...]:
@@ -116,23 +117,25 @@ class RowStats:
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in a fixed order: the fields, then the extras."""
         named = [getattr(self, name) for name in TENSOR_FIELDS]
-        return named + [x for values in self.extras.values() for x in values]
+        return named + [x for _, values in self.extras.pairs for x in values]
 
     def replaced(self, tensors: Iterable[Tensor]) -> RowStats:
         """Return the same statistics with other tensors, in the order of :meth:`tensors`."""
         values = iter(tensors)
         named = {name: next(values) for name in TENSOR_FIELDS}
-        extras = {extra: tuple(next(values) for _ in old) for extra, old in self.extras.items()}
+        extras = ExtraValues(
+            [(extra, tuple(next(values) for _ in old)) for extra, old in self.extras.pairs]
+        )
         return replace(self, extras=extras, **named)  # type: ignore[arg-type]
 
     def at_one(self, temperature: float, extras: Iterable[Extra]) -> RowStats:
         """Return what a policy with these ``extras`` sees of statistics at a temperature: τ = 1."""
-        values = dict(self.extras)
+        tilts = []
         for extra in extras:
             if isinstance(extra, Tilt):
-                values[extra] = tuple(
-                    x * temperature**k for k, x in enumerate(self.extras[extra.at(temperature)])
-                )
+                tempered = self.extras[extra.at(temperature)]
+                tilts.append((extra, tuple(x * temperature**k for k, x in enumerate(tempered))))
+        values = self.extras.updated(ExtraValues(tilts))
         return replace(self, extras=values, **self.tempered())  # type: ignore[arg-type]
 
 
@@ -220,7 +223,7 @@ class Statistics:
         spec, (label, argmax_s, argmax_t, *_) = self.specs[0], self.ints.unbind(0)
         x = self.values.unbind(0) if rows is None else rows
         valid = label != SKIP
-        extras = {extra: tuple(x[place]) for extra, place in spec.shown}
+        extras = ExtraValues([(extra, tuple(x[place])) for extra, place in spec.shown])
         label = torch.where(valid, label, ignore_index)
         mean = x[12] if spec.logit_sum else torch.full_like(x[12], float("nan"))
         tensors = (

@@ -42,6 +42,11 @@ def here(name: str, value: Tensor) -> None:
         )
 
 
+def legible(x: Tensor) -> bool:
+    """Tell whether looking at values neither waits for a device nor breaks a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def instance(name: str, value: object, kind: type) -> None:
     """Check that a value is an object of a class."""
     if not isinstance(value, kind):
@@ -172,7 +177,7 @@ def target(
         )
     shape("target", x, leading, "the input's leading shape")
     same_device(reference, target=x)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if legible(x):
         labels(x, columns, ignore_index)
     return x
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import LinearHead, LogitsHead
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem, Tensors
@@ -95,8 +96,7 @@ class PickedLogits(LogitsHead):
         ids, run = self.order.ids[columns], self.order.run(columns)
         if self.places is None and run is not None:
             return self.given[self.chunk, run]
-        shape = self.chunk.stop - self.chunk.start, len(ids)
-        out = self.buffer[: shape[0] * shape[1]].view(shape)
+        out = gemm.matrix(self.buffer, self.chunk.stop - self.chunk.start, len(ids))
         if self.places is None:
             return torch.index_select(self.given[self.chunk], 1, ids, out=out)
         places = self.places[self.chunk]

@@ -105,8 +105,8 @@ def _posed(name: str, texts: int) -> Corpus:
     task = parse(name)
     train = task.problems("train", texts, seed=0)
     held_out = task.problems("validation", HELD_OUT, seed=0)
-    solved = (exercises(task, problems, seed=0) for problems in (train, held_out))
-    return Corpus(*solved, origin=f"the task {name}")
+    learnt, scored = (exercises(task, problems, seed=0) for problems in (train, held_out))
+    return Corpus(learnt, scored, f"the task {name}")
 
 
 def _split(texts: Mapping[str, Document], held_out: float, origin: Path) -> Corpus:

@@ -1,4 +1,4 @@
-"""Top-k teachers and mixtures through the Triton backend, in its interpreter on the CPU."""
+"""Kinds of teachers through the Triton backend, in its interpreter on the CPU."""
 
 from __future__ import annotations
 
@@ -29,12 +29,19 @@ def teacher(kind: str) -> tuple[Any, dict[str, Any]]:
         heat = 1.0 if kind == "bucket" else 2.0
         return bg.TopKTeacher(ids, kept.values, kind, vocab=C), {"temperature": heat}
     pair = [bg.LogitsTeacher(x) for x in t]
+    if kind == "matched":
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        ids = [torch.randperm(n, generator=generator, device=DEVICE)[:90] for n in (V, C)]
+        places = torch.tensor([2, 0, 1, -1, 4], device=DEVICE)
+        return bg.MatchedTeacher(pair[0], torch.stack(ids), positions=places), {"temperature": 2.0}
     if kind == "sum":
         pair[1] = bg.TopKTeacher(ids, kept.values, vocab=C)
     return bg.MixtureTeacher(pair, (0.4, 0.6), kind), {"label_smoothing": 0.1}
 
 
-@pytest.mark.parametrize("kind", ["bucket", "renormalize", "drop", "sum", "distribution"])
+@pytest.mark.parametrize(
+    "kind", ["bucket", "renormalize", "drop", "sum", "distribution", "matched"]
+)
 def test_as_the_eager_backend(kind: str, monkeypatch: pytest.MonkeyPatch, tiling: Any) -> None:
     monkeypatch.setitem(BACKENDS, "triton", TritonBackend(Launch(64, 4, fill=8), 1))
     tiling(chunk=3, width=100)

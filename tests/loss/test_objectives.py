@@ -5,19 +5,15 @@ The registries are walked, so a new entry is enrolled by existing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
-from typing import Any
 
 import pytest
-from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.backends import BACKENDS
-from bgkernels.backends.base import Backend, Tile
-from bgkernels.rows.spec import RowSpec
 from tests import oracle
 from tests.conftest import Tiling
+from tests.mutants import FAULTS, Mutant
 from tests.problems import (
     DTYPES,
     OF_DIVERGENCE,
@@ -84,35 +80,6 @@ def test_fp16(divergence: str, backend: str, dtype: str, tiling: Tiling) -> None
     with Failures() as failures:
         for kind, routing in product(("linear", "logits"), ("entropy", "risk_guided")):
             cell(failures, kind, Loss(divergence, routing), backend, dtype)
-
-
-class Mutant:
-    """A backend whose gradient is wrong in one way."""
-
-    name = "mutant"
-
-    def __init__(self, honest: Backend, fault: Callable[[Tensor, Tile], object]) -> None:
-        self.honest, self.fault = honest, fault
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.honest, name)
-
-    def vjp(
-        self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
-    ) -> None:
-        self.honest.vjp(out, tile, coefficients, labels, spec)
-        self.fault(out, tile)
-
-
-FAULTS: dict[str, Callable[[Tensor, Tile], object]] = {
-    "zeroed": lambda out, tile: out.zero_(),
-    "negated": lambda out, tile: out.neg_(),
-    "1 % more": lambda out, tile: out.mul_(1.01),
-    "1 % less": lambda out, tile: out.mul_(0.99),
-    "one tile missing": lambda out, tile: out.mul_(tile.first_column != 192),
-    "the last row missing": lambda out, tile: out[-1:].zero_(),
-    "10 % more in one row": lambda out, tile: out[4:5].mul_(1.1),
-}
 
 
 @pytest.mark.parametrize(("backend", "dtype"), cells("fp32", "bf16"))

@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 ROOTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "examples/README.md")]
 PAGES = [*ROOTS, *sorted(DOCS.rglob("*.md"))]
+APART = (DOCS / "served.md",)
+"""Pages whose blocks another test runs, since they need a server."""
 NEEDS = {
     "README": ("transformers", "accelerate"),
     "features": ("transformers", "pyarrow"),
@@ -57,7 +59,11 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def having(*languages: str) -> list[Any]:
     """The pages that have such blocks."""
-    return [pytest.param(p, id=p.stem) for p in PAGES if any(blocks(p, x) for x in languages)]
+    return [
+        pytest.param(p, id=p.stem)
+        for p in PAGES
+        if p not in APART and any(blocks(p, x) for x in languages)
+    ]
 
 
 @pytest.fixture
@@ -183,6 +189,8 @@ def check(command: str, line: str) -> None:
         found = importlib.util.find_spec(program)
         assert found and found.origin, line
         assert all(w in text(Path(found.origin)) for w in rest if w.startswith("--")), line
+    elif program == "vllm":
+        assert rest[0] == "serve", line  # tests/integrations/test_served_page.py starts it
     elif program == "-c":
         exec(rest[0], {})
     elif program.startswith(".venv/bin/"):

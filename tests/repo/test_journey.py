@@ -55,7 +55,7 @@ def test_what_a_step_meets_is_seen() -> None:
     backend = EagerBackend()
 
     def step() -> None:
-        bg.LinearTeacher(x[None], x).flat(1)
+        bg.LinearTeacher(x[None], x).flat(1, 2)
         Needs(input=True)
         state = empty(1, spec, dtype=x.dtype, device=x.device)
         backend.absorb_(state, Tile(x, None, 0, 0), torch.tensor([1]), spec)

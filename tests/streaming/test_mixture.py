@@ -241,6 +241,11 @@ def teachers() -> list[bg.LogitsTeacher]:
 
 
 TOP = bg.TopKTeacher(torch.tensor([[0, 1], [2, 3]]), torch.full((2, 2), -3.0))
+UNCOMPILED = [
+    TOP,
+    bg.MixtureTeacher([TOP, *teachers()], (1.0, 1.0, 1.0)),
+    bg.MixtureTeacher(teachers(), lambda s: torch.ones(2, 2) / 2, "distribution"),
+]
 ERRORS: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "none": (lambda: ([], ()), {}, ValueError, "teachers"),
     "count": (lambda: (teachers(), (1.0,)), {}, ValueError, "2 numbers"),
@@ -278,7 +283,7 @@ def test_errors(name: str) -> None:
         bg.hybrid_distillation(torch.randn(2, 9), teacher, options.pop("target"), **options)
 
 
-@pytest.mark.parametrize("teacher", [TOP, bg.MixtureTeacher(teachers(), (1.0, 1.0))])
+@pytest.mark.parametrize("teacher", UNCOMPILED)
 def test_compilation_is_refused(teacher: Any) -> None:
     torch._dynamo.reset()
     y = torch.tensor([1, 2])

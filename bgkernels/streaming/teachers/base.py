@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from bgkernels.streaming import checks
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Seen
-
-Kind = TypeVar("Kind", bound="Teacher")
 
 
 class Label(NamedTuple):
@@ -48,8 +46,8 @@ class Teacher(ABC):
 
     names: ClassVar[tuple[str, ...]] = ()
     dense: ClassVar[bool] = False
-    compiles: ClassVar[bool] = True
     shards = True
+    compiles = True
     excludes_columns = False
     weighs_statistics = False
     memory = 0
@@ -115,8 +113,13 @@ class Teacher(ABC):
         return None
 
     @abstractmethod
-    def flat(self: Kind, rows: int) -> Kind:
-        """Return the same teacher with its leading dimensions flattened to ``rows``."""
+    def flat(self, rows: int, columns: int) -> Teacher:
+        """Return the same teacher, its leading dimensions flattened to the student's ``rows``.
+
+        Args:
+            rows: number of tokens.
+            columns: of the student.
+        """
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
         """Return a specification for each pair of distributions it compares, from the call's."""

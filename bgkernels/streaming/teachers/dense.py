@@ -84,7 +84,7 @@ class LinearTeacher(DenseTeacher):
         checks.linear(name, self.hidden, self.weight, self.bias, mixed=mixed)
         checks.cap(f"{name}.", self.logit_scale, self.logit_softcap)
 
-    def flat(self, rows: int) -> LinearTeacher:
+    def flat(self, rows: int, columns: int) -> LinearTeacher:
         """The same teacher with ``hidden (rows, hidden_t)``."""
         hidden = flat_rows(self.hidden, rows)
         return self if hidden is self.hidden else replace(self, hidden=hidden)
@@ -111,7 +111,7 @@ class LogitsTeacher(DenseTeacher):
         """Number of columns."""
         return self.logits.shape[-1]
 
-    def flat(self, rows: int) -> LogitsTeacher:
+    def flat(self, rows: int, columns: int) -> LogitsTeacher:
         """The same teacher with ``logits (rows, vocab_t)``."""
         logits = flat_rows(self.logits, rows)
         return self if logits is self.logits else replace(self, logits=logits)
@@ -124,7 +124,7 @@ class NoTeacher(DenseTeacher):
     dense = False
     vocab = None
 
-    def flat(self, rows: int) -> NoTeacher:
+    def flat(self, rows: int, columns: int) -> NoTeacher:
         """Itself."""
         return self
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bgkernels.rows.arithmetic import NONE
+from bgkernels.rows.extras import Tempered
+from bgkernels.rows.stats import RowStats
+from bgkernels.rows.values import ExtraValues
 from bgkernels.streaming import checks
 from bgkernels.streaming.picked import Order
 
@@ -25,6 +28,7 @@ class Match:
             ``NONE`` is no column.
         matched_place, alone_place: ``(columns + 1,)`` the number of each of the student's columns,
             or ``NONE``; the last is of a column that is none.
+        student_of: ``(columns of the teacher,)`` the student's column for each, or ``NONE``.
     """
 
     size: int
@@ -35,6 +39,7 @@ class Match:
     alone_ids: Tensor
     matched_place: Tensor
     alone_place: Tensor
+    student_of: Tensor
 
     @property
     def complete(self) -> bool:
@@ -79,11 +84,18 @@ def _match(ids: Tensor, columns: int, columns_t: int, device: torch.device) -> M
     order = ids[0].argsort()
     matched, theirs = ids[0][order], ids[1][order]
     alone, alone_t = _others(matched, columns), _others(theirs, columns_t)
-    teacher = Order(torch.cat([theirs, alone_t]), device)
-    places = (_places(x, columns).to(device) for x in (matched, alone))
     none = torch.tensor([NONE])
-    tables = (torch.cat([x, none]).to(device) for x in (matched, alone))
-    return Match(len(matched), teacher, matched, alone, *tables, *places)
+    return Match(
+        size=len(matched),
+        teacher=Order(torch.cat([theirs, alone_t]), device),
+        matched=matched,
+        alone=alone,
+        matched_ids=torch.cat([matched, none]).to(device),
+        alone_ids=torch.cat([alone, none]).to(device),
+        matched_place=_places(matched, columns).to(device),
+        alone_place=_places(alone, columns).to(device),
+        student_of=torch.full((columns_t,), NONE).index_copy_(0, theirs, matched).to(device),
+    )
 
 
 def _check_ids(side: str, ids: Tensor, count: int) -> None:
@@ -111,3 +123,25 @@ def _places(ids: Tensor, count: int) -> Tensor:
     places = torch.full((count + 1,), NONE)
     places[ids] = torch.arange(len(ids))
     return places
+
+
+def where_matched(stats: RowStats, matched: Tensor) -> RowStats:
+    """Return statistics in which those of the teacher and of the pair are 0 where it has no row."""
+
+    def masked(x: Tensor) -> Tensor:
+        return torch.where(matched, x, 0.0)
+
+    names = ("lse_t", "entropy_t", "kl_ts", "kl_st", "logp_t", "max_prob_t")
+    extras = ExtraValues(
+        (
+            e,
+            tuple(
+                x if isinstance(e, Tempered) and not e.fields[i].endswith("_t") else masked(x)
+                for i, x in enumerate(values)
+            ),
+        )
+        for e, values in stats.extras.pairs
+    )
+    fields = {n: masked(getattr(stats, n)) for n in names}
+    fields["argmax_t"] = torch.where(matched, stats.argmax_t, -1)
+    return replace(stats, extras=extras, matched=matched, **fields)  # type: ignore[arg-type]

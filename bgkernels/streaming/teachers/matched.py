@@ -12,16 +12,24 @@ from torch import Tensor
 
 from bgkernels.rows.extras import Tempered, Tilt
 from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.stats import RowStats, Statistics
+from bgkernels.rows.stats import Statistics
+from bgkernels.rows.values import ExtraValues
 from bgkernels.streaming import checks
 from bgkernels.streaming.heads import head_demand
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Seen
 from bgkernels.streaming.teachers.base import Comparison, Label, Teacher
-from bgkernels.streaming.teachers.dense import DenseTeacher, state_demand
-from bgkernels.streaming.teachers.match import Match, match_of
+from bgkernels.streaming.teachers.dense import (
+    DenseTeacher,
+    LinearTeacher,
+    LogitsTeacher,
+    state_demand,
+)
+from bgkernels.streaming.teachers.match import Match, match_of, where_matched
+from bgkernels.streaming.teachers.matched_topk import in_students_columns
 from bgkernels.streaming.teachers.matched_walk import Matched
+from bgkernels.streaming.teachers.topk import TopKTeacher
 from bgkernels.streaming.teachers.topk_walk import teacher_tilts
 
 
@@ -45,12 +53,14 @@ class MatchedTeacher(Teacher):
     and ``logp_t`` ``-inf`` where the label has none. The cross-entropy is the student's own.
 
     Args:
-        teacher: a :class:`LinearTeacher` or :class:`LogitsTeacher` of the other vocabulary.
+        teacher: a :class:`LinearTeacher`, :class:`LogitsTeacher` or :class:`TopKTeacher` of the
+            other vocabulary. A top-k teacher says how large that is (``vocab``). Its kept columns
+            without a match join its tail; a token that keeps none with one has no soft label.
         pairs: ``(2, m)`` int64, ids of the student and of the teacher for the same token; each id
             at most once. Or an object that has such ``pairs``. A step whose ``pairs`` is the tensor
             of an earlier one does not check and sort it again.
         rest: ``"bucket"``: as above; ``"drop"``: the rest is left out of both models, each
-            renormalised over the matched columns.
+            renormalised over the matched columns. For a top-k teacher that is ``tail="drop"``.
         positions: ``(...)`` int64, for each token the row of the teacher, its leading dimensions
             flattened, that predicts the same next token; -1: none. Such a token has no soft label:
             its loss is the hard term, whatever routing says of others. None: as they are.
@@ -84,7 +94,7 @@ class MatchedTeacher(Teacher):
 
     @property
     def heads(self) -> tuple[Teacher, ...]:
-        return (self.teacher,)
+        return self.teacher.heads
 
     @property
     def dense_teacher(self) -> DenseTeacher:
@@ -96,16 +106,20 @@ class MatchedTeacher(Teacher):
         self, reference: Tensor, leading: tuple[int, ...], *, mixed: bool, name: str = "teacher"
     ) -> None:
         teacher, places = self.teacher, self.positions
-        if not isinstance(teacher, DenseTeacher) or teacher.vocab is None:
+        if not isinstance(teacher, (LinearTeacher, LogitsTeacher, TopKTeacher)):
             raise TypeError(
-                f"`{name}.teacher` must be a LinearTeacher or LogitsTeacher; "
-                f"got {type(teacher).__name__}"
+                f"`{name}.teacher` must be a LinearTeacher, LogitsTeacher or TopKTeacher; got "
+                f"{type(teacher).__name__} (a MixtureTeacher may hold MatchedTeachers)"
+            )
+        if teacher.vocab is None:
+            raise ValueError(
+                f"`{name}.teacher.vocab` must be the number of the teacher's columns; got None"
             )
         checks.choice(f"{name}.rest", self.rest, ("bucket", "drop"))
         if places is None:
             teacher.check(reference, leading, mixed=mixed, name=f"{name}.teacher")
             return
-        first = checks.tensor(f"{name}.teacher", teacher.tensors[0])
+        first = checks.tensor(f"{name}.teacher", teacher.tensors[0], floating=False)
         teacher.check(reference, tuple(first.shape[:-1]), mixed=mixed, name=f"{name}.teacher")
         checks.tensor(f"{name}.positions", places, floating=False)
         if places.dtype != torch.int64:
@@ -122,7 +136,10 @@ class MatchedTeacher(Teacher):
                 )
 
     def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
-        self.match(compared)
+        match = self.match(compared)
+        if isinstance(self.teacher, TopKTeacher):
+            seen = Label(None, self._rows_of(label.valid))
+            self._topk(self.teacher).check_comparison(len(match.teacher), temperature, seen)
         if label.word is not None:
             raise ValueError(
                 f"`target` cannot be {label.word!r} for a MatchedTeacher, whose token the student "
@@ -132,15 +149,30 @@ class MatchedTeacher(Teacher):
     def match(self, columns: int) -> Match:
         """Return the match of the student's columns, so many, with the teacher's."""
         device = next(x.device for x in self.tensors if x is not None)
-        vocab = self.dense_teacher.vocab
-        assert vocab is not None
-        return match_of(self.pairs, columns, vocab, device)
+        assert self.teacher.vocab is not None
+        return match_of(self.pairs, columns, self.teacher.vocab, device)
 
-    def flat(self, rows: int) -> MatchedTeacher:
+    def _topk(self, teacher: TopKTeacher) -> TopKTeacher:
+        return replace(teacher, tail="drop") if self.rest == "drop" else teacher
+
+    def _rows_of(self, valid: Tensor | None) -> Tensor | None:
+        """Return which of the teacher's rows belong to tokens that are ``valid``."""
+        if valid is None or self.positions is None:
+            return valid
+        first = self.tensors[0]
+        assert first is not None
+        used = torch.zeros(first.shape[:-1], dtype=torch.bool, device=first.device)
+        used.view(-1)[self.positions[valid & (self.positions >= 0)]] = True
+        return used
+
+    def flat(self, rows: int, columns: int) -> Teacher:
+        """Return the same teacher; of a top-k teacher, one in the student's columns and rows."""
         first = self.tensors[0]
         assert first is not None
         places = None if self.positions is None else self.positions.reshape(-1)
-        teacher = self.teacher.flat(math.prod(first.shape[:-1]))
+        teacher = self.teacher.flat(math.prod(first.shape[:-1]), columns)
+        if isinstance(teacher, TopKTeacher):
+            return in_students_columns(self._topk(teacher), self.match(columns), places)
         return replace(self, teacher=teacher, positions=places)
 
     def specs(self, spec: RowSpec) -> tuple[RowSpec, ...]:
@@ -161,16 +193,15 @@ class MatchedTeacher(Teacher):
         whole, coarse = views
         single = ("nll", "lse_hard", "logit_mean", "label", "logp_s", "logp_t",
                   "argmax_s", "argmax_t")  # fmt: skip
-        extras = {e: x for e, x in whole.extras.items() if not isinstance(e, Tilt)}
-        divergence = replace(
-            coarse, extras={**coarse.extras, **extras}, **{n: getattr(whole, n) for n in single}
-        )
+        untilted = ExtraValues((e, x) for e, x in whole.extras.pairs if not isinstance(e, Tilt))
+        extras = coarse.extras.updated(untilted)
+        divergence = replace(coarse, extras=extras, **{n: getattr(whole, n) for n in single})
         vocab = self.dense_teacher.vocab
         assert vocab is not None
-        extras = {**coarse.extras, **whole.extras}
+        extras = coarse.extras.updated(whole.extras)
         routing = replace(whole, kl_ts=coarse.kl_ts, kl_st=coarse.kl_st, extras=extras, vocab=vocab)
         if self.positions is not None:
-            routing = _where_matched(routing, statistics.memory[2] > 0)
+            routing = where_matched(routing, statistics.memory[2] > 0)
         return routing, divergence
 
     def demand(self, problem: Problem) -> Demand:
@@ -192,22 +223,3 @@ class MatchedTeacher(Teacher):
 
     def walk(self, problem: Problem, plan: Plan, kept: Kept) -> Comparison:
         return Matched(self, problem, plan, kept)
-
-
-def _where_matched(stats: RowStats, matched: Tensor) -> RowStats:
-    """Return statistics in which those of the teacher and of the pair are 0 where it has no row."""
-
-    def masked(x: Tensor) -> Tensor:
-        return torch.where(matched, x, 0.0)
-
-    names = ("lse_t", "entropy_t", "kl_ts", "kl_st", "logp_t", "max_prob_t")
-    extras = {
-        e: tuple(
-            x if isinstance(e, Tempered) and not e.fields[i].endswith("_t") else masked(x)
-            for i, x in enumerate(values)
-        )
-        for e, values in stats.extras.items()
-    }
-    fields = {n: masked(getattr(stats, n)) for n in names}
-    fields["argmax_t"] = torch.where(matched, stats.argmax_t, -1)
-    return replace(stats, extras=extras, matched=matched, **fields)  # type: ignore[arg-type]

@@ -28,11 +28,13 @@ from bgkernels.rows.spec import COEFFICIENTS, FLOATS, Cap, RowSpec
 from bgkernels.rows.state import RowState, absorb_column, empty, merge
 from bgkernels.rows.stats import Statistics
 from bgkernels.rows.vjp import recentred
+from bgkernels.streaming import gemm
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.picked import make_picked
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison, empty_tile
+from bgkernels.streaming.teachers.match import Match
 from bgkernels.streaming.tiles import Tiles
 
 if TYPE_CHECKING:
@@ -40,15 +42,23 @@ if TYPE_CHECKING:
 
 
 class Cut(NamedTuple):
-    """A cut holds those columns of one sort that a tile has.
+    """A cut says which columns a tile of the student has, matched ones and others.
 
     Args:
-        numbers: of the columns, among all of their sort.
-        places: ``(n,)`` where they are in the tile.
+        matched, alone: their numbers, among all of their sort.
+        order: ``(width,)`` where in the tile they are, matched ones first; None: as they are.
+        back: ``(width,)`` the inverse of the order, or None.
     """
 
-    numbers: slice
-    places: Tensor
+    matched: slice
+    alone: slice
+    order: Tensor | None
+    back: Tensor | None
+
+    @property
+    def width(self) -> int:
+        """Number of matched columns."""
+        return int(self.matched.stop - self.matched.start)
 
 
 class Matched(Comparison):
@@ -73,9 +83,8 @@ class Matched(Comparison):
         )
         device = problem.labels.device
         self.head = make_picked(teacher.tensors, problem, plan, self.match.teacher, self.positions)
-        self.matched = _cuts(plan, self.match.matched, self.match.matched_ids)
-        self.alone = _cuts(plan, self.match.alone, self.match.alone_ids)
-        numbers = [cut.numbers for cut in self.matched]
+        self.cuts = _cuts(plan, self.match)
+        numbers = [cut.matched for cut in self.cuts]
         self.tiles = Tiles(self.head, plan, numbers, device, kept, teacher=True)
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
@@ -108,7 +117,7 @@ class Matched(Comparison):
         """Return the state of the teacher's other columns, of both sides."""
         labels, spec = torch.where(self.labels == SKIP, SKIP, NONE), self.teacher_spec
         state = empty(len(labels), spec, dtype=self.problem.dtype, device=labels.device)
-        buffer = self._buffer("columns", self.head.dtype)
+        buffer = self._buffer("order", self.head.dtype)
         size, total = self.match.size, len(self.match.teacher)
         for first in range(size, total, self.plan.width):
             x = self.head.logits(slice(first, min(first + self.plan.width, total)), buffer)
@@ -116,37 +125,34 @@ class Matched(Comparison):
             self.backend.absorb_(state, tile, labels, spec)
         return state
 
-    def _split(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a tile's matched columns, and the others."""
-        matched, alone = self.matched[i].places, self.alone[i].places
-        if not len(alone):
-            return x, x[:, :0]
-        buffer, size = self._buffer("columns", x.dtype), len(x) * len(matched)
-        first = buffer[:size].view(len(x), len(matched))
-        second = buffer[size : x.numel()].view(len(x), len(alone))
-        torch.index_select(x, 1, matched, out=first)
-        torch.index_select(x, 1, alone, out=second)
-        return first, second
+    def _ordered(self, i: int, x: Tensor) -> Tensor:
+        """Return a tile with its matched columns first."""
+        order = self.cuts[i].order
+        if order is None:
+            return x
+        out = gemm.matrix(self._buffer("order", x.dtype), *x.shape)
+        return torch.index_select(x, 1, order, out=out)
 
-    def _tile(self, i: int, matched: Tensor) -> Tile | None:
+    def _pair(self, i: int, x: Tensor) -> Tile | None:
         """Return the ``i``-th tile of both models, or None if it matches nothing."""
-        teacher = self.tiles[i]
+        cut, teacher = self.cuts[i], self.tiles[i]
         if teacher is None:
             return None
-        return Tile(matched, teacher, self.first_row, self.matched[i].numbers.start)
+        return Tile(x[:, : cut.width], teacher, self.first_row, cut.matched.start)
 
-    def _alone_tile(self, i: int, alone: Tensor) -> Tile:
-        """Return the student's other columns of the ``i``-th tile, on both sides."""
-        return Tile(alone, alone, self.first_row, self.alone[i].numbers.start)
+    def _others(self, i: int, x: Tensor) -> Tile | None:
+        """Return the student's other columns of the ``i``-th tile, on both sides, or None."""
+        cut = self.cuts[i]
+        x = x[:, cut.width :]
+        return Tile(x, x, self.first_row, cut.alone.start) if x.shape[1] else None
 
     def absorb(self, i: int, x: Tensor) -> None:
-        matched, alone = self._split(i, x)
-        if (tile := self._tile(i, matched)) is not None:
+        x = self._ordered(i, x)
+        if pair := self._pair(i, x):
             spec = self.matched_spec if self.normalisers is None else self.coarse_spec
-            self.backend.absorb_(self.state, tile, self.place, spec, self.normalisers)
-        if alone.shape[1] and self.normalisers is None:
-            tile = self._alone_tile(i, alone)
-            self.backend.absorb_(self.student, tile, self.outside, self.student_spec)
+            self.backend.absorb_(self.state, pair, self.place, spec, self.normalisers)
+        if self.normalisers is None and (others := self._others(i, x)):
+            self.backend.absorb_(self.student, others, self.outside, self.student_spec)
 
     def close(self) -> None:
         if self.normalisers is None:
@@ -168,13 +174,13 @@ class Matched(Comparison):
         matched = _narrowed(self.state.precise(), self.whole_spec)
         for name in ("label", "argmax_s", "argmax_t"):
             matched[name].copy_(self.match.matched_ids[matched[name]])
-        total = merge(matched, self._others(student, teacher))
+        total = merge(matched, self._all_others(student, teacher))
         state = RowState(total.floats.to(self.state.floats.dtype), total.ints, self.whole_spec)
         close(self.backend, state, self.labels, self.whole)
         self.state = RowState(self.state.floats, self.state.ints, self.coarse_spec)
         self.backend.absorb_(self.state, self._rest(), self.category, self.category_spec)
 
-    def _others(self, student: RowState, teacher: RowState) -> RowState:
+    def _all_others(self, student: RowState, teacher: RowState) -> RowState:
         """Return the state of the student's other columns beside the teacher's."""
         state = RowState(student.floats.clone(), student.ints.clone(), self.whole_spec)
         for name in ("m_t", "d_t", "h_t", "k_t"):
@@ -223,24 +229,20 @@ class Matched(Comparison):
                 self.by_matched[into] = whole[place]
 
     def vjp(self, i: int, x: Tensor, out: Tensor) -> None:
-        matched, alone = self._split(i, x)
-        tile = self._tile(i, matched)
-        if not alone.shape[1] and tile is not None:
-            self.backend.vjp(out, tile, self.by_matched, self.place, self.coarse_spec)
-            return
-        if tile is not None:
-            d = self._gradient(matched, out)
-            self.backend.vjp(d, tile, self.by_matched, self.place, self.coarse_spec)
-            out.index_copy_(1, self.matched[i].places, d)
-        d, tile = self._gradient(alone, out), self._alone_tile(i, alone)
-        self.backend.vjp(d, tile, self.by_student, self.outside, self.student_spec)
-        out.index_copy_(1, self.alone[i].places, d)
-
-    def _gradient(self, columns: Tensor, out: Tensor) -> Tensor:
-        """Return where the gradient of copied columns goes: over them, if it can."""
-        if columns.dtype == out.dtype:
-            return columns
-        return self._buffer("gradient", out.dtype)[: columns.numel()].view(columns.shape)
+        cut, x = self.cuts[i], self._ordered(i, x)
+        d = out
+        if cut.order is not None:  # over the copy, if it can be
+            same = x.dtype == out.dtype
+            d = x if same else gemm.matrix(self._buffer("gradient", out.dtype), *x.shape)
+        pair, others = self._pair(i, x), self._others(i, x)
+        if pair:
+            to = d[:, : cut.width]
+            self.backend.vjp(to, pair, self.by_matched, self.place, self.coarse_spec)
+        if others:
+            to = d[:, cut.width :]
+            self.backend.vjp(to, others, self.by_student, self.outside, self.student_spec)
+        if cut.back is not None:
+            torch.index_select(d, 1, cut.back, out=out)
 
 
 def _alone(whole: RowSpec, columns: int, cap: Cap) -> RowSpec:
@@ -248,12 +250,23 @@ def _alone(whole: RowSpec, columns: int, cap: Cap) -> RowSpec:
     return replace(whole, columns=columns, compared=columns, student=cap, teacher=cap)
 
 
-def _cuts(plan: Plan, host: Tensor, ids: Tensor) -> list[Cut]:
-    """Return what falls into each tile of ascending columns ``ids``, which the CPU has too."""
+def _cuts(plan: Plan, match: Match) -> list[Cut]:
+    """Return the cut of each tile."""
     tiles = plan.tiles()
     edges = torch.tensor([*(tile.start for tile in tiles), plan.columns])
-    numbers = starmap(slice, pairwise(torch.searchsorted(host, edges).tolist()))
-    return [Cut(n, ids[n] - tile.start) for n, tile in zip(numbers, tiles, strict=True)]
+    sorts = [
+        starmap(slice, pairwise(torch.searchsorted(ids, edges).tolist()))
+        for ids in (match.matched, match.alone)
+    ]
+    cuts = []
+    for tile, matched, alone in zip(tiles, *sorts, strict=True):
+        order = back = None
+        if matched.stop > matched.start and alone.stop > alone.start:
+            order = torch.cat([match.matched_ids[matched], match.alone_ids[alone]]) - tile.start
+            back = torch.empty_like(order)
+            back[order] = torch.arange(len(order), device=order.device)
+        cuts.append(Cut(matched, alone, order, back))
+    return cuts
 
 
 def _log_sum_exp(state: RowState) -> Tensor:

@@ -28,6 +28,8 @@ from bgkernels.streaming.problem import Problem
 from bgkernels.streaming.teachers.base import Comparison, Label, Teacher, empty_tile
 from bgkernels.streaming.teachers.dense import Dense, DenseTeacher, state_demand
 
+ROUNDING = 1e-3
+"""By how much the weights of a distribution may miss the sum 1."""
 Weigh = Callable[[list[RowStats]], Tensor]
 """From the statistics of each teacher to weights ``(rows, teachers)``."""
 
@@ -66,7 +68,10 @@ class MixtureTeacher(Teacher):
     weights: Sequence[float] | Tensor | Weigh
     kind: str = "sum"
 
-    compiles = False
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        weighed_inside = callable(self.weights) and self.kind == "distribution"
+        return not weighed_inside and all(t.compiles for t in self.teachers)
 
     @property
     def vocab(self) -> int | None:
@@ -126,26 +131,24 @@ class MixtureTeacher(Teacher):
 
     def _check_weights(self, reference: Tensor, leading: tuple[int, ...]) -> None:
         weights, count, name = self.weights, len(self.teachers), "teacher.weights"
+        normalised, worst = self.kind == "distribution", []
         if isinstance(weights, Tensor):
             values = checks.tensor(name, weights).detach()
             checks.shape(name, values, (*leading, count), "(..., teachers)")
             checks.same_device(reference, **{name: values})
-            if values.device.type != "cpu":
-                return
+            if checks.legible(values):
+                wrong = values[wrong_weights(values.double(), normalised=normalised)]
+                worst = wrong.flatten().tolist()
         elif isinstance(weights, Sequence) and len(weights) == count:
-            values = torch.tensor([checks.number(name, w, low=0) for w in weights])
+            numbers = [checks.number(name, w, low=0) for w in weights]
+            worst = numbers if normalised and abs(sum(numbers) - 1) > ROUNDING else []
         else:
             raise ValueError(
                 f"`{name}` must be {count} numbers, a tensor or a function; got {weights}"
             )
-        normalised = self.kind == "distribution"
-        wrong = wrong_weights(values.double(), normalised=normalised)
-        if wrong.any():
+        if worst:
             rule = " and add up to 1 for kind='distribution'" if normalised else ""
-            raise ValueError(
-                f"`{name}` must be finite, not negative{rule}; "
-                f"got {values[wrong].flatten().tolist()}"
-            )
+            raise ValueError(f"`{name}` must be finite, not negative{rule}; got {worst}")
 
     def check_comparison(self, compared: int, temperature: float, label: Label) -> None:
         for member in self.teachers:
@@ -161,7 +164,7 @@ class MixtureTeacher(Teacher):
                 f"than 1, since it mixes there; got temperature={temperature}: pass labels"
             )
 
-    def flat(self, rows: int) -> MixtureTeacher:
+    def flat(self, rows: int, columns: int) -> MixtureTeacher:
         weights, count = self.weights, len(self.teachers)
         if isinstance(weights, Tensor):
             weights = weights.detach().reshape(rows, count).double()
@@ -170,7 +173,9 @@ class MixtureTeacher(Teacher):
             # A list would be copied to the device, and waited for.
             filled = [torch.full((rows,), w, dtype=torch.float64, device=device) for w in weights]
             weights = torch.stack(filled, 1)
-        return replace(self, teachers=[t.flat(rows) for t in self.teachers], weights=weights)
+        return replace(
+            self, teachers=[t.flat(rows, columns) for t in self.teachers], weights=weights
+        )
 
     def weigh(self, stats: list[RowStats], rows: slice = slice(None)) -> Tensor:
         """Return the weights ``(rows, teachers)`` of some rows, whose statistics are ``stats``."""
@@ -295,7 +300,7 @@ def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> T
         )
     weights = weights.detach().double()
     wrong = wrong_weights(weights, normalised=normalised) & stats[0].valid
-    if weights.device.type == "cpu" and wrong.any():
+    if checks.legible(weights) and wrong.any():
         rule = ", and add up to 1 for kind='distribution'" if normalised else ""
         raise ValueError(
             f"`weights` must be finite and not negative{rule}; got {weights[wrong][0].tolist()}"
@@ -306,4 +311,4 @@ def weights_of(function: Weigh, stats: list[RowStats], *, normalised: bool) -> T
 def wrong_weights(weights: Tensor, *, normalised: bool) -> Tensor:
     """Tell where weights are negative, infinite or, if ``normalised``, do not add up to 1."""
     wrong = ~((weights >= 0) & weights.isfinite()).all(-1)
-    return wrong | ((weights.sum(-1) - 1).abs() > 1e-3) if normalised else wrong
+    return wrong | ((weights.sum(-1) - 1).abs() > ROUNDING) if normalised else wrong

@@ -133,7 +133,7 @@ class TopKTeacher(Teacher):
             score = score + gumbel_at(ids, rows.view(*ids.shape[:-1], 1), seed)
         return ids.gather(-1, score.argmax(-1, keepdim=True))[..., 0]
 
-    def flat(self, rows: int) -> TopKTeacher:
+    def flat(self, rows: int, columns: int) -> TopKTeacher:
         n = self.indices.ndim - 1
         pairs = zip(self.names, self.tensors, strict=True)
         flat: dict[str, Any] = {
@@ -170,7 +170,7 @@ class TopKTeacher(Teacher):
             shared += ("logp_s", "logp_t")
         columns = {name: getattr(whole, name) for name in shared}
         divergence = replace(small, vocab=problem.spec.compared, **columns)
-        extras = {**small.extras, **whole.extras}
+        extras = small.extras.updated(whole.extras)
         if self.tail == "drop":
             single = ("entropy_t", "max_prob_t", "argmax_s", "argmax_t")
             columns = {name: getattr(whole, name) for name in single}

@@ -66,11 +66,12 @@ class TopK(Comparison):
     def start(self, rows: slice, labels: Tensor, statistics: Statistics, *, known: bool) -> None:
         self.first_row, self.labels, dtype = rows.start, labels, self.problem.dtype
         self.statistics, (self.whole, self.categories) = statistics, statistics.pairs()
-        tensors = (None if x is None else x[rows] for x in self.teacher.tensors)
-        indices, logprobs, self.entropy, self.power_sum = tensors
-        assert indices is not None and logprobs is not None
-        self.ids = indices.long()
-        self.v, self.missing = self._teacher_categories(logprobs, dtype)
+        teacher, compared = self.teacher, self.spec.compared
+        self.ids, logprobs = teacher.indices[rows].long(), teacher.logprobs[rows]
+        captured = (teacher.entropy, teacher.power_sum)
+        self.entropy, self.power_sum = (None if x is None else x[rows] for x in captured)
+        self.v, self.missing = self._teacher_categories(self.ids, logprobs, compared)
+        self.alone_v, self.teacher_has_label = self.v, (labels >= 0) & (labels < compared)
         match = self.ids == labels[:, None]
         kept, skip = match.any(1), labels == SKIP
         place = torch.where(kept, match.byte().argmax(1), NONE)
@@ -82,15 +83,17 @@ class TopK(Comparison):
             self.z_sum = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
             self.state = empty(len(labels), self.kernel, dtype=dtype, device=labels.device)
 
-    def _teacher_categories(self, logprobs: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _teacher_categories(
+        self, ids: Tensor, logprobs: Tensor, columns: int
+    ) -> tuple[Tensor, Tensor]:
         """Return log-probabilities ``(rows, k + 1)``, and how many columns the last one stands for.
 
         What rounding leaves of the tail is at least half an ulp of 1, so that the student may have
         mass there.
         """
-        kept = self.ids >= 0
+        kept, dtype = ids >= 0, self.problem.dtype
         logp = torch.where(kept, logprobs.to(dtype), NEG_INF)
-        missing = (self.spec.compared - kept.sum(1)).clamp_min(0).double()
+        missing = (columns - kept.sum(1)).clamp_min(0).double()
         tail = torch.full_like(missing, NEG_INF)
         if self.teacher.tail == "bucket":
             floor = min(torch.finfo(x).eps for x in (logprobs.dtype, torch.float32)) / 2
@@ -139,24 +142,33 @@ class TopK(Comparison):
         self.backend.finalize(self.state, labels, self.kernel, whole[: self.kernel.field_count])
         small = Tile(self.z, self.v, self.first_row, 0)
         statistics_of_tile(self.backend, small, self.category, self.small, self.categories)
-        self._complete(rest, z_sum)
-        self.statistics.memory.copy_(self.z.t())
+        self._complete(rest, z_sum, self._teacher_alone())
+        self.statistics.memory[: self.z.shape[1]] = self.z.t()
 
-    def _complete(self, rest: RowState, z_sum: Tensor) -> None:
-        """Write the teacher's statistics of the whole: captured ones, or those of an even tail."""
-        whole, small, labels = self.whole, self.categories, self.labels
+    def _teacher_alone(self) -> Statistics:
+        """Return statistics whose teacher has all columns that it kept, and its own tail."""
+        return self.categories
+
+    def _complete(self, rest: RowState, z_sum: Tensor, small: Statistics) -> None:
+        """Write the teacher's statistics of the whole: captured ones, or those of an even tail.
+
+        Args:
+            rest: of the student's columns that were not kept.
+            z_sum: ``(rows,)`` of the student's logits.
+            small: of the teacher's kept columns, and of its tail.
+        """
+        whole, labels = self.whole, self.labels
         valid = labels != SKIP
         best, at = (self.z[:, :-1] / self.spec.temperature).max(1)
         favourite = self.ids.gather(1, at[:, None])[:, 0]
         whole["argmax_s"].copy_(torch.where(best > rest["m_s"], favourite, rest["argmax_s"]))
-        top, at = self.v[:, :-1].double().max(1)
+        top, at = self.alone_v[:, :-1].double().max(1)
         whole["argmax_t"].copy_(self.ids.gather(1, at[:, None])[:, 0])
         whole["label"].copy_(labels)
-        log_tail = self.v[:, -1].double() - small["lse_t"]
+        log_tail = self.alone_v[:, -1].double() - small["lse_t"]
         spread = self.missing.clamp_min(1).log()
         even = small["entropy_t"] + times(log_tail.exp(), spread)
-        compared = (labels >= 0) & (labels < self.spec.compared)
-        beyond = torch.where(compared, log_tail - spread, NEG_INF)
+        beyond = torch.where(self.teacher_has_label, log_tail - spread, NEG_INF)
         values = {
             "logit_mean": z_sum / self.spec.columns,
             "lse_t": small["lse_t"],
@@ -173,11 +185,13 @@ class TopK(Comparison):
                 base = torch.stack([whole[n] for n in names])
                 whole.extra(extra)[half:] = base if same else small.extra(extra)[half:]
             elif isinstance(extra, Tilt):
-                whole.extra(extra).copy_(torch.where(valid, self._power_sum(extra, log_tail), 0.0))
+                whole.extra(extra).copy_(
+                    torch.where(valid, self._power_sum(extra, log_tail, small), 0.0)
+                )
 
-    def _power_sum(self, tilt: Tilt, log_tail: Tensor) -> Tensor:
+    def _power_sum(self, tilt: Tilt, log_tail: Tensor, small: Statistics) -> Tensor:
         """Return a tilt of the teacher alone, over the kept columns and an even tail."""
-        small, count = self.categories, self.missing.clamp_min(1)
+        count = self.missing.clamp_min(1)
         value = small.extra(tilt)[0] - tilt.b * small["lse_t"]
         gain = times((tilt.b * log_tail).exp(), count ** (1 - tilt.b) - 1)
         value = torch.where(self.missing > 0, (value.exp() + gain).log(), value)
@@ -192,7 +206,7 @@ class TopK(Comparison):
     def open_vjp(self, grads: Tensor) -> None:
         # The gradient in the bucket is spread over the rest by the coefficients of its tiles.
         backend, cap = self.backend, self.spec.student
-        z = self.statistics.memory.t().to(self.problem.dtype).contiguous()
+        z = self.statistics.memory[: self.teacher.k + 1].t().to(self.problem.dtype).contiguous()
         fields, first = self.kernel.field_count, len(self.whole.values)
         whole = self.whole.values[:fields], grads[:fields], self.labels
         small = self.categories.values, grads[first : first + len(self.categories.values)]
