@@ -23,6 +23,9 @@ WHOLE = ("divergences", "functional", "modules", "numpy", "registry", "routing")
 """Modules all of whose names are public but for those that begin with an underscore."""
 CHOSEN = {
     "distributed": ("global_num_items",),
+    "integrations.served.head": ("CheckpointHead", "read_head"),
+    "integrations.served.teacher": ("ServedTeacher",),
+    "labels.served.client": ("Client",),
     "training.models": ("CausalLM", "load_pretrained"),  # teachers of `labels.generate`
 }
 """Of other modules, the names that the pages use."""

@@ -15,7 +15,9 @@ from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.probe.reading import Reader
 from bgkernels.integrations.zero3 import partitioned
 
-Teacher = bg.LinearTeacher | bg.LogitsTeacher | bg.TopKTeacher | bg.MixtureTeacher
+Teacher = (
+    bg.LinearTeacher | bg.LogitsTeacher | bg.TopKTeacher | bg.MatchedTeacher | bg.MixtureTeacher
+)
 
 
 class TeacherSource(Protocol):

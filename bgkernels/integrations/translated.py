@@ -95,7 +95,9 @@ class TranslatedTeacher(ModelTeacher):
         }
         return {**batch, **{name: x.to(ids.device) for name, x in own.items()}}
 
-    def __call__(self, inputs: Mapping[str, Any], rows: Tensor | None) -> bg.MatchedTeacher:
+    def __call__(  # type: ignore[override]
+        self, inputs: Mapping[str, Any], rows: Tensor | None
+    ) -> bg.MatchedTeacher:
         """The teacher of the positions ``rows`` of the student's flattened batch."""
         if IDS not in inputs:
             inputs = self.read(inputs)

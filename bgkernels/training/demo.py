@@ -8,7 +8,7 @@ from bgkernels.training import models, ranks, report
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
-from bgkernels.training.evaluate import score
+from bgkernels.training.evaluate import own_cost, score
 from bgkernels.training.files import write_json
 from bgkernels.training.loop import History
 from bgkernels.training.marks import examine_by_name
@@ -48,11 +48,13 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         corpus = load_corpus(config.data)
         materials = prepare(config, corpus)
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
-        make_objective(config, method, materials.student, None, materials.second)
+        make_objective(config, method, materials.student, materials.teacher, materials.second)
     facts = corpus_facts(corpus, materials)
     if materials.unusable:
         display.say(report.left_out(materials.unusable))
     display.say(report.describe(facts))
+    if materials.coverage:
+        display.say(report.two_tokenizers(materials.coverage))
     if materials.teacher is None:
         teacher, history = train_teacher(config, materials, display)
     else:
@@ -66,15 +68,16 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             corpus=facts,
             teacher=_teacher_facts(config, materials, teacher, history),
             students=_examine(materials, teacher, students, config.data.task),
-            passage=_passage(materials, teacher),
+            passage=_passage(materials, next(iter(students.values()))[0], teacher),
             seconds=time.perf_counter() - started,
         )
     if ranks.first():
         write_json(config.output / "results.json", result.plain())
-    trained = {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}
-    for name, model in trained.items():
-        if model.here:
-            models.export(model, materials.tokenizer, config.output / "models" / name)
+    folder = config.output / "models"
+    if teacher.here:
+        models.export(teacher, materials.teacher_tokenizer, folder / "teacher")
+    for method, (student, _) in students.items():
+        models.export(student, materials.tokenizer, folder / method)
     return result
 
 
@@ -113,21 +116,20 @@ def _teacher_facts(
     config: DemoConfig, materials: Materials, teacher: CausalLM, history: History
 ) -> TeacherFacts:
     exam = materials.exam
-    tokens = score(teacher, None, exam.files)
-    cross_entropy = float(tokens.nll[tokens.valid].mean())
     return TeacherFacts(
         name=config.teacher or "trained here",
         parameters=teacher.parameters,
-        cross_entropy=cross_entropy,
-        curve_cross_entropy=exam.curve(teacher, None)["cross_entropy"],
+        cross_entropy=own_cost(teacher, exam.files),
+        curve_cross_entropy=own_cost(teacher, exam.few),
         history=history,
     )
 
 
-def _passage(materials: Materials, teacher: CausalLM) -> Passage:
+def _passage(materials: Materials, student: CausalLM, teacher: CausalLM) -> Passage:
     """The held-out window whose share of bridges is the median one."""
     exam, tokenizer = materials.exam, materials.tokenizer
-    ambiguity = score(teacher, teacher, Batch.of(exam.windows)).ambiguity
+    tokens = score(student, teacher, Batch.of(exam.windows))
+    ambiguity = tokens.ambiguity.where(tokens.soft, exam.config.threshold)  # white in the picture
     share = (ambiguity < exam.config.threshold).float().mean(-1)
     index = int(share.argsort()[len(share) // 2])
     text = [str(tokenizer.decode([token])) for token in exam.windows[index, 1:].tolist()]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.teachers import Teacher
 from bgkernels.training import lora, ranks, sharding
 from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
@@ -23,6 +24,7 @@ from bgkernels.training.progress import Display
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
 from bgkernels.training.tracing import TracedLM
+from bgkernels.training.translated import TranslatedLM
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
 
 
@@ -89,8 +91,10 @@ class Objective:
     def writer(self, model: CausalLM) -> Writer:
         """How one of the models continues a text."""
         vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
-        config, traced = self.config, TracedLM.of(model)
-        return Writer(traced, vocab, config.loss.prompt, config.seed, config.data.stop)
+        config = self.config
+        if not isinstance(model, TranslatedLM):
+            model = TracedLM.of(model)
+        return Writer(model, vocab, config.loss.prompt, config.seed, config.data.stop)
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss, computed where the parameters of all models are whole.
@@ -123,7 +127,7 @@ class Objective:
         assert isinstance(loss, Tensor)
         return loss
 
-    def _source(self, inputs: Tensor) -> bg.LinearTeacher | bg.MixtureTeacher | None:
+    def _source(self, inputs: Tensor) -> Teacher | None:
         """Where the soft labels come from."""
         if self.teacher is None:
             return None
@@ -169,6 +173,11 @@ def make_objective(
         second = None
     elif second is None:
         raise OptionError(f"the method {method!r} needs --second-teacher: the path of a model")
+    if isinstance(teacher, TranslatedLM) and found.target != DATA:
+        raise OptionError(
+            f"the method {method!r} takes its hard labels from the teacher, whose tokens are not "
+            "the student's; choose one that takes them from the text, such as 'entropy'"
+        )
     objective = Objective(student, teacher, found, config, steps, second)
     reads = objective.policy.uses_teacher or found.target != DATA
     return objective if reads else replace(objective, teacher=None)

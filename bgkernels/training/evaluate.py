@@ -20,6 +20,7 @@ from bgkernels.training.generation import continue_text
 from bgkernels.training.models import CausalLM
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import Batch
+from bgkernels.training.translated import TranslatedLM
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Tokens:
         teacher_nll: what the text costs the teacher.
         ambiguity: the teacher's entropy as a share of its largest, ``H / log V``: low at bridges.
         valid: which are scored.
+        soft: which have a soft label; of two tokenizers, not all.
     """
 
     nll: Tensor
@@ -76,15 +78,25 @@ class Tokens:
     teacher_nll: Tensor
     ambiguity: Tensor
     valid: Tensor
+    soft: Tensor
 
     def until(self, length: int) -> Tokens:
         """Only the first ``length`` scored tokens of each sequence."""
         return replace(self, valid=self.valid & (self.valid.cumsum(-1) <= length))
 
-    def estimates(self, values: Tensor, threshold: float) -> dict[str, Estimate]:
-        """Means over all tokens, bridges and gardens."""
-        bridge = self.ambiguity < threshold
-        parts = {"all": self.valid, "bridge": self.valid & bridge, "garden": self.valid & ~bridge}
+    def estimates(
+        self, values: Tensor, threshold: float, *, hard: bool = False
+    ) -> dict[str, Estimate]:
+        """Means over all tokens, bridges and gardens.
+
+        Args:
+            values: of each token; an infinite one, which the teacher has no token for, is left out.
+            threshold: between bridges and gardens.
+            hard: over tokens without a soft label too, which are in neither part.
+        """
+        bridge, soft = self.ambiguity < threshold, self.valid & self.soft
+        chosen = (self.valid if hard else soft) & (values != math.inf)
+        parts = {"all": chosen, "bridge": chosen & soft & bridge, "garden": chosen & soft & ~bridge}
         total = int(self.valid.sum())
         return {name: _mean(values, part, total) for name, part in parts.items()}
 
@@ -123,8 +135,17 @@ def score(student: CausalLM, teacher: CausalLM | None, text: Batch) -> Tokens:
     for tokens, target in zip(text.tokens.split(16), text.labels.split(16), strict=True):
         stats = row_stats(student, teacher, tokens[:, :-1], target)
         ambiguity = stats.entropy_t / math.log(max(2, stats.vocab))
-        chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid))
+        soft = torch.ones_like(stats.valid) if stats.matched is None else stats.matched
+        chunks.append((stats.nll, stats.kl_ts, -stats.logp_t, ambiguity, stats.valid, soft))
     return Tokens(*(torch.cat(parts).cpu() for parts in zip(*chunks, strict=True)))
+
+
+def own_cost(model: CausalLM, text: Batch) -> float:
+    """The cross-entropy of a text for a model alone, in nats a token of the student."""
+    if isinstance(model, TranslatedLM):
+        return model.cost(text.tokens.to(model.device), text.labels)
+    tokens = score(model, None, text)
+    return float(tokens.nll[tokens.valid].mean())
 
 
 def row_stats(
@@ -193,12 +214,18 @@ class Examination:
         length = self.windows.shape[1] - self.start
         return continue_text(model, prompts, length, vocab, self.seed, stop=self.stop)
 
+    @property
+    def few(self) -> Batch:
+        """Some of those windows, for validation curves."""
+        return self.files[:: math.ceil(len(self.windows) / self.config.curve_windows)]
+
     def curve(self, student: CausalLM, teacher: CausalLM | None) -> dict[str, float]:
         """A point of each validation curve, on a few of the windows; without a teacher, of one."""
-        stride = math.ceil(len(self.windows) / self.config.curve_windows)
-        tokens = score(student, teacher, self.files[::stride])
+        tokens = score(student, teacher, self.few)
         point = {"cross_entropy": float(tokens.nll[tokens.valid].mean())}
-        return point | ({"kl": float(tokens.kl[tokens.valid].mean())} if teacher else {})
+        return point | (
+            {"kl": float(tokens.kl[tokens.valid & tokens.soft].mean())} if teacher else {}
+        )
 
     def read(self, student: CausalLM, teacher: CausalLM, teacher_text: Tensor) -> Readings:
         """Score the three texts that follow the prompts.
@@ -244,7 +271,7 @@ class Readings:
         own_kl = own.estimates(own.kl, threshold)
         taught_kl = taught.estimates(taught.kl, threshold)
         return {
-            "cross_entropy": file.estimates(file.nll, threshold),
+            "cross_entropy": file.estimates(file.nll, threshold, hard=True),
             "kl": file.estimates(file.kl, threshold),
             "teacher_text_kl": taught_kl,
             "own_text_kl": own_kl,

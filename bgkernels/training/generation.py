@@ -7,12 +7,15 @@ summed up in another order.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from bgkernels.training.models import CausalLM
 from bgkernels.training.sampling import Sampler, row_seeds
 from bgkernels.training.sharding import sharded, whole
+from bgkernels.training.translated import TranslatedLM
 
 ROWS = 64
 """Prompts that are continued at once: a token of many takes little longer than a token of one."""
@@ -34,7 +37,11 @@ def continue_text(
         ``(rows, given + length)``, where the model is.
     """
     prompts = prompts.to(model.device)
-    said = generate(model, prompts, length, vocab, seed, temperature=temperature, stop=stop)
+    if isinstance(model, TranslatedLM):
+        speak = partial(generate, seed=seed, temperature=temperature)
+        said = model.answers(prompts, length, speak, stop)
+    else:
+        said = generate(model, prompts, length, vocab, seed, temperature=temperature, stop=stop)
     return torch.cat([prompts, said], dim=1)
 
 

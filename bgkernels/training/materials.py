@@ -8,21 +8,30 @@ from typing import TYPE_CHECKING, Any
 from bgkernels.training import sharding
 from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus
-from bgkernels.training.errors import OptionError
+from bgkernels.training.errors import ModelError, OptionError
 from bgkernels.training.evaluate import Examination
 from bgkernels.training.files import digest
 from bgkernels.training.models import (
     CausalLM,
     check_same_tokenizer,
+    difference,
     load_pretrained,
     small_llama,
 )
 from bgkernels.training.records import texts_of
 from bgkernels.training.tasks import parse
 from bgkernels.training.tokens import Batches, held_out_windows, token_stream, train_tokenizer
+from bgkernels.training.translated import TranslatedLM
+from bgkernels.vocabularies import Coverage, coverage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+SAMPLE = 10_000
+"""Characters of the text on which tokenizers must be one."""
+READ = 1_000_000
+"""Characters on which two of them are compared."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Materials:
     """Tokens and starting points.
 
     Args:
-        tokenizer: one for all models.
+        tokenizer: of the student and of the text.
         batches: training tokens.
         exam: held-out tokens.
         tokens: how many are in the training part and in the held-out part.
@@ -38,6 +47,8 @@ class Materials:
         teacher: a pretrained teacher on its device, or None where one must be trained.
         student: the student before distillation, in the memory of the CPU.
         second: another pretrained teacher, or None.
+        teacher_tokenizer: of the teacher; often the same.
+        coverage: what of the text two tokenizers share; None: there is one.
         unusable: why some records were left out.
     """
 
@@ -48,7 +59,9 @@ class Materials:
     identity: dict[str, Any]
     teacher: CausalLM | None
     student: CausalLM
-    second: CausalLM | None = None
+    second: CausalLM | None
+    teacher_tokenizer: PreTrainedTokenizerBase
+    coverage: Coverage | None = None
     unusable: tuple[str, ...] = ()
 
 
@@ -57,13 +70,21 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
 
     Raises:
         CorpusError: there is less text than a batch needs.
-        ModelError: a named model cannot be used, or the models do not share a tokenizer.
+        ModelError: a named model cannot be used; or the tokenizers of student and teacher share
+            nothing, or those of two teachers are not the same.
     """
-    data = config.data
-    named, tokenizer = named_models(config, texts_of(corpus.train[:1])[0])
+    data, texts = config.data, texts_of(corpus.train)
+    text = texts[0][:SAMPLE]
+    named, tokenizers = named_models(config, text)
+    tokenizer = tokenizers.get("--student") or next(iter(tokenizers.values()), None)
     if tokenizer is None:
-        words = texts_of(corpus.train)
-        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(words, data.vocab)
+        tokenizer = parse(data.task).tokenizer if data.task else train_tokenizer(texts, data.vocab)
+    teacher, shared = named.get("--teacher"), None
+    teacher_tokenizer = tokenizers.get("--teacher", tokenizer)
+    if teacher is not None and difference(teacher_tokenizer, tokenizer, text):
+        read = "\n".join(texts)[:READ]
+        teacher = TranslatedLM.of(teacher, teacher_tokenizer, tokenizer, read)
+        shared = _coverage(teacher, tokenizer, read)
     student = named.get("--student")
     if student is None:
         vocab, length = len(tokenizer), data.sequence_length
@@ -88,21 +109,23 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
             "batch size": data.batch_size,
             "seed": config.seed,
         },
-        named.get("--teacher"),
+        teacher,
         student,
         named.get("--second-teacher"),
+        teacher_tokenizer,
+        shared,
         tuple(unusable),
     )
 
 
 def named_models(
     config: DemoConfig, sample: str
-) -> tuple[dict[str, CausalLM], PreTrainedTokenizerBase | None]:
-    """The models that the user named, by option, and the one tokenizer that they bring."""
+) -> tuple[dict[str, CausalLM], dict[str, PreTrainedTokenizerBase]]:
+    """The models that the user named, and their tokenizers, by option."""
     if config.teacher_url and config.teacher is None:
         raise OptionError("--teacher-url needs --teacher: the checkpoint that is served there")
     found: dict[str, CausalLM] = {}
-    tokenizer = None
+    tokenizers: dict[str, PreTrainedTokenizerBase] = {}
     options = {
         "--teacher": config.teacher,
         "--second-teacher": config.second_teacher,
@@ -111,16 +134,32 @@ def named_models(
     for option, name in options.items():
         if name is None:
             continue
-        model, its_own = _load(config, name, option)
-        if tokenizer is not None:
-            pair = f"{next(iter(found))} and {option}"
-            check_same_tokenizer(tokenizer, its_own, sample[:10_000], pair)
+        model, tokenizer = _load(config, name, option)
+        if found and (config.second_teacher is not None or config.teacher_url):
+            first = next(iter(found))
+            check_same_tokenizer(tokenizers[first], tokenizer, sample, f"{first} and {option}")
         if option != "--student":
             model.freeze()
             if model.here:
                 sharding.place(model, config, config.student_training.bf16)
-        found[option], tokenizer = model, its_own
-    return found, tokenizer
+        found[option], tokenizers[option] = model, tokenizer
+    return found, tokenizers
+
+
+def _coverage(teacher: TranslatedLM, tokenizer: PreTrainedTokenizerBase, text: str) -> Coverage:
+    """What two tokenizers share of a text.
+
+    Raises:
+        ModelError: no position of it.
+    """
+    match, its_own = teacher.reading.match, teacher.reading.teacher_tokenizer
+    found = coverage(match, tokenizer, its_own, [text])
+    if not found.aligned:
+        raise ModelError(
+            "--teacher and --student: their tokenizers give no position of the text in common; "
+            "does one of them change it (lower case, NFKC)? Normalise the text first"
+        )
+    return found
 
 
 def _load(config: DemoConfig, name: str, option: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:

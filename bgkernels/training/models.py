@@ -213,9 +213,9 @@ def check_same_tokenizer(
     one: PreTrainedTokenizerBase,
     other: PreTrainedTokenizerBase,
     sample: str,
-    pair: str = "--teacher and --student",
+    pair: str,
 ) -> None:
-    """Refuse a pair whose tokens differ: distributions are compared token by token.
+    """Refuse two teachers, or a teacher and its student, whose tokens differ.
 
     Args:
         one, other: the two tokenizers.
@@ -225,15 +225,22 @@ def check_same_tokenizer(
     Raises:
         ModelError: they differ; the message shows where.
     """
+    detail = difference(one, other, sample)
+    if detail:
+        raise ModelError(f"{pair} must share one tokenizer, and these differ: {detail}")
+
+
+def difference(
+    one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, sample: str
+) -> str | None:
+    """In what two tokenizers differ on their tokens or on some text; None: in nothing."""
     left, right = one.get_vocab(), other.get_vocab()
     odd = next((t for t in sorted(left.keys() | right.keys()) if left.get(t) != right.get(t)), None)
     if odd is not None:
-        detail = f"token {odd!r} is number {left.get(odd)} in one and {right.get(odd)} in the other"
-    elif one.encode(sample) != other.encode(sample):
-        detail = "they have the same tokens but cut text differently"
-    else:
-        return
-    raise ModelError(f"{pair} must share one tokenizer, and these differ: {detail}")
+        return f"token {odd!r} is number {left.get(odd)} in one and {right.get(odd)} in the other"
+    if one.encode(sample) != other.encode(sample):
+        return "they have the same tokens but cut text differently"
+    return None
 
 
 def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

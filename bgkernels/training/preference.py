@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from bgkernels.integrations.dpo import dpo_loss, linear_sequence_log_probs
 from bgkernels.training.models import CausalLM
 from bgkernels.training.sharding import whole
 from bgkernels.training.tokens import IGNORED, Batch
+from bgkernels.training.writing import Numbered
 
 
 def sequence_log_probs(model: CausalLM, batch: Batch, memory_budget: int | None = None) -> Tensor:
@@ -64,6 +66,9 @@ class Preference:
     def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
         """The batch itself."""
         return batch
+
+    def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
+        """Nothing: both models are here."""
 
     def __call__(self, batch: Batch, step: int, items: Tensor) -> Tensor:
         """Scalar loss of chosen sequences, then as many rejected ones."""

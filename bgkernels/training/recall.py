@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bgkernels.training.files import digest
 from bgkernels.training.models import CausalLM
+from bgkernels.training.translated import TranslatedLM
 
 Key = tuple[str, torch.Size, bool]
 
@@ -37,9 +38,11 @@ class RecallingLM(CausalLM):
     kept: dict[Key, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: CausalLM) -> RecallingLM:
+    def of(cls, model: CausalLM) -> CausalLM:
         """The same model, frozen, with an empty memory."""
         model.freeze()
+        if isinstance(model, TranslatedLM):
+            return model.recalling(cls.of)
         return cls(model.network, model.logit_scale, model.logit_softcap)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from bgkernels.training.errors import extra
 from bgkernels.training.evaluate import Estimate
 from bgkernels.training.methods import find
 from bgkernels.training.results import CorpusFacts, DemoResult
+from bgkernels.vocabularies import Coverage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,6 +66,14 @@ def describe(facts: CorpusFacts) -> str:
     return (
         f"{files} files with {tokens:,} tokens to train on, {held_out} with {held_out_tokens:,} "
         f"held out, from {facts.origin}"
+    )
+
+
+def two_tokenizers(found: Coverage) -> str:
+    """What student and teacher share, in a line."""
+    return (
+        f"two tokenizers: {found.student:.0%} of the student's tokens in the text are tokens of "
+        f"the teacher, and {found.aligned:.0%} of its positions have a soft label"
     )
 
 

@@ -100,7 +100,7 @@ def align(
         >>> align(found, ids[:1], ids[1:]).positions
         tensor([[-1,  1, -1,  2]])
     """
-    numbers = [_matrix(student, "student"), _matrix(teacher, "teacher")]
+    numbers = [matrix(student, "student"), matrix(teacher, "teacher")]
     parts = [
         None if given is None else _segments(given, ids, name)
         for given, ids, name in zip(
@@ -157,7 +157,7 @@ def _level(student: Stream, teacher: Stream) -> tuple[Stream, Stream]:
     )
 
 
-def _matrix(ids: Any, name: str) -> Array:
+def matrix(ids: Any, name: str) -> Array:
     """``(batch, length)`` int64."""
     if not isinstance(ids, Tensor):
         rows = [torch.as_tensor(row, dtype=torch.int64) for row in ids]
@@ -173,7 +173,7 @@ def _matrix(ids: Any, name: str) -> Array:
 
 def _segments(segments: Any, ids: Array, name: str) -> Array:
     """``(batch, length)`` int64, ascending in each row where they are not negative."""
-    found = _matrix(segments, f"{name}_segments")
+    found = matrix(segments, f"{name}_segments")
     if found.shape != ids.shape:
         raise ValueError(
             f"`{name}_segments` must have the shape of `{name}`, {ids.shape}; got {found.shape}"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bgkernels.vocabularies.agreement import next_pairs
 from bgkernels.vocabularies.alignment import Alignment, align
 from bgkernels.vocabularies.matching import VocabularyMatch
 from bgkernels.vocabularies.readers import reader_of
@@ -24,6 +25,7 @@ class Coverage:
         tokens: of the student and of the teacher.
         student, teacher: the share of the tokens on each side that are in a pair.
         aligned: the share of the student's positions that have a soft label.
+        same: the share of those at which both have the same token next.
         spans: the share of the student's tokens that are in spans of each kind: between two common
             places there are as many tokens of the student as of the teacher says, ``"n-1"``
             several of the student for one of the teacher.
@@ -34,6 +36,7 @@ class Coverage:
     student: float
     teacher: float
     aligned: float
+    same: float
     spans: Mapping[str, float]
     differing: int
 
@@ -56,11 +59,13 @@ class Coverage:
             for tokens, paired in zip(flat, match.pairs, strict=True)
         ]
         found = align(match, student, teacher)
+        own, other = next_pairs(match, found, student, teacher)
         return cls(
             tokens=(len(flat[0]), len(flat[1])),
             student=shares[0],
             teacher=shares[1],
             aligned=found.share,
+            same=float(((own == other) & (own >= 0)).mean()) if len(own) else 0.0,
             spans=_spans(found, max(map(len, teacher))),
             differing=int((found.differing > 0).sum()),
         )

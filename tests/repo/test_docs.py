@@ -38,6 +38,7 @@ NEEDS = {
     "README": ("transformers", "accelerate"),
     "features": ("transformers", "pyarrow"),
     "start": ("transformers",),
+    "vocabularies": ("transformers",),
     "transformers": ("transformers", "accelerate"),
     "trl": ("trl", "datasets"),
     "lightning": ("lightning", "transformers"),
@@ -189,6 +190,8 @@ def check(command: str, line: str) -> None:
         found = importlib.util.find_spec(program)
         assert found and found.origin, line
         assert all(w in text(Path(found.origin)) for w in rest if w.startswith("--")), line
+    elif program == "vllm":
+        assert rest[0] == "serve", line  # tests/integrations/test_served_page.py starts it
     elif program == "-c":
         exec(rest[0], {})
     elif program.startswith(".venv/bin/"):

@@ -68,6 +68,15 @@ def raw_loop(run: Any, capsys: Any) -> None:
     assert f"loss {losses[9]:.3f}" in capsys.readouterr().out
 
 
+def two_tokenizers(run: Any, capsys: Any) -> None:
+    done = run("two_tokenizers", "--steps", "25")
+    falls(done["losses"])
+    seen = done["attachment"].teacher.aligned
+    assert 0.5 < done["shared"].aligned < 1
+    assert seen["soft"] > 0.5 * seen["tokens"] and seen["differing"] == 0
+    assert "of the positions have soft labels" in capsys.readouterr().out
+
+
 def trainer(run: Any, capsys: Any) -> None:
     done = run("trainer", "--steps", "6")
     assert done["after"] < 0.9 * done["before"]
@@ -145,8 +154,8 @@ def bridges(run: Any, capsys: Any) -> None:
 
 
 TESTS = (
-    raw_loop, trainer, trl_gkd, dpo, label_cache, two_teachers, vocab_parallel, custom_divergence,
-    custom_policy, bridges,
+    raw_loop, trainer, trl_gkd, dpo, label_cache, two_teachers, two_tokenizers, vocab_parallel,
+    custom_divergence, custom_policy, bridges,
 )  # fmt: skip
 
 

@@ -188,10 +188,10 @@ def test_named_models_are_used_as_they_are(config, teacher, saved):
     assert not any(p.requires_grad for p in materials.teacher.network.parameters())
 
 
-def test_tokenizers_must_agree(config, saved):
-    pair = replace(config, teacher=str(saved / "teacher"), student=str(saved / "other"))
+def test_the_tokenizers_of_two_teachers_must_agree(config, saved):
+    pair = replace(config, teacher=str(saved / "teacher"), second_teacher=str(saved / "other"))
     with pytest.raises(
-        ModelError, match=r"--teacher and --student must share one tokenizer.*token"
+        ModelError, match=r"--teacher and --second-teacher must share one tokenizer.*token"
     ):
         prepare(pair, load_corpus(config.data))
 

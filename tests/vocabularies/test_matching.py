@@ -179,7 +179,7 @@ def test_coverage_counts_tokens_positions_and_spans() -> None:
     assert 0 < found.student < 1 and 0 < found.teacher < 1 and found.differing == 0
     assert sum(found.spans.values()) == pytest.approx(1)
     same = coverage(match(BYTES, BYTES), BYTES, BYTES, toys.TEXTS)
-    assert (same.student, same.aligned, same.spans["1-1"]) == (1, 1, 1)
+    assert (same.student, same.aligned, same.same, same.spans["1-1"]) == (1, 1, 1, 1)
     with pytest.raises(ValueError, match="`texts`"):
         coverage(match(BYTES, BYTES), BYTES, BYTES, [""])
 

@@ -115,7 +115,7 @@ class AccuracyConfig:
         name = task.partition(":")[0]
         base = cls.quick() if quick else cls()
         if name == "programs" and not quick:  # soon written well: less to read, and one setting
-            one = Setting("small-plentiful", SMALL, PLENTIFUL, (*FEWEST, "static+argmax"))
+            one = Setting("small-plentiful", SMALL, PLENTIFUL, FEWEST)
             lesson = TrainConfig(250, 8e-3, validate_every=250, checkpoint_every=250)
             base = replace(base, settings=(one,), schooling=lesson, steps=150)
         folder = Path("runs", f"{'quick-' * quick}{name}")
@@ -129,11 +129,10 @@ class AccuracyConfig:
             teacher_shape=ModelShape(64, 2, 4),
             teacher_training=TrainConfig(400, 6e-3, validate_every=100, checkpoint_every=100),
             teacher_texts=4096,
-            settings=(Setting("small", ModelShape(32, 2, 2), 1024, FEW),),
+            settings=(Setting("small", SMALL, 1024, FEW),),
             seeds=2,
-            schooling=TrainConfig(300, 8e-3, validate_every=300, checkpoint_every=300),
             schooling_texts=4096,
-            rates=(4e-3,),
+            rates=(1.6e-2,),
             steps=100,
             problems=32,
             windows=16,

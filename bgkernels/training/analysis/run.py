@@ -15,6 +15,7 @@ from bgkernels.training.marks import examine_by_name, finite
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.progress import Display, Silent
 from bgkernels.training.sharding import place
+from bgkernels.training.translated import TranslatedLM
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +95,11 @@ def run_analysis(config: AnalysisConfig, display: Display | None = None) -> Anal
     teacher, student, exam = materials.teacher, materials.student, materials.exam
     if teacher is None or config.pair.student is None:
         raise OptionError("an analysis needs two trained models; name --teacher and --student")
+    if isinstance(teacher, TranslatedLM):
+        raise OptionError(
+            "an analysis compares two models token by token; name --teacher and --student of one "
+            "tokenizer"
+        )
     student.freeze()
     place(student, config.pair)
     threshold = exam.config.threshold

@@ -171,8 +171,10 @@ def distill(
 ) -> None:
     """Distil a teacher into a student by one method.
 
-    Any two Hugging Face causal language models of one tokenizer will do. The trained student is in
-    `models/` of the output folder, under the method's name, for `from_pretrained`.
+    Any two Hugging Face causal language models will do. Of two tokenizers, the student learns soft
+    labels where both have read the same text, on the tokens that both have; what they share is
+    said at the start. The trained student is in `models/` of the output folder, under the method's
+    name, for `from_pretrained`.
 
     **Examples**
 

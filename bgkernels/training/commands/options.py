@@ -104,7 +104,7 @@ TeacherUrl = Annotated[
 Student = Annotated[
     str | None,
     typer.Option(
-        help="Hugging Face model to distil into. Needs the teacher's tokenizer.",
+        help="Hugging Face model to distil into. Its tokenizer may be another.",
         show_default="a smaller Llama with random weights",
         rich_help_panel=MODELS,
     ),

@@ -124,7 +124,8 @@ def begun(config: RecipeConfig, display: Display) -> Recipe:
         device=config.device,
     )
     sample = "".join(task.words)
-    found, tokenizer = named_models(named, sample)
+    found, tokenizers = named_models(named, sample)
+    tokenizer = next(iter(tokenizers.values()), None)
     if tokenizer is not None and tokenizer.eos_token_id is None:
         raise ModelError(
             "--teacher has a tokenizer without an end-of-text token, so answers would not end; "
