@@ -123,7 +123,9 @@ class Class:
         config = self.configured(1e-3)
         steps = config.student_training.steps
         few = replace(config.student_training, steps=min(TIMED, steps), validate_every=10**6)
-        shared = self.school.dictated[1] if find(method).written_by_teacher else 0.0
+        dictated = find(method).written_by_teacher
+        shared = self.school.dictated[1] if dictated else 0.0
+        assert self.dictated if dictated else self.materials  # made before the clock is started
         started = time.process_time()
         _, history = self._teach(
             replace(config, student_training=few), method, self.school.teacher, Silent()
