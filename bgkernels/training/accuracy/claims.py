@@ -23,6 +23,7 @@ def claims_of(policy: str) -> tuple[Claim, ...]:
     return (
         right("is right more often than hard labels", "hard"),
         right("is right more often than soft labels", "soft"),
+        right("is right more often than soft labels at T = 2", "soft-t2"),
         right("is right more often than a static mix", "static+argmax"),
         right("is right more often than its reverse", f"{policy}+reverse+argmax"),
         right("is right more often than with the data's label", policy),

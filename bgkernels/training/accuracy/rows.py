@@ -57,6 +57,19 @@ def find_row(pupils: Class, method: str, rate: float, display: Display) -> Row:
     return row
 
 
+def find_cost(pupils: Class, method: str) -> tuple[float, float]:
+    """What a method costs (:meth:`Class.cost`): from its file, or else by timing it."""
+    path, identity = _file(pupils, method, 0.0)
+    path = path.parent.with_name("costs") / path.name
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["identity"] == identity:
+            return kept["seconds"], kept["writing"]
+    seconds, writing = pupils.cost(method)
+    write_json(path, {"seconds": seconds, "writing": writing, "identity": identity})
+    return seconds, writing
+
+
 def _file(pupils: Class, method: str, rate: float) -> tuple[Path, str]:
     """Where a row is kept, and what tells it from those of other configurations."""
     school = pupils.school

@@ -15,7 +15,7 @@ import torch
 import bgkernels as bg
 from bgkernels.training.accuracy.claims import CLAIMS
 from bgkernels.training.accuracy.config import AccuracyConfig, Setting
-from bgkernels.training.accuracy.rows import Row, find_row
+from bgkernels.training.accuracy.rows import Row, find_cost, find_row
 from bgkernels.training.accuracy.school import Class, School, appoint, one_thread
 from bgkernels.training.claims import Finding, Measured, judge
 from bgkernels.training.config import plain
@@ -83,7 +83,7 @@ def surroundings() -> dict[str, Any]:
     """What numbers may depend on beside the configuration and the seeds."""
     versions = {name: metadata.version(name) for name in ("torch", "transformers")}
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **versions,
@@ -135,7 +135,7 @@ def run_accuracy(config: AccuracyConfig, display: Display | None = None) -> Resu
         for seed in range(1, config.seeds):
             rows += _taught(Class(school, seed), rates[setting.name], display)
         with display.working(f"{setting.name}: timing"):
-            costs[setting.name] = {method: first.cost(method) for method in setting.methods}
+            costs[setting.name] = {m: find_cost(first, m) for m in setting.methods}
     duration = time.perf_counter() - started
     return Result(config, marks, tuple(rows), rates, costs, duration)
 
