@@ -19,7 +19,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo recipe check test coverage architectures wheel docs bench microbench
-.PHONY: sanitize lint format clean
+.PHONY: sanitize races lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -61,6 +61,9 @@ bench: $(STAMP)  ## measure beside the peers and write benchmarks/results (a qua
 
 microbench: $(STAMP)  ## time the primitives and the small parts alone
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+races: $(STAMP)  ## run the emulated CUDA kernels under ThreadSanitizer and AddressSanitizer
+	$(BIN)/python -m pytest -q tests/backends/test_cuda_sanitized.py
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .

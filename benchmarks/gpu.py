@@ -1,8 +1,10 @@
-"""Everything about one GPU in one command: right or wrong first, then time, memory and accuracy.
+"""Everything about one GPU in one command: the headline, right or wrong, then the rest.
 
-``python -m benchmarks.gpu`` compares the losses with float64 (and stops if they differ), measures
-within ``--minutes``, prints tables and writes one JSON file. What does not fit the time or memory
-is listed with that reason. ``--dry-run`` walks the same code over tiny shapes on a CPU.
+``python -m benchmarks.gpu`` measures the headline in its first minutes, compares the losses with
+float64, and goes on within ``--minutes``; other libraries come last. After each section it prints a
+table and writes its JSON file, from which the same command goes on if it was stopped. What does not
+fit the time or memory is listed with that reason, and a check that fails is a row like others.
+``--dry-run`` walks the same code over tiny shapes on a CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,8 @@ from benchmarks.accuracy import distance, truth
 from benchmarks.cases import LOGIT_STD, Case, Problem
 from benchmarks.entries import ENTRIES, Entry, training
 from benchmarks.gpu_measure import GIB, Bench, Row, Step, memcpy, products, table
+from benchmarks.gpu_plans import HEADLINE
+from benchmarks.gpu_record import Record, readme_table
 from benchmarks.suites import PAIRS
 from bgkernels.backends import BACKENDS
 from bgkernels.backends.base import Backend, Tile
@@ -37,6 +42,8 @@ from bgkernels.backends.triton import TritonBackend
 from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt
 from bgkernels.rows.spec import FIELDS, RowSpec
 from bgkernels.rows.state import empty
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan, Workload
 
 
 def loss_of(b: Bench, p: Problem, **options: Any) -> Tensor:
@@ -62,8 +69,10 @@ CHECKS: dict[str, Row] = {
         "divergence": "total_variation",
         "target": "teacher_argmax",
     },
-    "several chunks": {"memory_budget": 3 << 20},
+    "several chunks": {},
 }
+CHUNKS = {"several chunks": 3}
+"""Of the plan of a check, whatever the budget would hold."""
 BOUND = {"float32": 2e-4, "bfloat16": 1e-2}
 """Distance from float64 relative to its norm: in bf16 the rounding of the gradients is 2e-3."""
 
@@ -75,11 +84,33 @@ def check(b: Bench) -> Iterator[Row]:
         p = b.problem(replace(b.case(case), dtype=dtype))
         checks = list(CHECKS.items())[:: 3 if b.dry else 1]
         for name, options in checks:
-            if b.dry:
-                options = {k: v for k, v in options.items() if k != "memory_budget"}
-            found = errors_of(p, training(partial(loss_of, b, **options))(p), options)
+            with chunked(CHUNKS.get(name)) as counts:
+                found = errors_of(p, training(partial(loss_of, b, **options))(p), options)
             passed = "error" not in found and max(found.values()) <= bound
+            passed &= set(counts) == {CHUNKS[name]} if name in CHUNKS else True
             yield {"check": name, "dtype": dtype} | found | {"passed": passed}
+
+
+@contextmanager
+def chunked(wanted: int | None) -> Iterator[list[int]]:
+    """Plans have so many chunks of rows, if a number is given; yields how many they have."""
+    counts: list[int] = []
+
+    def planned(work: Workload, budget: int | None) -> Plan:
+        found = driver_plan(work, budget)
+        if wanted is not None:
+            chunk = -(-work.rows // wanted)
+            found = replace(found, chunk=chunk, kept=1, lent=0, coded=0)
+        counts.append(found.chunk_count)
+        return found
+
+    driver_plan, driver.plan = driver.plan, planned
+    driver.PLANS.clear()
+    try:
+        yield counts
+    finally:
+        driver.plan = driver_plan
+        driver.PLANS.clear()
 
 
 def errors_of(p: Problem, step: Step, options: Row) -> Row:
@@ -163,9 +194,6 @@ def from_logits(b: Bench, rows: int = 8192, vocab: int = 128_256) -> Iterator[Ro
         yield {"divergence": name} | row | {"of memcpy": round(rate / copy, 3)}
 
 
-HEADLINE = Case("headline", 8192, 4096, 4096, 128_256, dtype="bfloat16")
-
-
 def headline(b: Bench) -> Iterator[Row]:
     """Ours at several budgets, beside the bare products."""
     p = b.problem(b.case(HEADLINE))
@@ -174,11 +202,23 @@ def headline(b: Bench) -> Iterator[Row]:
         ours = partial(loss_of, b, memory_budget=int(gib * GIB))
         steps[f"fused, {gib} GiB"] = training(ours)(p)
     one = partial(loss_of, b, memory_budget=GIB)
+    steps["fused, 1 GiB, the caller's dW"] = owning(b, p)
     steps["recompute, 1 GiB"] = training(partial(one, mode="recompute"))(p)
     steps["JSD, 1 GiB"] = training(partial(one, divergence="generalized_jsd"))(p)
     steps["hard labels only, 1 GiB"] = training(partial(one, routing="hard"))(p)
     steps["no gradient, 1 GiB"] = torch.no_grad()(partial(one, p))
     yield from ratios(p, b.race(steps, 20.0))
+
+
+def owning(b: Bench, p: Problem) -> Step:
+    """A step whose head's gradient is added to a sum of the caller's, within 1 GiB."""
+    total = torch.zeros(p.weight.shape, dtype=torch.float32, device=b.device)
+
+    def step() -> Any:
+        loss = loss_of(b, p, memory_budget=GIB, weight_grad=total)
+        return torch.autograd.grad(loss, p.input)
+
+    return step
 
 
 def tiles(b: Bench) -> Iterator[Row]:
@@ -269,8 +309,9 @@ def accuracy(b: Bench) -> Iterator[Row]:
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "headline": headline,
-    "primitives": primitives,
+    "check": check,
     "from logits": from_logits,
+    "primitives": primitives,
     "tiles": tiles,
     "pairs": pairs,
     "accuracy": accuracy,
@@ -288,19 +329,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cpu" if options.dry_run else "cuda")
     deadline = time.monotonic() + 60 * options.minutes
     b = Bench(device, backend, deadline, 1 if options.dry_run else 10, options.dry_run)
-    results: Row = {"machine": machine.stamp(torch.get_num_threads()), "device": describe(b)}
-    results["check"] = list(check(b))
-    print(table("check", results["check"]), flush=True)
-    path = options.output or machine.ROOT / "benchmarks" / "results" / "gpu.json"
-    if all(row["passed"] for row in results["check"]):
-        for name in options.sections:
-            results[name] = list(SECTIONS[name](b))
-            print(table(name, results[name]), flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(path)
-    if not all(row["passed"] for row in results["check"]):
-        sys.exit("a check failed: nothing was measured")
+    run = {"backend": backend, "dry": options.dry_run}
+    path = options.output or machine.ROOT / "benchmarks" / "results" / f"gpu-{backend}.json"
+    record = Record(path, machine.stamp(torch.get_num_threads()) | run)
+    record.run("device", lambda: [describe(b)])
+    for name in options.sections:
+        if b.left > 0 or name in record.sections:
+            print(table(name, record.run(name, partial(SECTIONS[name], b))), flush=True)
+    print(f"\n{readme_table(record.sections.get('headline', []))}\n\n{path}")
+    failed = [row for row in record.sections.get("check", []) if not row.get("passed")]
+    if failed:
+        sys.exit(f"{len(failed)} checks failed")
 
 
 def describe(b: Bench) -> Row:
@@ -323,7 +362,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=7.5, help="after which no more is started")
     add("--backend", default="triton", help="of ours")
     add("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
-    add("--output", type=Path, help="default: benchmarks/results/gpu.json")
+    add("--output", type=Path, help="default: benchmarks/results/gpu-BACKEND.json")
     add("--dry-run", action="store_true", help="tiny shapes on the CPU, in Triton's interpreter")
     return parser.parse_args(arguments)
 

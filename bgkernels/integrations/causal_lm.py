@@ -134,11 +134,15 @@ class Attachment:
             self.active = False
             self._restore()
 
-    def ask(self, inputs: Mapping[str, Any]) -> None:
-        """Let a teacher that can be asked early begin with a batch that comes later."""
+    def ask(self, inputs: Any) -> None:
+        """Let a teacher that can be asked early begin with a batch that comes later.
+
+        A batch of prompts, which a student is yet to continue, is nothing to ask about.
+        """
+        if not isinstance(inputs, Mapping) or not hasattr(self.teacher, "ask"):
+            return
         labels, target = inputs.get("labels"), inputs.get("shift_labels")
-        known = labels is not None or target is not None
-        if known and self._reads_teacher and hasattr(self.teacher, "ask"):
+        if self._reads_teacher and (labels is not None or target is not None):
             rows = self._aligned(labels, target, inputs.get("loss_rows"))[1]
             self.teacher.ask(inputs, rows)
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bgkernels import backends
-from bgkernels.loss.pose import wants_gradient
 from bgkernels.rows.extras import KINDS
 from bgkernels.rows.spec import Cap, RowSpec
+from bgkernels.streaming import checks
 from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.problem import Problem, Tensors
@@ -42,7 +42,7 @@ def encode(problem: Problem) -> Config:
     members = [member for member in teacher.members if isinstance(member, DenseTeacher)]
     ints = [spec.columns, spec.compared, spec.seed, int(spec.logit_sum), spec.positions]
     ints += [problem.budget or 0, problem.ignore_index, AUTOCAST.index(problem.autocast)]
-    ints += [problem.shard.columns, int(any(wants_gradient(x) for x in problem.student))]
+    ints += [problem.shard.columns, int(any(checks.wants_gradient(x) for x in problem.student))]
     ints += [len(present(member.tensors)) for member in members]
     floats = [spec.temperature, *spec.student]
     for member in members:

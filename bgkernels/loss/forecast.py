@@ -10,8 +10,8 @@ from bgkernels.backends.native import products
 from bgkernels.loss.autograd import needs_of
 from bgkernels.loss.objective import Objective
 from bgkernels.loss.options import Options
-from bgkernels.loss.pose import wants_gradient
 from bgkernels.loss.reduction import is_fused
+from bgkernels.streaming import checks
 from bgkernels.streaming.driver import backward_walks, planned
 from bgkernels.streaming.heads import Needs
 from bgkernels.streaming.planner import BudgetError, Plan
@@ -76,7 +76,7 @@ def forecast(problem: Problem, objective: Objective, options: Options) -> StepPl
     Raises:
         BudgetError: nothing fits the memory budget.
     """
-    needs = needs_of(problem.student, [wants_gradient(x) for x in problem.student])
+    needs = needs_of(problem.student, [checks.wants_gradient(x) for x in problem.student])
     mode, walks = "recompute" if needs.any else "evaluation", []
     if is_fused(problem, objective, options):
         try:

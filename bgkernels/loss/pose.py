@@ -165,7 +165,7 @@ def _agree(
             f"`vocab_group` cannot share out the columns of a {type(kind).__name__} with columns "
             "in an order of their own; pass whole heads and no group"
         )
-    gradients = [wants_gradient(x) for x in student.values()]
+    gradients = [checks.wants_gradient(x) for x in student.values()]
     widths = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
     seed = _seed(options) if word == "teacher_sample" else 0
     rows = math.prod(leading)
@@ -193,11 +193,6 @@ def _agree(
     dtypes = (first.dtype, *(x.dtype for x in logits if x is not None))
     backend = backends.select(options.backend, first.device, dtypes)
     return Agreement(spec, backend, shard, autocast, reads_teacher, label)
-
-
-def wants_gradient(x: Tensor | None) -> bool:
-    """Tell whether autograd will ask for the gradient of a tensor."""
-    return x is not None and x.requires_grad and torch.is_grad_enabled()
 
 
 def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool) -> Teacher | None:

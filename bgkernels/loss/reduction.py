@@ -12,7 +12,7 @@ from bgkernels.loss.autograd import FusedLoss, RowStatistics, needs_of
 from bgkernels.loss.dtensor import plain
 from bgkernels.loss.objective import Objective, blend
 from bgkernels.loss.options import Options
-from bgkernels.loss.pose import pose, wants_gradient
+from bgkernels.loss.pose import pose
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Extra
 from bgkernels.rows.stats import AT_ONE, RowStats
@@ -172,7 +172,7 @@ def is_fused(problem: Problem, objective: Objective, options: Options) -> bool:
         blocker = "torch.compile, which traces the objective between two ops"
     if options.mode == "fused" and blocker:
         raise ValueError(f"mode='fused' cannot serve {blocker}; use mode='recompute' or 'auto'")
-    gradient = any(map(wants_gradient, problem.student))
+    gradient = any(map(checks.wants_gradient, problem.student))
     return options.mode != "recompute" and blocker is None and gradient
 
 

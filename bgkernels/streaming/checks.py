@@ -47,6 +47,11 @@ def legible(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def wants_gradient(x: Tensor | None) -> bool:
+    """Tell whether autograd will ask for the gradient of a tensor."""
+    return x is not None and x.requires_grad and torch.is_grad_enabled()
+
+
 def instance(name: str, value: object, kind: type) -> None:
     """Check that a value is an object of a class."""
     if not isinstance(value, kind):

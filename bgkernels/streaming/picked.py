@@ -7,33 +7,9 @@ from torch import Tensor
 
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import LinearHead, LogitsHead
+from bgkernels.streaming.order import Order
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem, Tensors
-
-
-class Order:
-    """An order of columns knows its runs, which are slices and need no copy.
-
-    Args:
-        ids: ``(n,)`` int64 columns, on the CPU.
-        device: of the tensors whose columns they are.
-    """
-
-    def __init__(self, ids: Tensor, device: torch.device) -> None:
-        self.ids, self.host = ids.to(device), ids
-        self.breaks = torch.zeros_like(ids)  # how many runs end before each place
-        torch.cumsum(ids.diff() != 1, 0, out=self.breaks[1:])
-
-    def __len__(self) -> int:
-        return len(self.host)
-
-    def run(self, places: slice) -> slice | None:
-        """Return the columns at these places as a slice, or None where they are no run."""
-        first, last = places.start, places.stop - 1
-        if self.breaks[first] != self.breaks[last]:
-            return None
-        start = int(self.host[first])
-        return slice(start, start + 1 + last - first)
 
 
 class PickedLinear(LinearHead):

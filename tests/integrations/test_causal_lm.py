@@ -70,7 +70,8 @@ def test_labels_may_be_shifted_and_rows_counted_beforehand() -> None:
     rows = (shifted.flatten() != -100).nonzero().squeeze(1)
     assert torch.equal(student(**inputs, shift_labels=shifted).loss, expected)
     assert torch.equal(student(**data, loss_rows=rows).loss, expected)
-    assert torch.equal(student(data["input_ids"], labels=data["labels"]).loss, expected)
+    unmasked = student(data["input_ids"], labels=data["labels"]).loss  # attention rounds otherwise
+    torch.testing.assert_close(unmasked, expected)
 
 
 def test_a_copy_computes_its_own_loss() -> None:

@@ -12,7 +12,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import accuracy, compare, end_to_end, parallel, primitives, publish, run, sweeps
+import bgkernels as bg
+from benchmarks import (
+    accuracy,
+    compare,
+    end_to_end,
+    gpu,
+    gpu_record,
+    parallel,
+    primitives,
+    publish,
+    run,
+    sweeps,
+)
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
 from benchmarks.limits import Products, Tiling, best_tiling
@@ -229,6 +241,40 @@ def test_entries_of_one_loss_must_agree_and_ours_must_run() -> None:
     run._sound(field, {"dense": {"error": "no compiler"}})
     with pytest.raises(run.CheckFailed, match="SIGSEGV"):
         run._sound(field, {"fused-32": {"error": "SIGSEGV"}})
+
+
+def test_a_run_on_a_gpu_goes_on_from_its_file(tmp_path: Path) -> None:
+    """Section by section; an error is a row, and another commit begins anew."""
+    path, ran = tmp_path / "gpu.json", []
+
+    def broken() -> Any:
+        yield {"a": 1}
+        ran.append("broken")
+        raise ValueError("no memory")
+
+    stamp = {"commit": "1", "backend": "triton"}
+    first = gpu_record.Record(path, stamp)
+    assert first.run("x", broken) == [{"a": 1}, {"error": "ValueError: no memory"}]
+    assert gpu_record.Record(path, stamp).run("x", broken) == first.sections["x"]
+    assert len(ran) == 1
+    gpu_record.Record(path, stamp | {"commit": "2"}).run("x", broken)
+    assert len(ran) == 2
+
+
+def test_the_table_of_a_gpu_is_empty_until_one_has_run() -> None:
+    assert gpu_record.readme_table([{"step": "fused", "error": "no GPU"}]).count("\n") == 1
+    row = {"step": "fused, 1 GiB", "ms": 60.25, "ratio": 1.38, "peak MiB": 1010.2}
+    assert gpu_record.readme_table([row]).endswith("| fused, 1 GiB | 60.2 | 1.38 | 1010 |")
+
+
+def test_several_chunks_are_several() -> None:
+    """Whatever the budget would hold; and plans are the planner's again afterwards."""
+    x, w = torch.randn(9, 4, requires_grad=True), torch.randn(50, 4)
+    args = x, w, bg.LinearTeacher(torch.randn(9, 4), torch.randn(50, 4)), torch.arange(9)
+    for wanted, found in ((3, [3]), (None, [1])):
+        with gpu.chunked(wanted) as counts:
+            bg.linear_hybrid_distillation(*args, backend="eager").backward()
+        assert counts == found
 
 
 def test_what_cannot_run_says_why() -> None:

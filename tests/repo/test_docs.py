@@ -38,6 +38,7 @@ NEEDS = {
     "README": ("transformers", "accelerate"),
     "features": ("transformers", "pyarrow"),
     "start": ("transformers",),
+    "vocabularies": ("transformers",),
     "transformers": ("transformers", "accelerate"),
     "trl": ("trl", "datasets"),
     "lightning": ("lightning", "transformers"),

@@ -85,7 +85,7 @@ def test_stopped_in_a_stage_it_goes_on_to_the_same_numbers(miniature, tmp_path):
 
 
 def test_another_configuration_does_not_go_on(miniature):
-    with pytest.raises(CheckpointError, match=r"beta is 0\.1 there and 0\.3 here"):
+    with pytest.raises(CheckpointError, match=r"beta is 0\.5 there and 0\.3 here"):
         run_recipe(replace(miniature.config, beta=0.3))
 
 

@@ -13,7 +13,7 @@ from bgkernels.rows.extras import Tempered
 from bgkernels.rows.stats import RowStats
 from bgkernels.rows.values import ExtraValues
 from bgkernels.streaming import checks
-from bgkernels.streaming.picked import Order
+from bgkernels.streaming.order import Order
 
 
 @dataclass(frozen=True, eq=False)

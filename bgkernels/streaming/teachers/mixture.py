@@ -177,7 +177,7 @@ class MixtureTeacher(Teacher):
             self, teachers=[t.flat(rows, columns) for t in self.teachers], weights=weights
         )
 
-    def weigh(self, stats: list[RowStats], rows: slice = slice(None)) -> Tensor:
+    def weigh(self, stats: list[RowStats], rows: slice) -> Tensor:
         """Return the weights ``(rows, teachers)`` of some rows, whose statistics are ``stats``."""
         if isinstance(self.weights, Tensor):
             return self.weights[rows]

@@ -15,6 +15,7 @@ from bgkernels.training.preference import sequence_log_probs
 from bgkernels.training.recipe.base import Recipe
 from bgkernels.training.recipe.lessons import Lesson, batch_of, padded
 from bgkernels.training.tasks import Problem
+from bgkernels.training.tracing import TracedLM
 
 Ranked = list[tuple[float, Lesson]]
 """Answers to a problem with their scores, the best first; one of ``-inf`` is not to be learnt."""
@@ -27,7 +28,7 @@ def said(
     """``(problems·each, longest)`` what a model answers, filled up with the end."""
     prompts, lengths = padded([recipe.room.prompt(p) for p in problems])
     return generate(
-        model,
+        TracedLM.of(model),
         prompts.repeat_interleave(each, 0),
         recipe.longest,
         min(model.vocab, len(recipe.room.tokenizer)),

@@ -57,11 +57,11 @@ class RecipeConfig:
     pretraining: TrainConfig = TrainConfig(300, 3e-3)
     finetuning: TrainConfig = TrainConfig(150, 1e-3)
     rejection: TrainConfig = TrainConfig(60, 5e-4)
-    preference: TrainConfig = TrainConfig(60, 2e-4)
+    preference: TrainConfig = TrainConfig(60, 5e-5)
     samples: int = 8
     problems: int = 768
     judge: str = "checker"
-    beta: float = 0.1
+    beta: float = 0.5
     hard_weight: float = 0.2
     examined: int = 500
     loss: LossConfig = LossConfig()

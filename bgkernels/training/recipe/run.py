@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from bgkernels.training import models
 from bgkernels.training.config import DataConfig, DemoConfig, plain
+from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import ModelError
 from bgkernels.training.files import write_json
 from bgkernels.training.machine import machine
@@ -114,9 +115,12 @@ def begun(config: RecipeConfig, display: Display) -> Recipe:
 
     Raises:
         OptionError: there is no such task.
+        CorpusError: there is no such corpus.
         ModelError: a named model cannot be used, or the two do not share a tokenizer.
     """
     task = parse(config.task)
+    if config.corpus is not None:
+        load_corpus(DataConfig(corpus=config.corpus))  # before models that take long to load
     named = DemoConfig(
         teacher=config.teacher,
         second_teacher=config.second_teacher,
