@@ -59,7 +59,7 @@ def kl(student, teacher, tokens):
 def scored(kl_values, valid=None):
     values = torch.tensor(kl_values, dtype=torch.float64)
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    return evaluate.Tokens(values, values, values, torch.zeros_like(values), valid)
+    return evaluate.Tokens(values, values, values, torch.zeros_like(values), valid, valid)
 
 
 def test_accumulated_error_is_the_ratio_of_sums():

@@ -232,7 +232,7 @@ def test_estimates_count_sequences():
     values = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
     ambiguity = torch.tensor([[0.1, 0.9], [0.1, 0.1]])
     valid = torch.ones(2, 2, dtype=torch.bool)
-    tokens = evaluate.Tokens(values, values, values, ambiguity, valid)
+    tokens = evaluate.Tokens(values, values, values, ambiguity, valid, valid)
     parts = tokens.estimates(values, threshold=0.5)
     assert {k: (e.mean, e.share) for k, e in parts.items()} == {
         "all": (4.0, 1.0), "bridge": (pytest.approx(13 / 3), 0.75), "garden": (3.0, 0.25),
