@@ -43,7 +43,7 @@ def student(folder: Path, case: tuple[str, str], accumulate: int, stopped: bool 
     config = replace(
         DemoConfig.quick(),
         data=DataConfig(
-            folder.parent / "corpus", 300, sequence_length=16, batch_size=2, held_out=0.1
+            folder.parent / "corpus", vocab=300, sequence_length=16, batch_size=2, held_out=0.1
         ),
         student_training=TrainConfig(
             5,
@@ -100,7 +100,9 @@ def demo(folder: Path):
     training = TrainConfig(4, 1e-2, validate_every=4, accumulate=2 // ranks.size())
     config = replace(
         DemoConfig.quick(),
-        data=DataConfig(folder.parent / "corpus", 300, 16, batch_size=2, held_out=0.1),
+        data=DataConfig(
+            folder.parent / "corpus", vocab=300, sequence_length=16, batch_size=2, held_out=0.1
+        ),
         teacher_training=training,
         student_training=training,
         methods=("entropy",),

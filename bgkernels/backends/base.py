@@ -14,6 +14,8 @@ from bgkernels.rows.stats import Statistics
 
 Normalisers = tuple[Tensor, Tensor]
 """``lse_s, lse_t``, ``(rows,)`` fp64."""
+WIDENED = 1 << 24
+"""Elements of a 16-bit tensor that are widened at a time."""
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,12 @@ def statistics_of_tile(
     if spec.second_read:
         backend.absorb_(state, tile, labels, spec, (out["lse_s"], out["lse_t"]))
         backend.finalize(state, labels, spec, out.values[: spec.field_count])
+
+
+def scale_(x: Tensor, factor: Tensor) -> None:
+    """Multiply a tensor in place by a number ``()``, in the wider dtype of both."""
+    if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere, looking would wait
+        return
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for part in x.split(max(1, WIDENED // max(1, x[:1].numel()))):
+        part.copy_(part.to(wide) * factor.to(x.device))

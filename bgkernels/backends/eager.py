@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Backend, Normalisers, Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
 from bgkernels.rows import stats, vjp
-from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, scale_, shift, times
+from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
 from bgkernels.rows.extras import Pair
 from bgkernels.rows.sampling import gumbel
 from bgkernels.rows.spec import COEFFICIENTS, Cap, RowSpec

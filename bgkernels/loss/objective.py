@@ -14,8 +14,7 @@ from bgkernels.rows.arithmetic import NEG_INF
 from bgkernels.rows.extras import Extra, Pair, Tilt
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import absorb_column, empty
-from bgkernels.rows.stats import AT_ONE, RowStats, Statistics, finalize
-from bgkernels.rows.values import distinct
+from bgkernels.rows.stats import AT_ONE, RowStats, Statistics, distinct, finalize
 from bgkernels.streaming import checks
 from bgkernels.streaming.problem import Problem, Seen
 

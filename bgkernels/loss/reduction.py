@@ -15,8 +15,7 @@ from bgkernels.loss.options import Options
 from bgkernels.loss.pose import pose
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.extras import Extra
-from bgkernels.rows.stats import AT_ONE, RowStats
-from bgkernels.rows.values import ExtraValues, distinct
+from bgkernels.rows.stats import AT_ONE, ExtraValues, RowStats, distinct
 from bgkernels.streaming import checks
 from bgkernels.streaming.driver import Matrices
 from bgkernels.streaming.planner import BudgetError

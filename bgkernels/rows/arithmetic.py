@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 NEG_INF = float("-inf")
-WIDENED = 1 << 24
-"""Elements of a 16-bit tensor that are widened at a time."""
 NONE, SKIP = -1, -2
 """Label codes: a label that pass 1 chooses (argmax, sample), and a row that takes no part."""
 
@@ -36,12 +34,3 @@ def minus(x: Tensor, lse: Tensor) -> Tensor:
     """Return ``x (rows, width) - lse (rows,)``; an fp64 ``lse`` keeps its digits."""
     high = lse.to(x.dtype)
     return (x - high[:, None]) - (lse - high).to(x.dtype)[:, None]
-
-
-def scale_(x: Tensor, factor: Tensor) -> None:
-    """Multiply a tensor in place by a number ``()``, in the wider dtype of both."""
-    if factor.device.type == "cpu" and factor.item() == 1:  # elsewhere, looking would wait
-        return
-    wide = torch.promote_types(x.dtype, torch.float32)
-    for part in x.split(max(1, WIDENED // max(1, x[:1].numel()))):
-        part.copy_(part.to(wide) * factor.to(x.device))

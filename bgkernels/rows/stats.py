@@ -8,7 +8,7 @@ vector-Jacobian product is pass 2's business (:mod:`bgkernels.rows.vjp`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
@@ -19,10 +19,48 @@ from bgkernels.rows.arithmetic import SKIP, log_prob, shift, times
 from bgkernels.rows.extras import Extra, Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.spec import FIELDS, INTS, RowSpec
 from bgkernels.rows.state import RowState, absorb_column
-from bgkernels.rows.values import ExtraValues
 
 AT_ONE = Tempered(1.0)
 """What routing reads where the divergence has another temperature."""
+
+
+class ExtraValues(Mapping[Extra, tuple[Tensor, ...]]):
+    """It maps the extra statistics of some rows to their values.
+
+    It compares them, since there are few; a dictionary would hash them, which the compiler of torch
+    2.8 cannot.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Extra, tuple[Tensor, ...]]] = ()) -> None:
+        self.pairs = tuple(pairs)
+
+    def __getitem__(self, extra: Extra) -> tuple[Tensor, ...]:
+        for key, values in self.pairs:
+            if key == extra:
+                return values
+        raise KeyError(extra)
+
+    def __contains__(self, extra: object) -> bool:
+        return any(key == extra for key, _ in self.pairs)
+
+    def __iter__(self) -> Iterator[Extra]:
+        return iter([key for key, _ in self.pairs])
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def updated(self, other: ExtraValues) -> ExtraValues:
+        """Return these values and the ``other``, which replace those of the same statistics."""
+        return ExtraValues([*(pair for pair in self.pairs if pair[0] not in other), *other.pairs])
+
+
+def distinct(extras: Iterable[Extra]) -> tuple[Extra, ...]:
+    """Return extra statistics in their order, each once, by comparing them."""
+    once: list[Extra] = []
+    for extra in extras:
+        if extra not in once:
+            once.append(extra)
+    return tuple(once)
 
 
 @dataclass(frozen=True)

@@ -34,26 +34,26 @@ class DataConfig:
     Args:
         corpus: a folder of text, or a data file of records; None: the sources of the interpreter's
             standard library.
-        task: in place of a corpus, a task as :func:`bgkernels.training.tasks.parse` reads it; the
-            run's configuration is to be :func:`~bgkernels.training.tasks.fitted` to it.
-        texts: problems of the task to learn from.
         vocab: size of the byte-level BPE that is trained where no model brings its own tokenizer.
         sequence_length: tokens of a training sequence.
         batch_size: sequences of a batch.
         held_out: share of the files kept for validation.
         max_bytes: use only about so much text; None: all of it.
         skip_unusable: leave out records that cannot be used, and name them; else they are errors.
+        task: in place of a corpus, a task as :func:`bgkernels.training.tasks.parse` reads it; the
+            run's configuration is to be :func:`~bgkernels.training.tasks.fitted` to it.
+        texts: problems of the task to learn from.
     """
 
     corpus: Path | None = None
-    task: str | None = None
-    texts: int = 8192
     vocab: int = 4096
     sequence_length: int = 128
     batch_size: int = 4
     held_out: float = 0.05
     max_bytes: int | None = None
     skip_unusable: bool = False
+    task: str | None = None
+    texts: int = 8192
 
     @property
     def stop(self) -> int | None:

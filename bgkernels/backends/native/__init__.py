@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Backend, Normalisers, Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
 from bgkernels.backends.native.call import (
     DTYPES,
     MISSING,
@@ -26,7 +26,6 @@ from bgkernels.backends.native.call import (
     rows_of,
 )
 from bgkernels.backends.native.cuda import Cuda, unusable
-from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import RowState
 

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Backend, Normalisers, Tile
+from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
 from bgkernels.backends.triton.launch import Launch, launch_of, tuned, tuning
-from bgkernels.rows.arithmetic import scale_
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import RowState

@@ -10,8 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bgkernels.rows.arithmetic import NONE
 from bgkernels.rows.extras import Tempered
-from bgkernels.rows.stats import RowStats
-from bgkernels.rows.values import ExtraValues
+from bgkernels.rows.stats import ExtraValues, RowStats
 from bgkernels.streaming import checks
 from bgkernels.streaming.order import Order
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bgkernels.rows.extras import Tempered, Tilt
 from bgkernels.rows.spec import RowSpec
-from bgkernels.rows.stats import Statistics
-from bgkernels.rows.values import ExtraValues
+from bgkernels.rows.stats import ExtraValues, Statistics
 from bgkernels.streaming import checks
 from bgkernels.streaming.heads import head_demand
 from bgkernels.streaming.kept import Kept
