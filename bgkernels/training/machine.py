@@ -1,10 +1,11 @@
-"""Where a result was found."""
+"""Where a result is found: a machine, and how many of its threads."""
 
 from __future__ import annotations
 
 import platform
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,3 +39,14 @@ def _processor() -> str:
         if named:
             return named[1]
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: models and tensors this small lose by being shared out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -16,9 +16,10 @@ import bgkernels as bg
 from bgkernels.training.accuracy.claims import CLAIMS
 from bgkernels.training.accuracy.config import AccuracyConfig, Setting
 from bgkernels.training.accuracy.rows import Row, find_cost, find_row
-from bgkernels.training.accuracy.school import Class, School, appoint, one_thread
+from bgkernels.training.accuracy.school import Class, School, appoint
 from bgkernels.training.claims import Finding, Measured, judge
 from bgkernels.training.config import plain
+from bgkernels.training.machine import one_thread
 from bgkernels.training.marks import examine
 from bgkernels.training.methods import find
 from bgkernels.training.progress import Display, Silent

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +13,7 @@ from bgkernels.training.config import DemoConfig
 from bgkernels.training.corpus import Corpus, load_corpus
 from bgkernels.training.distill import train_student, train_teacher
 from bgkernels.training.loop import History
+from bgkernels.training.machine import one_thread
 from bgkernels.training.marks import write_solutions
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.methods import find
@@ -143,14 +142,3 @@ def appoint(config: AccuracyConfig, display: Display) -> CausalLM:
     with one_thread():
         teacher, _ = train_teacher(run, materials, display)
     return teacher
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Models this small lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from bgkernels.training.claims import Finding, Interval, Measured, judge
 from bgkernels.training.config import plain
+from bgkernels.training.machine import one_thread
 from bgkernels.training.progress import Display, Silent
 from bgkernels.training.study.claims import CLAIMS
 from bgkernels.training.study.config import StudyConfig
@@ -94,7 +91,7 @@ def run_study(config: StudyConfig, display: Display | None = None) -> StudyResul
     measured: dict[int, dict[str, Measured]] = {}
     seconds: dict[int, dict[str, float]] = {}
     identity = 0.0
-    with _one_thread():
+    with one_thread():
         texts = teacher_texts(config, world)
         for hidden in config.sizes:
             measured[hidden], seconds[hidden] = {}, {}
@@ -117,14 +114,3 @@ def discrepancy(exact: Exact) -> float:
     """Largest distance, over students, between exposure bias and the sum that it must equal."""
     gap = exact.own_loss.sum(-1) - exact.taught_loss.sum(-1) - exact.bias.sum(-1)
     return float(gap.abs().max())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors this small lose by being shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
