@@ -276,7 +276,9 @@ def anchors(page: Path) -> set[str]:
     return found | set(re.findall(r"^::: (\S+)", prose, re.M))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"], ids=lambda p: p.stem
+)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
         if "://" in target:
@@ -287,6 +289,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             known = anchors(path)
             assert anchor in known or any(anchor.startswith(f"{x}.") for x in known), target
+
+
+def test_ten_questions_are_answered_two_clicks_from_the_readme() -> None:
+    """The first click opens the questions, the second each answer."""
+    assert "(docs/faq.md)" in text(ROOT / "README.md")
+    questions = column(DOCS / "faq.md", "| question |")
+    answers = column(DOCS / "faq.md", "| question |", 1)
+    assert len(questions) == 10
+    for question, answer in zip(questions, answers, strict=True):
+        assert re.search(r"\]\(\S+\)", answer), f"{question} has no link"
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
