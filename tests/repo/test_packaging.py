@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +35,22 @@ def test_the_file_for_citations_speaks_of_this_version() -> None:
     citation = read(ROOT / "CITATION.cff")
     assert citation["version"] == bg.__version__
     assert citation["license"] == PROJECT["project"]["license"]
+
+
+@pytest.mark.parametrize("tree", ["", "https://host/owner/bgkernels/blob/v1"])
+def test_the_readme_on_a_package_index_has_no_relative_link(tree: str, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    variables = os.environ | {"BGKERNELS_NATIVE": "OFF", "BGKERNELS_TREE": tree}
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, env=variables)
+    (written,) = tmp_path.glob("*/PKG-INFO")
+    metadata = email.message_from_string(written.read_text(encoding="utf-8"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = metadata.get_payload()
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)\s]+)\)", page)
+    assert links and all("://" in target for _, target in links)
+    assert bool(tree) == (("", f"{tree}/docs/faq.md") in links)
+    assert bool(tree) == any(image and "/raw/v1/" in target for image, target in links)
 
 
 def test_workflows_test_what_the_metadata_promises() -> None:
