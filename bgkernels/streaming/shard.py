@@ -158,7 +158,7 @@ def check_alike(student: Shard, teachers: Sequence[Shard], compared: int) -> Non
         theirs = teacher.widths(compared)
         if ours != theirs:
             raise ValueError(
-                f"`vocab_group`: student and teacher must share out the {compared} columns on "
-                f"which they are compared in one way; got {ours} and {theirs} columns on the "
-                "ranks. Shard both at the same columns, the padding at the end of the last"
+                f"`vocab_group`: the {compared} columns on which student and teacher are compared "
+                f"must be split in the same way; got {ours} and {theirs} columns on the ranks. "
+                "Shard both at the same columns, with the padding on the last rank"
             )

@@ -266,7 +266,7 @@ def ready(model: CausalLM, training: TrainConfig, config: DemoConfig) -> Any:
         getattr(network, name, network.gradient_checkpointing_enable)()
     if training.compile:
         if config.parallel == "fsdp":
-            raise OptionError("--compile takes a model in one piece; it needs --parallel ddp")
+            raise OptionError("--compile does not work with sharded models; use --parallel ddp")
         model.body.compile()
     return sharding.place(model, config, training.bf16).network
 

@@ -64,7 +64,7 @@ def shard(model: CausalLM, device: torch.device, bf16: bool = False) -> None:
     """
     if not ranks.together():
         raise OptionError(
-            "--parallel fsdp shares out models among the processes of torchrun; start this as "
+            "--parallel fsdp splits models over the processes of torchrun; start this as "
             "`torchrun --nproc-per-node N -m bgkernels.training ...`"
         )
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()

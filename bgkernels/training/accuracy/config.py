@@ -106,7 +106,7 @@ class AccuracyConfig:
 
     @classmethod
     def of(cls, task: str, quick: bool = False) -> AccuracyConfig:
-        """The comparison on a task; one without knobs is made easy enough for small models.
+        """The comparison on a task; one without parameters is made easy enough for small models.
 
         Args:
             task: as :func:`bgkernels.training.tasks.parse` reads it.

@@ -16,7 +16,7 @@ class RecipeConfig:
 
     Args:
         output: folder of checkpoints, results and the last model.
-        task: a name in :data:`~bgkernels.training.tasks.TASKS`, with knobs after a colon.
+        task: a name in :data:`~bgkernels.training.tasks.TASKS`, with parameters after a colon.
         corpus: text that pre-training reads, a folder or a data file; None: the lessons. Other text
             needs models that the user names, since a task's own tokens have no other words.
         sequence_length: tokens of its sequences.
