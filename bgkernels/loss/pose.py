@@ -162,8 +162,8 @@ def _agree(
         kind = NoTeacher()
     if group is not None and not kind.shards:
         raise NotImplementedError(
-            f"`vocab_group` cannot split the columns of a {type(kind).__name__}, which has an order "
-            "of columns of its own; pass whole heads and no group"
+            f"`vocab_group` cannot split the columns of a {type(kind).__name__}: their order is "
+            "not the student's; pass whole heads and no group"
         )
     gradients = [checks.wants_gradient(x) for x in student.values()]
     widths = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
