@@ -1,4 +1,4 @@
-"""A14: conversations as people have them, each a kind of record that ended a run."""
+"""Conversations as people have them, each a kind of record that ended a run."""
 
 from __future__ import annotations
 
