@@ -75,6 +75,18 @@ def pinned(package: str) -> str:
     return version
 
 
+def test_every_command_of_the_workflows_can_be_run_here() -> None:
+    """``.ci/steps`` lists them, with the values of each matrix in place."""
+    listed = [sys.executable, ROOT / ".ci" / "steps", "--list"]
+    shown = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+    assert "versions 3.10 2.8.0: pip install torch==2.8.0; " in shown and "${{" not in shown
+    for path in WORKFLOWS:
+        for name, job in read(path)["jobs"].items():
+            assert f"{path.stem} {name}" in shown
+            plain = [s["run"] for s in job["steps"] if "run" in s and "${{" not in s["run"]]
+            assert all(command in shown for command in plain)
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_workflows_ask_for_no_more_than_they_need(path: Path) -> None:
     workflow = read(path)
