@@ -77,6 +77,17 @@ def test_a_newline_that_merges_with_the_header(tmp_path: Any, words: Any) -> Non
     assert answer.lstrip("\n") == "it is three<|end|>\n"
 
 
+def test_a_tokenizer_without_offsets_cuts_at_the_answers(tmp_path: Any, words: Any) -> None:
+    """It sees answers and the rest as texts of their own, and learns the same."""
+
+    class Slow(type(words)):  # type: ignore[misc]
+        is_fast = False
+
+    slow = Slow(tokenizer_object=words.backend_tokenizer)
+    (document,) = read(tmp_path, {"messages": chat("what is one", "it is three")})
+    assert learnt(slow, CHATML, document) == learnt(words, CHATML, document)
+
+
 def test_a_template_that_wants_a_user(tmp_path: Any, words: Any) -> None:
     messages = [{"role": "system", "content": "thanks"}, *chat("what is one", "it is three")]
     (document,) = read(tmp_path, {"messages": messages})
