@@ -234,6 +234,7 @@ def test_the_page_shows_the_result_that_is_kept():
     assert saved["processor_seconds"] < 900
 
 
+@pytest.mark.slow
 def test_pre_training_reads_a_corpus(tmp_path):
     """With teachers that read any text, stage 3 learns from files instead of the lessons."""
     words = train_tokenizer([Path(__file__).read_text(encoding="utf-8")], 300)
