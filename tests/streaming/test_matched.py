@@ -17,6 +17,7 @@ from tests.conftest import Tiling
 from tests.mutants import Mutant
 from tests.problems import DTYPES, Loss, cells, runs, ways, widest
 from tests.streaming.matched import V_S, Unlike, unlike
+from tests.streaming.multiplied import Products
 from tests.yardstick import assert_each_close
 
 RESTS = ("bucket", "drop")
@@ -260,25 +261,14 @@ def test_budgets_agree_and_each_column_is_multiplied_once() -> None:
     inner = bg.LinearTeacher(torch.randn(50, 12), torch.randn(1100, 12))
     teacher, y = bg.MatchedTeacher(inner, pairs), torch.randint(900, (50,))
     assert bg.plan(x, w, teacher, y).products == 4
-    products: list[int] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = f.name().split("::")[1].split(".")[0]
-            if name in ("mm", "addmm_", "addmm"):
-                a, b = args[-2:]
-                products.append(a.shape[0] * a.shape[1] * b.shape[1])
-            return f(*args, **(kwargs or {}))
-
     made = {}
     for budget in (200_000, None):
-        products.clear()
-        with Watch():
+        with Products() as products:
             loss = bg.linear_hybrid_distillation(x, w, teacher, y, memory_budget=budget)
         made[budget] = torch.autograd.grad(loss, (x, w))
     for a, b in zip(*made.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert sum(products) == 50 * (3 * 8 * 900 + 12 * 1100)
+    assert sum(products.sizes) == 50 * (3 * 8 * 900 + 12 * 1100)
 
 
 def test_pairs_that_change_are_checked_again() -> None:

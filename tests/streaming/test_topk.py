@@ -14,6 +14,7 @@ import bgkernels as bg
 from tests import oracle
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Loss, cells, labels, make, runs, ways, widest
+from tests.streaming.multiplied import Products
 from tests.yardstick import assert_each_close
 
 INF = float("inf")
@@ -351,23 +352,12 @@ def test_budgets_agree_and_no_teacher_is_multiplied() -> None:
     x, w = torch.randn(50, 8).requires_grad_(), torch.randn(900, 8).requires_grad_()
     kept = torch.randn(50, 900).log_softmax(-1).topk(5)
     teacher, y = bg.TopKTeacher(kept.indices, kept.values), torch.randint(900, (50,))
-    products: list[int] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = f.name().split("::")[1].split(".")[0]
-            if name in ("mm", "addmm_", "addmm"):
-                a, b = args[-2:]
-                products.append(a.shape[0] * a.shape[1] * b.shape[1])
-            return f(*args, **(kwargs or {}))
-
     ref = None
     for budget in (60_000, None):
-        products.clear()
-        with Watch():
+        with Products() as products:
             loss = bg.linear_hybrid_distillation(x, w, teacher, y, memory_budget=budget)
         got = torch.autograd.grad(loss, (x, w))
         ref = ref or got
         for a, b in zip(got, ref, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert sum(products) == 3 * 50 * 8 * 900
+    assert sum(products.sizes) == 3 * 50 * 8 * 900
