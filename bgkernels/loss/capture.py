@@ -144,7 +144,7 @@ class BestColumns:
     Args:
         values: ``(rows, k)`` raw head outputs.
         indices: ``(rows, k)`` int64 columns of them.
-        largest: whether larger outputs are better, as they are but for a negative logit scale.
+        largest: whether larger outputs are better: False only for a negative logit scale.
     """
 
     values: Tensor

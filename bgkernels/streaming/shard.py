@@ -1,4 +1,4 @@
-"""The ranks of a process group can share out the vocabulary.
+"""The vocabulary can be split over the ranks of a process group.
 
 Each rank holds a run of consecutive columns, of any length, and in rank order the runs are the
 vocabulary. The tokens are the same on every rank, and labels are columns of the whole vocabulary.
@@ -148,7 +148,7 @@ def join(
 
 
 def check_alike(student: Shard, teachers: Sequence[Shard], compared: int) -> None:
-    """Check that student and teachers share out the columns that are compared in one way.
+    """Check that the compared columns of student and teachers are split in the same way.
 
     Raises:
         ValueError: they do not; the message has both ways.

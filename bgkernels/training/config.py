@@ -94,7 +94,7 @@ class TrainConfig:
 
 
 def given(share: float, length: int) -> int:
-    """Tokens of the prompt of a sequence, of which it is such a share: at least one."""
+    """Tokens of the prompt of a sequence, for this share of the sequence: at least one."""
     return max(1, int(share * length))
 
 

@@ -22,7 +22,7 @@ STAND_IN = "\ue000\ue001\ue002"
 
 @dataclass(frozen=True)
 class Conversation:
-    r"""Turns of a conversation, of which the assistant's are learnt.
+    r"""Turns of a conversation; those of the assistant are learnt.
 
     Args:
         turns: role and content of each.

@@ -38,7 +38,7 @@ class Objective:
         method: what tells this way to distil from others.
         config: what all ways share.
         steps: of the whole run, for schedules.
-        second: another teacher, weighed against the first as configured.
+        second: another teacher; the configuration has its weight.
     """
 
     student: CausalLM
@@ -188,7 +188,7 @@ def train_teacher(
 ) -> tuple[CausalLM, History]:
     """A small Llama trained on the text by cross-entropy, or the one that was trained before.
 
-    Its folder is named by its configuration: the same one is found again, another one starts anew.
+    Its folder is named by its configuration, so another configuration starts from the beginning.
     """
     shape, length = config.teacher_shape, config.data.sequence_length
     teacher = small_llama(shape, len(materials.tokenizer), length, config.seed)

@@ -1,4 +1,4 @@
-"""Models whose parameters are shared out among the processes, and gathered where they are used.
+"""Models whose parameters are split over the processes, and gathered where they are used.
 
 FSDP2 (:func:`torch.distributed.fsdp.fully_shard`) gathers a decoder layer for the layer's forward
 and backward, and what is outside of the layers (embedding, last norm, head) for the model's own. We

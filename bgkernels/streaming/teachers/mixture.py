@@ -36,7 +36,7 @@ Weigh = Callable[[list[RowStats]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class MixtureTeacher(Teacher):
-    """A mixture has several teachers, each weighed per token.
+    """A mixture has several teachers, each with a weight per token.
 
     * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, where ``L_i`` is the loss with teacher i. The
       cross-entropy is computed once; its weight is the mean, weighted by λ, of the hard weights

@@ -62,7 +62,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     words: ClassVar[tuple[str, ...]]
-    """The vocabulary, but for end and padding."""
+    """The vocabulary without end and padding."""
 
     @abstractmethod
     def pose(self, draw: random.Random) -> Problem | None:
