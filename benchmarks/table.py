@@ -105,7 +105,7 @@ def choices(results: dict[str, Any]) -> str:
             what = e["about"].removeprefix("bgkernels, ")
             rows.append([title, what, f"{_median(e) / best:.2f}", f"{_temporaries(e):,.0f}"])
             title = ""
-    return markdown(["", "mode, budget", "× limit", "temporaries, MiB"], rows)
+    return markdown(["shape", "mode, budget", "× limit", "temporaries, MiB"], rows)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -142,7 +142,7 @@ def _title(field: dict[str, Any]) -> str:
 def steps(field: dict[str, Any]) -> str:
     """One field, a line an entry."""
     best = limit(field)
-    head = ["", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
+    head = ["entry", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
             "passes", "plan"]  # fmt: skip
     rows = [_step(e, best) for e in field["entries"]]
     if any(e.get("joules") is not None for e in field["entries"]):
@@ -214,7 +214,7 @@ def _slopes(points: list[dict[str, Any]]) -> str:
 
 
 def _end_to_end(rows: list[dict[str, Any]]) -> str:
-    head = ("", "step, s", "peak, MiB", "largest batch", "within, MiB")
+    head = ("variant", "step, s", "peak, MiB", "largest batch", "within, MiB")
     return markdown(
         head,
         [

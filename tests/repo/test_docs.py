@@ -235,7 +235,7 @@ def test_tables_name_what_is_registered() -> None:
     features = dict(re.findall(r"^\| \*\*(\w+)\*\* \| (.*)", text(DOCS / "features.md"), re.M))
     assert names([features["Divergences"]]) == divergences
     assert names([features["Routing"]]) == policies
-    methods = names(column(DOCS / "training.md", "| | |", 1))
+    methods = names(column(DOCS / "training.md", "| kind | methods |", 1))
     assert {n for n in methods if not n.startswith("--")} == set(METHODS)
     fields = {f.name for f in dataclasses.fields(NumpyRowStats)}
     assert names(column(DOCS / "integrations" / "numpy.md", "| field |")) == fields

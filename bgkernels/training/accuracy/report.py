@@ -102,7 +102,7 @@ def findings(result: Result) -> Table:
     for setting in result.rates:
         grid.add_column(setting, justify="right")
         grid.add_column("seeds", justify="right")
-        grid.add_column("")
+        grid.add_column("verdict")
     every = result.findings()
     for claim in dict.fromkeys(f.claim for f in every):
         by_setting = {f.group: f for f in every if f.claim == claim}

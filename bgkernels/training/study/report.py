@@ -26,7 +26,7 @@ def table(result: StudyResult) -> Table:
     with extra():
         from rich.table import Table
     grid = Table(title=_title(result), caption=_caption(result), caption_justify="left")
-    grid.add_column("")
+    grid.add_column("method")
     for name in SHOWN:
         grid.add_column(MEASURES[name], justify="right")
     grid.add_column("time", justify="right")
@@ -76,7 +76,7 @@ def findings(result: StudyResult) -> Table:
     for hidden in result.measured:
         grid.add_column(f"{hidden} units", justify="right")
         grid.add_column("seeds", justify="right")
-        grid.add_column("")
+        grid.add_column("verdict")
     claims = dict.fromkeys(f.claim for f in result.findings)
     for claim in claims:
         row = []
