@@ -42,16 +42,17 @@ class Kept:
         return bg.MatchedTeacher(inner, self.problem.pairs, rest, self.problem.positions)
 
 
-def kept(kind: str) -> Kept:
+def kept(kind: str, k: int = K) -> Kept:
     """Ragged rows; one keeps nothing that matches."""
     problem = unlike(kind)
     x = torch.randn(TEACHER_ROWS, V_T, dtype=torch.float64, generator=torch.Generator())
-    best = (2 * x).log_softmax(-1).topk(K)
+    best = (2 * x).log_softmax(-1).topk(k)
     indices = best.indices.clone()
     indices[::3, 5:] = -1
     assert problem.positions is not None
     alone = torch.ones(V_T, dtype=torch.bool).index_fill(0, problem.pairs[1], False).nonzero()
-    indices[problem.positions[0, 0]] = alone[:K, 0]
+    indices[problem.positions[0, 0], : len(alone)] = alone[:k, 0]
+    indices[problem.positions[0, 0], len(alone) :] = -1
     return Kept(problem, indices, best.values.float().double().masked_fill(indices < 0, torch.nan))
 
 
@@ -143,7 +144,19 @@ def test_every_divergence_and_policy(
 ) -> None:
     tiling(chunk=13, width=48)
     loss = Loss(*pair, options={} if tail == "bucket" else {"temperature": 1.7})
-    made = kept(kind)
+    agrees(kept(kind), tail, loss, backend, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), widest())
+def test_more_columns_are_kept_than_the_student_has(backend: str, dtype: str) -> None:
+    made = kept("linear", k=V_T - 1)
+    place = (made.indices == made.problem.pairs[1][:, None, None]).nonzero()[:, 2]
+    assert place.max() > V_S  # of some label, as the kernels number what is kept
+    agrees(made, "bucket", Loss("forward_kl", "static"), backend, dtype)
+
+
+def agrees(made: Kept, tail: str, loss: Loss, backend: str, dtype: str) -> None:
+    """Assert that loss and gradients are the dense ones."""
     mine = made.problem.to(DTYPES[dtype])
 
     def dense(problem: Unlike) -> list[Tensor]:
