@@ -64,7 +64,7 @@ class TranslatedSource:
         for document in documents:
             if count >= SAMPLE:
                 break
-            texts.append(document)
+            texts.append(torch.as_tensor(document))
             count += len(document)
         ids = pad_sequence(texts, True, -1) if texts else torch.empty(0, 0, dtype=torch.int64)
         found = agreeing(found, ids, Translator(found, teacher_tokenizer)(ids).ids)

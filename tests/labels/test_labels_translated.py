@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 import bgkernels as bg
@@ -61,8 +61,8 @@ def folder(teacher, found, tmp_path_factory) -> Path:
     return folder
 
 
-def whole_batch(folder: Path) -> Any:
-    dataset = LabelDataset(folder, tokenizer=STUDENT, vocab=len(STUDENT) + 6)
+def whole_batch(folder: Path, tokenizer: Any = STUDENT) -> Any:
+    dataset = LabelDataset(folder, tokenizer=tokenizer, vocab=len(STUDENT) + 6)
     return dataset.collate(list(dataset))
 
 
@@ -104,6 +104,35 @@ def test_a_few_columns_are_the_top_k_of_the_teacher(teacher, found, tmp_path) ->
     pairs = step(batch.teacher(), batch, "entropy"), step(live, batch, "entropy")
     for ours, reference in zip(*pairs, strict=True):
         assert (ours - reference).abs().max() < 2e-3 * reference.abs().max()
+
+
+class Sent(LoadedTeacher):
+    """It gives log-probabilities alone, as servers that generate do."""
+
+    whole = False
+
+    def answers(self, shards: Any, size: int) -> Any:
+        for teacher in super().answers(shards, size):
+            labels = bg.capture(teacher, 9)
+            yield bg.SoftLabels(labels.indices, labels.logprobs)
+
+
+def test_a_server_s_log_probabilities_are_placed_as_a_model_s(teacher, found, tmp_path) -> None:
+    batches = []
+    for kind in (LoadedTeacher, Sent):
+        source = TranslatedSource(kind(teacher), Translator(found, TEACHER))
+        config = CaptureConfig(k=9, batch_size=2, documents_per_shard=5)
+        generate(source, DOCUMENTS, tmp_path / kind.__name__, config)
+        batches.append(whole_batch(tmp_path / kind.__name__, None))
+    loaded, sent = batches
+    assert torch.equal(loaded.indices, sent.indices) and sent.entropy is sent.power_sum is None
+    torch.testing.assert_close(loaded.logprobs, sent.logprobs)
+
+
+def test_texts_without_a_token_have_no_labels(teacher, found, tmp_path) -> None:
+    source = TranslatedSource(teacher, Translator(found, TEACHER))
+    generate(source, [[], [70], []], tmp_path, CaptureConfig(k=4, batch_size=1))
+    assert [len(x.labels.indices) for x in LabelDataset(tmp_path)] == [0, 1, 0]
 
 
 def test_in_a_trainer_s_model(teacher, found, folder) -> None:
@@ -156,12 +185,12 @@ def test_a_changed_match_is_seen(teacher, found, tmp_path) -> None:
         LabelDataset(tmp_path / ".", vocab=400)
 
 
-def test_a_text_too_long_for_the_teacher_is_named(found) -> None:
-    network = SimpleNamespace(name_or_path="", config=None)
-    source = LoadedTeacher.__new__(LoadedTeacher)
-    source.model = SimpleNamespace(limit=5, network=network)
-    with pytest.raises(LabelError, match="at most 5 tokens, and a text has 7"):
-        next(source.answers([[torch.zeros(7, dtype=torch.int64)]], 1))
+def test_a_text_too_long_for_the_teacher_is_named(found, tmp_path) -> None:
+    shape = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=len(TEACHER), **shape))
+    source = TranslatedSource(models.read_head(network, ""), Translator(found, TEACHER))
+    with pytest.raises(LabelError, match=r"at most 16 tokens, and a text has \d+ of its own"):
+        generate(source, DOCUMENTS, tmp_path)
 
 
 def test_command(teacher, tmp_path) -> None:
