@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,11 +20,13 @@ from bgkernels.labels.served.completions import Completions
 from bgkernels.training import DemoConfig, ModelShape, models, run_demo
 from bgkernels.training.cli import app
 from bgkernels.training.generation import ROWS, generate
+from bgkernels.training.log import Log
 from bgkernels.training.text_server import TextServer
 from bgkernels.training.tokens import Batch, train_tokenizer
 from bgkernels.training.writing import WrittenBatches
 from tests.stand_in import StandIn
 
+ROOT = Path(__file__).resolve().parents[2]
 SURE = 1e5
 """Gain of the last norm with which a model says its favourites, by whatever random numbers."""
 
@@ -73,6 +78,27 @@ def test_a_run_learns_what_it_learns_from_text_of_its_own(
     assert server.reloads == (3 if method == "gkd" else 0)
     resumed = run_demo(served).students[method].history
     assert resumed.losses == one.losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["student"], indirect=True)
+def test_two_processes_give_their_weights_as_one(server, corpus, folders, tmp_path):
+    """Of a student whose parameters are shared out among them."""
+    alone = run_demo(configured(corpus, folders, tmp_path / "one", "gkd"))
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 -m bgkernels.training"
+    command = f"{launch} distill --method gkd --parallel fsdp --steps 6 --sequence-length 16"
+    options = ["--learning-rate", "1e-5", "--output", str(tmp_path), "--corpus", str(corpus)]
+    options += ["--generate-with", server.url]
+    for role, folder in folders.items():
+        options += [f"--{role}", str(folder)]
+    done = subprocess.run(
+        [sys.executable, *command.split(), *options],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in Log(tmp_path / "student-gkd" / "log.jsonl").read()]
+    assert losses == pytest.approx(alone.students["gkd"].history.losses, rel=1e-3)
+    assert server.reloads == 3
 
 
 @pytest.mark.parametrize("server", ["student"], indirect=True)
