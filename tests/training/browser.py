@@ -18,8 +18,14 @@ QUIET = (
 )  # fmt: skip
 
 
+TRIES = 5
+
+
 def play(html, script, folder, *options):
     """What a script returns, run in a page after the page's own.
+
+    A window that the browser has not made the active one yet has no focus to give; it is opened
+    again.
 
     Args:
         html: the page.
@@ -29,10 +35,19 @@ def play(html, script, folder, *options):
     """
     if BROWSER is None:
         pytest.skip(f"none of {', '.join(NAMES)} is installed")
-    tail = f"document.body.dataset.found = JSON.stringify((() => {{ {script} }})())"
+    found = f"JSON.stringify([document.hasFocus(), (() => {{ {script} }})()])"
+    tail = f"<script>document.body.dataset.found = {found}</script></body>"
     path = folder / "page.html"
-    path.write_text(html.replace("</body>", f"<script>{tail}</script></body>"))
-    profile = f"--user-data-dir={folder / 'profile'}"
+    path.write_text(html.replace("</body>", tail))
+    for _ in range(TRIES):
+        active, found = _shown(path, *options)
+        if active:
+            return found
+    raise AssertionError("the window is never active")
+
+
+def _shown(path, *options):
+    profile = f"--user-data-dir={path.parent / 'profile'}"
     shown = subprocess.run(
         [BROWSER, *QUIET, profile, *options, "--dump-dom", path.as_uri()],
         check=True, capture_output=True, text=True, timeout=120,

@@ -156,7 +156,12 @@ def test_analysis_end_to_end(saved, tmp_path):
     assert result.exit_code == 0, result.output
     assert "ExAccErr" in result.output and "exposure bias" in result.output
     found = json.loads((tmp_path / "analysis.json").read_text())
-    assert found["prompts"] == 4 and set(found["passages"][0]) == {"tokens", "given", "voices", *LAYERS}
+    assert found["prompts"] == 4 and set(found["passages"][0]) == {
+        "tokens",
+        "given",
+        "voices",
+        *LAYERS,
+    }
     longest = list(found["accumulation"].values())[-1]["all"]["mean"]
     assert longest == pytest.approx(found["measures"]["excess_error"]["all"]["mean"])
     assert found["passages"][0]["voices"].keys() == {"teacher", "student"}

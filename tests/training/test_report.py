@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from bgkernels.training import models, tasks
+from bgkernels.training import marks, models, presets, tasks
 from bgkernels.training.cli import app
-from bgkernels.training.config import ModelShape
+from bgkernels.training.config import ModelShape, TrainConfig
+from bgkernels.training.demo import run_demo
 from bgkernels.training.errors import OptionError
+from bgkernels.training.files import write_json
 from bgkernels.training.maps import TokenMap, Voice, hear
 from bgkernels.training.page import Cell, Chart, Line, Page, Table, of_run, render
+from bgkernels.training.report import table
+from bgkernels.training.tasks import fitted
 from tests.training.browser import play
 from tests.tree import ROOT
 
@@ -189,6 +194,36 @@ def test_nothing_sticks_out(page, tmp_path, width):
     script = f"const PAGE = {inner}; {script}"
     shown, needed, hidden = play(render(page), script, tmp_path)
     assert width - 20 <= needed <= shown <= width and not hidden, "but for a scroll bar"
+
+
+# ---- the demo on a task
+
+
+def test_demo_of_a_task_begins_with_right_answers(tmp_path, monkeypatch):
+    """All students start from one that has read the task, which is found again."""
+    monkeypatch.setattr(marks, "PROBLEMS", 4)
+    config = presets.on_task("arithmetic:terms=3,digits=2")
+    few = TrainConfig(3, 1e-2, validate_every=2, checkpoint_every=3)
+    config = replace(
+        config, output=tmp_path, teacher_training=few, student_training=few, schooling=few,
+        data=replace(config.data, texts=40, batch_size=4), device="cpu",
+        teacher_shape=ModelShape(16, 1, 1), student_shape=ModelShape(16, 1, 1),
+        evaluation=replace(config.evaluation, windows=4), methods=("hard", "soft-t2"),
+    )  # fmt: skip
+    result = run_demo(fitted(config))
+    write_json(tmp_path / "results.json", result.plain())
+    rows = [str(cell) for cell in table(result).columns[0].cells]
+    assert rows.index("  right, sampled") < rows.index("  cross-entropy")
+    found = of_run(tmp_path)
+    assert found.tables[0].title == "Right answers"
+    assert list(found.tables[0].rows) == ["teacher", "hard", "soft-t2"]
+    for passage in found.passages:
+        assert passage.given.endswith("=") and passage.tokens[-1] == "<|endoftext|>"
+    assert list((tmp_path / "schooling").glob("student-hard/step-*.pt"))
+    again = run_demo(fitted(config))
+    assert again.students["hard"].measures["kl"]["all"].mean == pytest.approx(
+        result.students["hard"].measures["kl"]["all"].mean
+    )
 
 
 # ---- folders
