@@ -17,8 +17,8 @@ def on_text() -> DemoConfig:
     base = DemoConfig()
     return replace(
         base,
-        teacher_training=replace(base.teacher_training, steps=400, validate_every=50),
-        student_training=replace(base.student_training, steps=300),
+        teacher_training=replace(base.teacher_training, steps=300, validate_every=50),
+        student_training=replace(base.student_training, steps=250),
         evaluation=EvalConfig(windows=64),
     )
 
