@@ -71,8 +71,10 @@ class Backend(Protocol):
     name: str
     scratch_bytes: int
     """Temporary bytes per tile element that the backend allocates; the planner counts them."""
-    code_block: int = 0
-    """Columns that share centres in the codes that it writes and reads; 0: it has no codes."""
+
+    def code_block(self, device: torch.device) -> int:
+        """Return how many columns share centres in its codes: 256 or more; 0: it has none."""
+        return 0
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """Return None, or the reason why it cannot serve these dtypes on this device."""

@@ -257,6 +257,6 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         scratch_bytes=scratch,
         sum_traffic=16 if sum_scratch else 8,
         gradient_bytes=gradient.itemsize,
-        direct=problem.backend.code_block > 0,
+        direct=problem.backend.code_block(first.device) > 0,
         weight_owned=problem.weight_grad is not None,
     )

@@ -51,7 +51,7 @@ class Codes:
 
     def __init__(self, plan: Plan, problem: Problem, loan: Loan | None) -> None:
         device, self.caps, self.plan = problem.labels.device, caps_of(problem), plan
-        size = plan.chunk * coding.words(plan.width, plan.width)
+        size = plan.slot_bytes // 4
         own = torch.empty(plan.coded - plan.lent, size, dtype=torch.float32, device=device)
         self.slots: list[Tensor] = list(own)
         if loan is not None:
@@ -103,7 +103,7 @@ class DirectCodes(Codes):
 
     def __init__(self, plan: Plan, problem: Problem, loan: Loan | None) -> None:
         super().__init__(plan, problem, loan)
-        self.block = problem.backend.code_block
+        self.block = problem.backend.code_block(problem.labels.device)
 
     def code(self, i: int, width: int) -> Code | None:
         """What the primitives write or read of the ``i``-th tiles."""
@@ -127,7 +127,7 @@ class DirectCodes(Codes):
 
 def codes_of(plan: Plan, problem: Problem, loan: Loan | None) -> Codes:
     """Where pairs of tiles are kept."""
-    kind = DirectCodes if problem.backend.code_block else Codes
+    kind = DirectCodes if problem.backend.code_block(problem.labels.device) else Codes
     return kind(plan, problem, loan)
 
 
@@ -148,7 +148,7 @@ def codable(problem: Problem) -> bool:
     operands = [x for x in (hidden, teacher.tensors[0]) if x is not None]
     if not all(problem.operand(x).itemsize == 2 for x in operands):
         return False
-    if problem.backend.code_block:
+    if problem.backend.code_block(problem.labels.device):
         return all(map(_fades, problem.spec.extras))
     on_cpu = all(x.device.type == "cpu" for x in operands)
     return on_cpu and all(cap.scale for cap in caps_of(problem))

@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bgkernels.streaming import coding
 from bgkernels.streaming.cost import cost_of, total
 
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
@@ -30,6 +29,9 @@ DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 
 PANEL = 128
 """Columns of a packed operand that are at least packed at once (csrc/cpu/product.cpp)."""
+
+CODE_BLOCK = 256
+"""Columns of a coded row that share two centres, at least: whoever writes the codes."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -270,7 +272,8 @@ def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
 
 def slot_bytes(chunk: int, width: int, pair_bytes: int) -> int:
     """Of a kept tile; ``pair_bytes`` 0: coded."""
-    return chunk * (pair_bytes * width if pair_bytes else 4 * coding.words(width, width))
+    coded = 4 * (width + 2 * math.ceil(width / CODE_BLOCK))
+    return chunk * (pair_bytes * width if pair_bytes else coded)
 
 
 def _sums(work: Workload, chunk: int) -> int:

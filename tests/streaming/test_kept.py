@@ -293,7 +293,7 @@ def test_a_budget_holds_twice_the_tiles() -> None:
 
 def test_a_pair_takes_a_word_and_a_row_two_more_in_512_columns() -> None:
     p = Plan(64, 4096, 64, 1024, 4, 0, pair_bytes=8, coded=3)
-    assert p.slot_bytes == 64 * 4 * (1024 + 4)
+    assert p.slot_bytes == 64 * 4 * (1024 + 8)
     assert Plan(64, 4096, 64, 1024, 4, 0, pair_bytes=8).slot_bytes == 64 * 1024 * 8
 
 

@@ -55,6 +55,9 @@ class NativeBackend(Backend):
         """Return the compiled functions for tensors on this device."""
         return CPU if device.type == "cpu" else Cuda(device)
 
+    def code_block(self, device: torch.device) -> int:
+        return self.kernels(device).code_block
+
     def absorb_(
         self,
         state: RowState,
@@ -74,10 +77,20 @@ class NativeBackend(Backend):
         args = compiled(spec), *logits, numbers_of(floats)
         if normalisers is None:
             places = numbers_of(ints), labels.data_ptr()
-            kernels.run("absorb", *args, *places, columns_of=tile.student, written=(floats, ints))
+            written = floats, ints
+            kernels.run(
+                "absorb", *args, *places, columns_of=tile.student, written=written, code=tile.code
+            )
         elif tile.teacher is not None:
             vectors = (x.data_ptr() for x in (labels, *normalisers))
-            kernels.run("absorb_pairs", *args, *vectors, columns_of=tile.teacher, written=(floats,))
+            kernels.run(
+                "absorb_pairs",
+                *args,
+                *vectors,
+                columns_of=tile.teacher,
+                written=(floats,),
+                code=tile.code,
+            )
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
         kernels, labels = self.kernels(out.device), labels.contiguous()
@@ -98,7 +111,7 @@ class NativeBackend(Backend):
         kernels, tile, labels = self.kernels(out.device), dense(tile), labels.contiguous()
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         args = *logits, rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
-        kernels.run("vjp", compiled(spec), *args, columns_of=gradient)
+        kernels.run("vjp", compiled(spec), *args, columns_of=gradient, code=tile.code)
         if gradient is not out:
             out.copy_(gradient)
 

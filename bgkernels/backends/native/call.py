@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Tile
+from bgkernels.backends.base import Code, Tile
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
 
@@ -26,12 +26,15 @@ RULES = {"index": 0, "argmax": 1, "sample": 2}
 class Kernels:
     """The compiled primitives run on the CPU here, on as many threads as torch uses."""
 
+    code_block = 0
+
     def run(
         self,
         primitive: str,
         *args: Any,
         columns_of: Tensor | None = None,
         written: tuple[Tensor, ...] = (),
+        code: Code | None = None,
     ) -> None:
         """Call a function of the compiled module.
 
@@ -43,6 +46,7 @@ class Kernels:
             args: of the function, but for the last, which says where and how it runs.
             columns_of: the matrix whose columns several blocks of a GPU may share out.
             written: matrices ``(·, rows)`` of which each of these blocks needs one to itself.
+            code: of the tile, which a GPU's kernels write or read.
 
         Raises:
             RuntimeError: the function refused its arguments.
@@ -116,4 +120,4 @@ def dense(tile: Tile) -> Tile:
     if is_dense(student) and (teacher is None or is_dense(teacher)):
         return tile
     teacher = None if teacher is None else teacher.contiguous()
-    return Tile(student.contiguous(), teacher, tile.first_row, tile.first_column)
+    return Tile(student.contiguous(), teacher, tile.first_row, tile.first_column, tile.code)

@@ -44,7 +44,6 @@ class TritonBackend(Backend):
 
     name = "triton"
     scratch_bytes = 0
-    code_block = 1024
 
     def __init__(self, launch: Launch | None = None, splits: int | None = None) -> None:
         self.launch, self.splits = launch, splits
@@ -65,6 +64,9 @@ class TritonBackend(Backend):
         if reason is None and device.type == "cpu" and not hasattr(kernel_module().exp, "rewrite"):
             return "TRITON_INTERPRET=1 was set after triton had been imported"
         return reason
+
+    def code_block(self, device: torch.device) -> int:
+        return 1024
 
     def absorb_(
         self,
