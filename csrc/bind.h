@@ -45,7 +45,7 @@ inline Tile tile_of(const BoundSpec& spec, const Rows& student, const Rows& teac
                     const Corner& corner, const Codes& codes) {
   const auto& [rows, first_row, first_column] = corner;
   const Logits s = logits(student, spec.student), t = logits(teacher, spec.teacher);
-  const Code code = {matrix<int32_t>(codes.first), matrix<float>(codes.second)};
+  const Code code = {matrix<uint32_t>(codes.first), matrix<float>(codes.second)};
   return {s, t, rows, first_row, first_column, code};
 }
 

@@ -59,8 +59,8 @@ constexpr int64_t kCodeBlock = 256;
 // bgkernels.backends.code.Code: where the first read of pass 1 writes a tile, and all others find
 // it; without words, there is none.
 struct Code {
-  Matrix<int32_t> words;  // (rows, columns)
-  Matrix<float> centres;  // (rows, two a block of kCodeBlock columns)
+  Matrix<uint32_t> words;  // (rows, columns)
+  Matrix<float> centres;   // (rows, two a block of kCodeBlock columns)
 };
 
 struct Tile {

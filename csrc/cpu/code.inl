@@ -14,7 +14,7 @@ static_assert(kBlock % kCodeBlock == 0, "blocks of pass 1 have a centre each");
 
 BGK_INLINE bool is_coded(const Tile& tile) { return tile.code.words.data; }
 
-BGK_INLINE int32_t* code_at(const Tile& tile, int64_t row, int64_t column) {
+BGK_INLINE uint32_t* code_at(const Tile& tile, int64_t row, int64_t column) {
   return tile.code.words.data + row * tile.code.words.stride + column;
 }
 
@@ -34,7 +34,7 @@ inline void encode_block(const Tile& tile, int64_t row, int64_t first, int n, co
   const float c_s = shift(z_max), c_t = shift(v_max);
   float* centres = centres_at(tile, row, first);
   for (int i = 0; i < n; i += kCodeBlock, centres += 2) centres[0] = c_s, centres[1] = c_t;
-  int32_t* to = code_at(tile, row, first);
+  uint32_t* to = code_at(tile, row, first);
   const int whole = n & -kLanes;
   for (int i = 0; i < whole; i += kLanes) {
     const UVec word = encode_vector(z.at(i) - c_s, v.at(i) - c_t);
@@ -42,7 +42,7 @@ inline void encode_block(const Tile& tile, int64_t row, int64_t first, int n, co
   }
   if (whole == n) return;
   const UVec word = encode_vector(z.at(whole) - c_s, v.at(whole) - c_t);
-  __builtin_memcpy(to + whole, &word, sizeof(int32_t) * (size_t)(n - whole));
+  __builtin_memcpy(to + whole, &word, sizeof(uint32_t) * (size_t)(n - whole));
 }
 
 // Columns without a teacher: the student's logits as they are.
@@ -62,18 +62,18 @@ BGK_INLINE void decode_vector(UVec word, float c_s, float c_t, float* z, float* 
 
 inline Pair decode_block(const Tile& tile, int64_t row, int64_t first, int n, float* z, float* v) {
   const float *centres = centres_at(tile, row, first), c_s = centres[0], c_t = centres[1];
-  const int32_t* from = code_at(tile, row, first);
+  const uint32_t* from = code_at(tile, row, first);
   const int whole = n & -kLanes;
   for (int i = 0; i < whole; i += kLanes)
     decode_vector(load_as<UVec>(from + i), c_s, c_t, z + i, v + i);
   if (whole < n) {
     UVec word{};
-    __builtin_memcpy(&word, from + whole, sizeof(int32_t) * (size_t)(n - whole));
+    __builtin_memcpy(&word, from + whole, sizeof(uint32_t) * (size_t)(n - whole));
     decode_vector(word, c_s, c_t, z + whole, v + whole);
     for (int i = n; i < padded(n); ++i) z[i] = v[i] = kNegInf;
   }
   const char* next = (const char*)(from + n);
-  return {{z, next, sizeof(int32_t)}, {v, next, sizeof(int32_t)}};
+  return {{z, next, sizeof(uint32_t)}, {v, next, sizeof(uint32_t)}};
 }
 
 // Columns [first, first + n) of both models, or of the student alone, wherever they lie.

@@ -54,7 +54,7 @@ class NativeBackend(Backend):
         return None if device.type == "cpu" else unusable(device)
 
     def code_block(self, device: torch.device) -> int:
-        return 0 if MISSING or device.type != "cpu" else CODE_BLOCK
+        return CODE_BLOCK
 
     def kernels(self, device: torch.device) -> Kernels:
         """Return the compiled functions for tensors on this device."""
