@@ -27,6 +27,8 @@ class Cost:
         fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
         chunk: multiply-adds in the time of what a chunk of rows takes between its passes.
         block: rows and columns that products take at once, and pay for if there are fewer.
+        pair: multiply-adds in the time in which a pass computes with a pair of logits, beside the
+            bytes that it moves.
     """
 
     overhead: float
@@ -36,6 +38,7 @@ class Cost:
     fresh: float = 0
     chunk: float = 0
     block: int = 1
+    pair: float = 0
 
     def rounded(self, size: int) -> int:
         """Rows or columns that a product pays for."""
@@ -45,12 +48,16 @@ class Cost:
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 788 TFLOP/s in 16 bits,
 # 4.3 TB/s, 10 µs to start the kernels of a tile, 60 launches of 2.5 µs between the passes, and
 # products in blocks of 128 rows. Wider tiles would leave less choice of how many are kept.
-# What fresh pages of a CPU take was measured on a Zen 4, at 100 per nanosecond.
+# Those of a CPU that fresh pages and pairs take were measured on a Zen 4 (RATE).
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, fresh=45),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, fresh=45, pair=50),
     "cuda": Cost(overhead=0, byte=92, launch=4e9, width=16384, chunk=6e10, block=128),
 }
+
+
+RATE = 1e11
+"""Multiply-adds a second at which the numbers of a CPU were measured: of one thread."""
 
 
 def cost_of(device: str) -> Cost:
@@ -66,7 +73,7 @@ class Estimate:
         products: logits, dX and dW, each once, with what small ones lose.
         repeated: logits that are multiplied again.
         sums: traffic of dX, tile by tile, of dW, chunk by chunk, and of widened weights.
-        rows: traffic of the primitives: logits, codes, and the gradient of tiles.
+        rows: of the primitives: what they compute, and traffic of logits, codes and gradients.
         kept: first touches of memory.
         launches: of tiles, and between the passes.
     """
@@ -87,6 +94,20 @@ class Estimate:
 def total(work: Workload, p: Plan) -> float:
     """Time of a plan in multiply-adds."""
     return estimate(work, p).total
+
+
+def seconds(work: Workload, p: Plan, rate: float, threads: int) -> float:
+    """Expected time of a plan on a CPU.
+
+    Args:
+        work: the workload.
+        p: a plan for it.
+        rate: multiply-adds a second of its products.
+        threads: which share the other work.
+    """
+    terms = estimate(work, p)
+    multiplied = terms.products + terms.repeated
+    return multiplied / rate + (terms.total - multiplied) / (RATE * threads)
 
 
 def bare_products(work: Workload) -> float:
@@ -111,7 +132,7 @@ def estimate(work: Workload, p: Plan) -> Estimate:
         products=bare_products(work) * small,
         repeated=work.rows * again * small,
         sums=(widened + _sums(work, p)) * cost.byte,
-        rows=_row_bytes(work, p) * cost.byte,
+        rows=_row_bytes(work, p) * cost.byte + passes * work.rows * work.columns * cost.pair,
         kept=slots * p.slot_bytes * cost.fresh,
         launches=p.chunk_count * started,
     )
