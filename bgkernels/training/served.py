@@ -50,6 +50,12 @@ class ServedLM(CausalLM):
         return False
 
     @property
+    def limit(self) -> int | None:
+        """The longest text that the server takes, where it says so."""
+        limit: int | None = self.served.limit
+        return limit
+
+    @property
     def parameters(self) -> int:
         """Of the whole model."""
         return self.count

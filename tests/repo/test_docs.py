@@ -192,6 +192,8 @@ def check(command: str, line: str) -> None:
         assert all(w in text(Path(found.origin)) for w in rest if w.startswith("--")), line
     elif program == "vllm":
         assert rest[0] == "serve", line  # tests/integrations/test_served_page.py starts it
+    elif program == "chromium":
+        assert rest[-1].startswith("file://"), line  # tests/training/test_report.py starts it
     elif program == "-c":
         exec(rest[0], {})
     elif program.startswith(".venv/bin/"):

@@ -87,6 +87,19 @@ def test_every_command_of_the_workflows_can_be_run_here() -> None:
             assert all(command in shown for command in plain)
 
 
+def test_the_wheel_has_what_is_not_python() -> None:
+    """Each file of the package that is read when it runs matches a pattern of `package-data`."""
+    package = ROOT / "bgkernels"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["bgkernels"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    there = {
+        path
+        for path in package.rglob("*.*")
+        if path.suffix not in (".py", ".pyc", ".pyi", ".so", ".pyd")
+    }
+    assert there == shipped
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 def test_workflows_ask_for_no_more_than_they_need(path: Path) -> None:
     workflow = read(path)

@@ -23,7 +23,7 @@ from bgkernels.training.preference import Preference, sequence_log_probs
 from bgkernels.training.pruning import Shape
 from bgkernels.training.recipe import STAGES, RecipeConfig, RecipeResult, report, run, run_recipe
 from bgkernels.training.recipe.attempts import by_checker, by_likelihood, ended
-from bgkernels.training.recipe.exam import Marks
+from bgkernels.training.recipe.exam import Standing
 from bgkernels.training.recipe.lessons import Lesson, LessonBatches, batch_of
 from bgkernels.training.recipe.prefer import pairs
 from bgkernels.training.report import markdown
@@ -226,8 +226,8 @@ def test_the_page_shows_the_result_that_is_kept():
     docs = Path(__file__).parents[2] / "docs"
     saved = json.loads((docs / "recipe.json").read_text(encoding="utf-8"))
     assert saved["config"] == plain(RecipeConfig())
-    names = [f.name for f in fields(Marks)]
-    marks = {k: Marks(**{n: v[n] for n in names}) for k, v in saved["stages"].items()}
+    names = [f.name for f in fields(Standing)]
+    marks = {k: Standing(**{n: v[n] for n in names}) for k, v in saved["stages"].items()}
     assert list(marks) == list(STAGES)
     table = markdown(report.table(RecipeResult(RecipeConfig(), marks)))
     assert table.rstrip("\n") in (docs / "recipe.md").read_text(encoding="utf-8")

@@ -36,6 +36,7 @@ class ServedStates:
     head: bg.LinearTeacher
     name: str
     weights: str
+    match = None
     whole = True
 
     @property
@@ -66,6 +67,7 @@ class ServedLogProbabilities:
     name: str
     vocab: int
     weights: str = ""
+    match = None
     whole = False
 
     def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[Answer]:

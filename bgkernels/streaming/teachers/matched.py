@@ -35,7 +35,9 @@ from bgkernels.streaming.teachers.topk_walk import teacher_tilts
 class Pairs(Protocol):
     """Anything with pairs of ids, ``(2, m)`` int64."""
 
-    pairs: Tensor
+    @property
+    def pairs(self) -> Tensor:
+        """Of the student and of the teacher."""
 
 
 @dataclass(frozen=True, eq=False)
