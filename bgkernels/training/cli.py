@@ -15,7 +15,7 @@ from bgkernels.training.commands.train import train
 
 app = typer.Typer(
     name="bgkernels",
-    help="Hybrid distillation of language models: hard and soft labels, weighed token by token.",
+    help="Hybrid distillation of language models: hard and soft labels, weighted token by token.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",

@@ -34,7 +34,7 @@ def analyze(
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of text files, of which some are held out.",
+            help="Folder of text files; some of them are held out.",
             show_default="the sources of Python's standard library",
             rich_help_panel=TEXT,
         ),

@@ -110,6 +110,7 @@ def compare(
     teacher: o.Teacher = None,
     student: o.Student = None,
     second_teacher: o.SecondTeacher = None,
+    generate_with: o.GenerateWith = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
@@ -171,6 +172,7 @@ def distill(
     teacher_url: o.TeacherUrl = None,
     student: o.Student = None,
     second_teacher: o.SecondTeacher = None,
+    generate_with: o.GenerateWith = None,
     teacher_steps: o.TeacherSteps = None,
     steps: o.Steps = None,
     learning_rate: o.LearningRate = None,
@@ -205,6 +207,9 @@ def distill(
 
     - `bgkernels distill --teacher ~/models/large --teacher-url http://gpu7:8000` (a teacher that
       `vllm serve` runs elsewhere)
+
+    - `bgkernels distill --method gkd --teacher ~/models/large --student ~/models/small
+      --generate-with http://gpu7:8000` (the student's text comes from a server of it)
 
     - `torchrun --nproc-per-node 8 -m bgkernels.training distill --parallel fsdp --bf16
       --gradient-checkpointing --teacher ~/models/large --student ~/models/small`
