@@ -222,7 +222,9 @@ def verify(folder: Path, shard: Shard) -> None:
 
 def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise CorruptLabels(f"{path} is missing; run what made these labels again to make it anew")
+        raise CorruptLabels(
+            f"{path} is missing; repeat the command that made these labels to make it"
+        )
     size = path.stat().st_size
     if size != shard.bytes:
         raise CorruptLabels(f"{path} has {size} bytes instead of {shard.bytes}; {REDO}")

@@ -20,15 +20,15 @@ from bgkernels.streaming.problem import Problem
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk goes through the vocabulary, and back, for each chunk of rows.
+    """A walk visits all tiles of the vocabulary, forwards and back, for each chunk of rows.
 
     Attributes:
-        chunks, rows: how many chunks of rows, and rows in each.
-        tiles, columns: how many tiles of columns, and columns in each.
-        kept: tiles that stay in memory between the passes; the others are multiplied again.
-        coded: how many of those are kept in four bytes a pair of logits.
-        bytes: of temporaries.
-        products: GEMM-equivalents: products of all rows and columns, of one model's width.
+        chunks, rows: number of chunks of rows, and of rows in each.
+        tiles, columns: number of tiles of columns, and of columns in each.
+        kept: number of tiles that stay in memory between the passes; others are multiplied again.
+        coded: number of kept tiles that take four bytes per pair of logits instead of eight.
+        bytes: bytes of temporaries.
+        products: number of matrix products; one has all rows, all columns and one model's width.
     """
 
     chunks: int
@@ -47,11 +47,11 @@ class StepPlan:
 
     Attributes:
         mode: ``"fused"``: one walk gives loss and gradient. ``"recompute"``: the forward pass is a
-            walk, and backward one or two more. ``"evaluation"``: no gradient is asked for.
-        walks: in their order.
+            walk, and backward one or two more. ``"evaluation"``: no gradient is required.
+        walks: the walks, in their order.
         multiplied: how operands are multiplied: ``"torch"``, or on a CPU in 16 bits ``"brgemm"``,
             ``"cblas"`` or ``"widen"``.
-        reason: why in no faster way; empty where there is none.
+        reason: why no faster way is taken; empty if there is none.
     """
 
     mode: str

@@ -1,4 +1,4 @@
-"""The tiles of a chunk of rows, of which some stay in memory between the passes."""
+"""The tiles of a chunk of rows; some of them stay in memory between the passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tiles:
         plan: the tiling.
         columns: those of each tile of the plan; a tile without any is None.
         device: of the tiles.
-        kept: where the kept tiles lie, but for those in memory of their own.
+        kept: where the kept tiles lie, except those in memory of their own.
         teacher: whether the head is the teacher's.
     """
 

@@ -49,7 +49,7 @@ def _processor() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: models and tensors this small lose by being shared out."""
+    """Let torch use one thread: models and tensors this small are slower with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

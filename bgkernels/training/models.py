@@ -257,11 +257,18 @@ def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
+    save(model, folder)
+    if ranks.first():
+        with writing(folder):
+            tokenizer.save_pretrained(folder)
+
+
+def save(model: CausalLM, folder: Path) -> None:
+    """Save a model alone, as :func:`export` does."""
     state = get_model_state_dict(model.network, options=WHOLE)
     if ranks.first():
         with writing(folder), _no_bars():
             model.network.save_pretrained(folder, state_dict=state)
-            tokenizer.save_pretrained(folder)
 
 
 @contextmanager

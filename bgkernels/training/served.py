@@ -125,7 +125,7 @@ def load_served(
 
     Args:
         url: of its servers, separated by commas.
-        name: path or name of its checkpoint, of which only the head and the tokenizer are read.
+        name: path or name of its checkpoint; only the head and the tokenizer are read.
         option: the command-line option that named it, for messages.
         length: the longest sequence it will see.
 

@@ -72,8 +72,8 @@ class VocabularyMatch:
         if not pairs:
             raise VocabularyError(
                 f"the tokenizers share no token: none of the {student.size} tokens of the student "
-                f"has the bytes of one of the teacher's {teacher.size}; were they read as what "
-                "they are?"
+                f"has the bytes of one of the teacher's {teacher.size}; are these the "
+                "tokenizers of the two models?"
             )
         return cls(torch.tensor(sorted(pairs)).T.contiguous(), student, teacher)
 

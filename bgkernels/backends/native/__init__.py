@@ -1,7 +1,7 @@
 """The native backend is compiled: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
 
 On the CPU, the instruction set is chosen at import by what the processor has;
-``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are shared out among
+``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are distributed over
 ``torch.get_num_threads()`` threads, and results do not depend on their number.
 
 The CUDA kernels (:mod:`.cuda`) are there if a CUDA compiler was found at build time. No GPU has run

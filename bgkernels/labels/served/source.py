@@ -71,7 +71,7 @@ class ServedLogProbabilities:
     whole = False
 
     def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[Answer]:
-        """Labels, of which a row has as many as the server sent."""
+        """Labels; a row has as many as the server sent."""
         for parts in in_batches(self.source.client, self._read, shards, size):
             k = max(labels.indices.shape[1] for labels in parts)
             yield bg.SoftLabels(
