@@ -86,7 +86,7 @@ class Matched(Comparison):
         self.head = make_picked(teacher.tensors, problem, plan, self.match.teacher, self.positions)
         self.cuts = _cuts(plan, self.match)
         numbers = [cut.matched for cut in self.cuts]
-        self.tiles = Tiles(self.head, plan, numbers, device, kept, teacher=True)
+        self.tiles = Tiles(self.head, plan, numbers, device, kept)
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def _buffer(self, use: str, dtype: torch.dtype) -> Tensor:
