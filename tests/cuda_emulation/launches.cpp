@@ -70,7 +70,12 @@ int launch(DType dtype, int64_t width, int64_t compared, LabelRule rule, int ext
   });
   const int64_t first = rule == kIndex ? 5 : kNone, second = rule == kIndex ? width - 1 : kNone;
   const std::vector<int64_t> labels = {first, second};
-  const cuda::Where where = {0, 0, splits, parts.data(), part_ints.data()};
+  const int64_t centre_stride = (width + cuda::kStep - 1) / cuda::kStep * 2;
+  std::vector<uint32_t> words(kRows * stride);
+  std::vector<float> centres(kRows * centre_stride);
+  cuda::Where where = {0, 0, splits, parts.data(), part_ints.data(), {}};
+  if (dtype == kF32 && rule == kSample)  // some are coded
+    where.code = {{words.data(), stride}, {centres.data(), centre_stride}};
   const State state = {{floats.data(), kRows}, {ints.data(), kRows}};
   std::vector<double> statistics(end.fields * kRows), factors(end.factors * kRows);
   const std::vector<double> grads(end.fields * kRows, 0.1);
