@@ -107,6 +107,16 @@ def test_blocks_that_share_a_row(splits: int, rule: str) -> None:
     check(Emulated(splits), case)
 
 
+def test_as_many_blocks_share_a_row_as_a_warp_can_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(RowSpec(WIDTH, PADDED, extras=(Tilt(0, 0.1), Mixture(0.5))), LABELS[:4])
+    check(Emulated(native_cuda.MOST_SPLITS), case)
+    with pytest.raises(RuntimeError, match="refused its arguments"):
+        statistics(Emulated(native_cuda.MOST_SPLITS + 1), case)
+    monkeypatch.setattr(native_cuda, "_processors", lambda device: 132)
+    wide = torch.empty(1, 1).expand(1, 500_000)
+    assert native_cuda.Cuda(CPU, module())._splits(wide) == native_cuda.MOST_SPLITS
+
+
 def test_infinities_meet_in_a_merge() -> None:
     """Masked columns in some warps and blocks alone, and rows that begin or end masked."""
     extras = (Tilt(0, 0.1), Mixture(0.5), Tempered(2.0))
