@@ -3,8 +3,8 @@
     BGKERNELS_VLLM_PYTHON=... python -m benchmarks.served http://localhost:8000
 
 The server must send hidden states. Both ask it for the same texts with as many requests at once, in
-turns, so that what else the machine does weighs on both. Printed are the medians of tokens a second
-and of the ratio of two turns.
+turns, so that what else the machine does weighs on both. Printed are the medians of tokens a
+second, of the ratio of two turns, and of the processor time of either client for a request.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ async def run():
             async with gate:
                 answer = await async_request_vllm_pooling(request, session)
             assert answer.success, answer.error
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         await asyncio.gather(*map(ask, texts))
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - worked
 
-print("seconds", asyncio.run(run()))
+print("seconds", json.dumps(asyncio.run(run())))
 """
 """The requests of ``vllm bench serve --backend vllm-pooling``, in a Python that has vLLM."""
+
+
+Seconds = tuple[float, float]
+"""Of the clock, and of the client's processor."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,19 @@ class Work:
         """Of all texts."""
         return sum(map(len, self.texts))
 
-    def ours(self) -> float:
-        """Seconds that our client takes."""
+    def ours(self) -> Seconds:
+        """What our client takes."""
         client = Client(self.url)
         states = HiddenStates(client, find_model(client).name)
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         for found, text in zip(client.in_order(states, self.texts), self.texts, strict=True):
             assert len(found) == len(text)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started, time.process_time() - worked
         client.close()
         return seconds
 
-    def theirs(self, python: str) -> float:
-        """Seconds that vLLM's takes."""
+    def theirs(self, python: str) -> Seconds:
+        """What vLLM's takes."""
         body = {"task": "token_embed", "encoding_format": "bytes", "embed_dtype": "bfloat16"}
         body |= {"endianness": "little", "use_activation": False, "add_special_tokens": False}
         model = find_model(Client(self.url)).name
@@ -85,7 +89,8 @@ class Work:
         )
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        return float(done.stdout.split("seconds ")[-1])
+        wall, processor = json.loads(done.stdout.split("seconds ")[-1])
+        return wall, processor
 
 
 def main() -> None:
@@ -94,25 +99,28 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--vocab", type=int, default=500, help="texts have the tokens below it")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     shape = (options.texts, options.length)
-    work = Work(options.url, torch.randint(3, 500, shape, generator=generator).tolist())
-    turns = []
-    python = os.environ["BGKERNELS_VLLM_PYTHON"]
+    texts = torch.randint(3, options.vocab, shape, generator=generator).tolist()
+    work, python = Work(options.url, texts), os.environ["BGKERNELS_VLLM_PYTHON"]
+    clock, processor = [], []
     for turn in range(options.turns):
         if turn % 2:
             theirs, ours = work.theirs(python), work.ours()
         else:
             ours, theirs = work.ours(), work.theirs(python)
-        turns.append((ours, theirs))
-        ours, theirs = (work.tokens / seconds for seconds in turns[-1])
-        print(f"ours {ours:8,.0f} tokens/s   vLLM's client {theirs:8,.0f}   {ours / theirs:.2f}")
-    ratio = statistics.median(theirs / ours for ours, theirs in turns)
-    speeds = (work.tokens / statistics.median(column) for column in zip(*turns, strict=True))
-    ours, theirs = speeds
-    print(f"median: ours {ours:,.0f} tokens/s, vLLM's client {theirs:,.0f}, ratio {ratio:.2f}")
+        clock.append((work.tokens / ours[0], work.tokens / theirs[0]))
+        processor.append((1e3 * ours[1] / len(texts), 1e3 * theirs[1] / len(texts)))
+        one, other = clock[-1]
+        print(f"ours {one:8,.0f} tokens/s   vLLM's client {other:8,.0f}   {one / other:.2f}")
+    ratio = statistics.median(one / other for one, other in clock)
+    one, other = (statistics.median(column) for column in zip(*clock, strict=True))
+    print(f"median: ours {one:,.0f} tokens/s, vLLM's client {other:,.0f}, ratio {ratio:.2f}")
+    one, other = (statistics.median(column) for column in zip(*processor, strict=True))
+    print(f"a request takes ours {one:.2f} ms of a processor, vLLM's client {other:.2f} ms")
 
 
 if __name__ == "__main__":

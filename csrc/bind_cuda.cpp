@@ -7,14 +7,12 @@ namespace bgk {
 namespace {
 
 struct Gpu {
-  // Device, stream, blocks that share a row, and memory for the floats and ints of each; words and
-  // centres of a coded tile.
-  typedef std::tuple<int, Address, int, Address, Address, Numbers, Numbers> Where;
+  // Device, stream, blocks that share a row, and memory for the floats and ints of each.
+  typedef std::tuple<int, Address, int, Address, Address> Where;
 
   static cuda::Where of(const Where& where) {
-    const auto& [device, stream, splits, floats, ints, words, centres] = where;
-    const cuda::Code code = {matrix<uint32_t>(words), matrix<float>(centres)};
-    return {device, stream, splits, (float*)floats, (int64_t*)ints, code};
+    const auto& [device, stream, splits, floats, ints] = where;
+    return {device, stream, splits, (float*)floats, (int64_t*)ints};
   }
   static int absorb(const AbsorbArgs& x, const Where& at) { return cuda::absorb(x, of(at)); }
   static int absorb_pairs(const PairArgs& x, const Where& at) {

@@ -47,25 +47,30 @@ class StandIn:
         tokenizer: of the model.
         generates: has vLLM's ``/v1/completions`` and SGLang's ``/generate``, not ``/pooling``;
             ``"both"``: all of them.
+        develops: reads other weights, too, where it generates.
         key: what it asks for.
         delay: seconds that a text takes it.
         fault: what goes wrong with a request, by its number from 0.
         owner: whose server it says it is.
+        limit: the longest text that it says it takes.
     """
 
     model: Any
     root: str = ""
     tokenizer: Any = None
     generates: bool | str = False
+    develops: bool = False
     key: str = ""
     delay: float = 0.0
     fault: Callable[[int], Fault] = lambda number: ""
     owner: str = "vllm"
+    limit: int = 64
     port: int = 0
     texts: Counter[tuple[int, ...]] = field(default_factory=Counter)
     asked: list[float] = field(default_factory=list)
     most: int = 0
     """Texts that were read, when, and the most at once."""
+    reloads: int = 0
 
     def __enter__(self) -> StandIn:
         self._lock, self._open, self._now = threading.Lock(), set[socket.socket](), 0
@@ -122,15 +127,17 @@ class StandIn:
         if handler.path != "/v1/models":
             return _answer(handler, 404, {"detail": "Not Found"})
         one = {"id": "teacher", "root": self.root, "owned_by": self.owner, "parent": None}
-        _answer(handler, 200, {"data": [{**one, "max_model_len": 64}]})
+        _answer(handler, 200, {"data": [{**one, "max_model_len": self.limit}]})
 
     def _post(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])) or "null")
         if not self._allowed(handler):
             return
         endpoints = {"/tokenize": self._tokenize} if self.tokenizer is not None else {}
         if self.generates:
             endpoints |= {"/v1/completions": self._complete, "/generate": self._generate}
+        if self.develops:
+            endpoints |= {"/collective_rpc": self._reload, "/reset_prefix_cache": self._forget}
         if self.generates in (False, "both"):
             endpoints["/pooling"] = self._pool
         if handler.path not in endpoints:
@@ -196,6 +203,8 @@ class StandIn:
         return rows
 
     def _complete(self, handler: Any, body: Any, fault: Fault) -> None:
+        if "prompt_logprobs" not in body:
+            return self._continue(handler, body, fault)
         tokens, k = body["prompt"], body["prompt_logprobs"]
         if k > TOP:
             text = f"Requested prompt logprobs of {k}, which is greater than max allowed: {TOP}"
@@ -206,6 +215,39 @@ class StandIn:
         ]
         choice = {"prompt_token_ids": tokens, "prompt_logprobs": [None, *rows], "token_ids": [5]}
         _answer(handler, 200, {"choices": [choice]})
+
+    def _continue(self, handler: Any, body: Any, fault: Fault) -> None:
+        """A sample of each next token, with what a checkpoint may recommend switched off."""
+        assert (body["top_p"], body["top_k"], body["min_p"]) == (1.0, 0, 0.0)
+        assert body["repetition_penalty"] == 1.0 and body["ignore_eos"]
+        generator = torch.Generator().manual_seed(body["seed"])
+        text, ends = list(body["prompt"]), body["stop_token_ids"]
+        for _ in range(body["max_tokens"] - (fault == "short")):
+            with torch.no_grad():
+                logits = self.model(torch.tensor([text])).logits[0, -1]
+            if body["temperature"]:
+                p = (logits / body["temperature"]).softmax(-1)
+                text.append(int(p.multinomial(1, generator=generator)))
+            else:
+                text.append(int(logits.argmax()))
+            if text[-1] in ends:
+                break
+        choice = {"token_ids": text[len(body["prompt"]) :]}
+        _answer(handler, 200, {"choices": [choice]})
+
+    def _reload(self, handler: Any, body: Any, fault: Fault) -> None:
+        """The weights of a checkpoint in place of those that it has."""
+        assert body["method"] == "reload_weights"
+        folder = Path(body["kwargs"]["weights_path"])
+        if not folder.exists():
+            return _answer(handler, 500, {"error": {"message": "Worker failed"}})
+        other = type(self.model).from_pretrained(folder)
+        self.model.load_state_dict(other.state_dict())
+        self.reloads += 1
+        _answer(handler, 200, {"results": [None]})
+
+    def _forget(self, handler: Any, body: Any, fault: Fault) -> None:
+        _answer(handler, 200, {"success": True})
 
     def _generate(self, handler: Any, body: Any, fault: Fault) -> None:
         tokens = body["input_ids"]

@@ -94,7 +94,7 @@ class TrainConfig:
 
 
 def given(share: float, length: int) -> int:
-    """Tokens of the prompt of a sequence, of which it is such a share: at least one."""
+    """Tokens of the prompt of a sequence, for this share of the sequence: at least one."""
     return max(1, int(share * length))
 
 
@@ -147,8 +147,12 @@ class DemoConfig:
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
+        schooling: of a student that has random weights, how it reads the text by itself before it
+            is distilled into; None: not at all.
         teacher_url: of the servers that run the teacher, of which only head and tokenizer are read
             here; None: it is loaded.
+        generate_with: of servers that write the text of the teacher or the student, whichever they
+            serve; None: both write here.
         second_teacher: a Hugging Face model likewise, for the methods that have two teachers.
         lora: rank of the adapters that are trained in place of the student's weights; None: the
             weights themselves.
@@ -166,6 +170,7 @@ class DemoConfig:
     teacher: str | None = None
     student: str | None = None
     teacher_url: str | None = None
+    generate_with: str | None = None
     second_teacher: str | None = None
     teacher_shape: ModelShape = ModelShape(192, 4, 6)
     student_shape: ModelShape = ModelShape(64, 2, 2)
@@ -173,6 +178,7 @@ class DemoConfig:
         1200, 5e-3, validate_every=100, checkpoint_every=200
     )
     student_training: TrainConfig = TrainConfig(1000, 5e-3)
+    schooling: TrainConfig | None = None
     loss: LossConfig = LossConfig()
     evaluation: EvalConfig = EvalConfig()
     lora: int | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,9 +16,10 @@ from bgkernels.training.checkpoint import CheckpointStore
 from bgkernels.training.config import DemoConfig, TrainConfig
 from bgkernels.training.errors import OptionError
 from bgkernels.training.files import digest
+from bgkernels.training.generation import generate
 from bgkernels.training.loop import History, Task, train
 from bgkernels.training.materials import Materials
-from bgkernels.training.methods import DATA, Method, advance, find
+from bgkernels.training.methods import DATA, Method, Role, advance, find
 from bgkernels.training.models import CausalLM, small_llama
 from bgkernels.training.progress import Display
 from bgkernels.training.sharding import whole
@@ -26,6 +27,9 @@ from bgkernels.training.tokens import IGNORED, Batch
 from bgkernels.training.tracing import TracedLM
 from bgkernels.training.translated import TranslatedLM
 from bgkernels.training.writing import Numbered, Writer, WrittenBatches
+
+if TYPE_CHECKING:
+    from bgkernels.training.text_server import TextServer  # built on the labels, and they on this
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Objective:
         method: what tells this way to distil from others.
         config: what all ways share.
         steps: of the whole run, for schedules.
-        second: another teacher, weighed against the first as configured.
+        second: another teacher; the configuration has its weight.
+        server: writes the text of one of the models; None: both write here.
     """
 
     student: CausalLM
@@ -47,6 +52,7 @@ class Objective:
     config: DemoConfig
     steps: int
     second: CausalLM | None = None
+    server: TextServer | None = None
     policy: bg.routing.Policy = field(init=False)
     divergence: bg.divergences.Divergence = field(init=False)
 
@@ -59,22 +65,24 @@ class Objective:
         except (TypeError, ValueError) as error:
             raise OptionError(str(error)) from error
 
-    def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
-        """The batch, or where the method says so, its beginnings continued by the student.
+    def rewrite(self, batches: list[Batch], numbers: Sequence[int], step: int) -> list[Batch]:
+        """The batches of a step, or where the method says so, the student's continuations of them.
 
         Args:
-            batch: from the text.
-            number: of the batch; with the run's seed, the seed of what is sampled.
+            batches: from the text.
+            numbers: of the batches; with the run's seed, the seeds of what is sampled.
             step: of the optimiser.
         """
         if not self.method.on_policy(step):
-            return batch
-        return self.own_writer([batch], [number])[0]
+            return batches
+        if server := self.server_of("student"):
+            server.update(self.student)
+        return self.own_writer(batches, numbers)
 
     @cached_property
     def own_writer(self) -> Writer:
         """How the student continues a text, all the time while it learns."""
-        return self.writer(self.student)
+        return self.writer(self.student, "student")
 
     def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
         """Let a teacher behind a server read batches of a step whose text is known.
@@ -88,13 +96,19 @@ class Objective:
             for number in numbers:
                 self.teacher.ask(batches[number].tokens[:, :-1])
 
-    def writer(self, model: CausalLM) -> Writer:
-        """How one of the models continues a text."""
+    def writer(self, model: CausalLM, role: Role) -> Writer:
+        """How one of the models continues a text: here, or where it is served."""
         vocab = min(x.vocab for x in (self.student, self.teacher, model) if x)
-        config = self.config
-        if not isinstance(model, TranslatedLM):
+        config, server = self.config, self.server_of(role)
+        if server is None and not isinstance(model, TranslatedLM):
             model = TracedLM.of(model)
-        return Writer(model, vocab, config.loss.prompt, config.seed, config.data.stop)
+        return Writer(
+            model, vocab, config.loss.prompt, config.seed, config.data.stop, server or generate
+        )
+
+    def server_of(self, role: Role) -> TextServer | None:
+        """The server that writes one of the models' text, if it is that one's."""
+        return self.server if self.server and self.server.role == role else None
 
     def __call__(self, batch: Batch, step: int = 0, items: Tensor | int | None = None) -> Tensor:
         """Scalar loss, computed where the parameters of all models are whole.
@@ -154,6 +168,7 @@ def make_objective(
     student: CausalLM,
     teacher: CausalLM | None,
     second: CausalLM | None = None,
+    server: TextServer | None = None,
 ) -> Objective:
     """The loss of a method; where only the text counts, the teacher is not run.
 
@@ -163,6 +178,7 @@ def make_objective(
         student: the model that learns.
         teacher: whom it imitates, or None.
         second: another one, for methods of two teachers; others leave it alone.
+        server: of one of the models, which writes its text.
 
     Raises:
         OptionError: an option of the loss or the method is unknown or out of range, by name, or
@@ -178,7 +194,7 @@ def make_objective(
             f"the method {method!r} takes its hard labels from the teacher, whose tokens are not "
             "the student's; choose one that takes them from the text, such as 'entropy'"
         )
-    objective = Objective(student, teacher, found, config, steps, second)
+    objective = Objective(student, teacher, found, config, steps, second, server)
     reads = objective.policy.uses_teacher or found.target != DATA
     return objective if reads else replace(objective, teacher=None)
 
@@ -188,7 +204,7 @@ def train_teacher(
 ) -> tuple[CausalLM, History]:
     """A small Llama trained on the text by cross-entropy, or the one that was trained before.
 
-    Its folder is named by its configuration: the same one is found again, another one starts anew.
+    Its folder is named by its configuration, so another configuration starts from the beginning.
     """
     shape, length = config.teacher_shape, config.data.sequence_length
     teacher = small_llama(shape, len(materials.tokenizer), length, config.seed)
@@ -224,9 +240,12 @@ def train_student(
     student = materials.student.clone()
     identity = materials.identity | _described(config.student_training) | asdict(config.loss)
     identity |= {"method": method, "initial weights": student.digest, "lora": config.lora}
-    objective = make_objective(config, method, student, teacher, materials.second)
+    server = materials.server
+    objective = make_objective(config, method, student, teacher, materials.second, server)
     teachers = {"teacher": teacher, "second teacher": objective.second}
     identity |= {name: model.digest if model else None for name, model in teachers.items()}
+    if server and find(method).written_by(server.role):
+        identity["text"] = "server"
     adapter = lora.adapt(student, config.lora, config.seed) if config.lora else None
     store = CheckpointStore(config.output / f"student-{method}", identity)
     if config.fresh and ranks.first():
@@ -234,7 +253,10 @@ def train_student(
     ranks.meet()
     batches: Numbered = materials.batches
     if teacher is not None and find(method).written_by_teacher:
-        batches = WrittenBatches(batches, objective.writer(teacher), ranks.size())
+        writer, among = objective.writer(teacher, "teacher"), ranks.size()
+        end = config.student_training.steps * config.student_training.accumulate * among
+        ahead = end if objective.server_of("teacher") else 0
+        batches = WrittenBatches(batches, writer, among, ahead)
     task = Task(
         name=find(method).title,
         model=ready(student, config.student_training, config),
@@ -266,7 +288,7 @@ def ready(model: CausalLM, training: TrainConfig, config: DemoConfig) -> Any:
         getattr(network, name, network.gradient_checkpointing_enable)()
     if training.compile:
         if config.parallel == "fsdp":
-            raise OptionError("--compile takes a model in one piece; it needs --parallel ddp")
+            raise OptionError("--compile does not work with sharded models; use --parallel ddp")
         model.body.compile()
     return sharding.place(model, config, training.bf16).network
 

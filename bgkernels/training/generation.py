@@ -1,13 +1,14 @@
 """Text that a model says next: a prompt is read once, and what follows token by token.
 
 The sample of a row depends on the model, the prompt, and random numbers of the row's own. So a text
-is the same whichever others are written beside it, but for rounding: a product of more rows may be
-summed up in another order.
+does not depend on the texts that are written at the same time, except for rounding: a product of
+more rows may be summed up in another order.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,28 +22,22 @@ ROWS = 64
 """Prompts that are continued at once: a token of many takes little longer than a token of one."""
 
 
-def continue_text(
-    model: CausalLM,
-    prompts: Tensor,
-    length: int,
-    vocab: int,
-    seed: int | list[int],
-    *,
-    temperature: float = 1.0,
-    stop: int | None = None,
-) -> Tensor:
-    """Prompts of equal length, and what the model says next; see :func:`generate`.
+class Speaker(Protocol):
+    """Says what a model says after each prompt; :func:`generate` is one."""
 
-    Returns:
-        ``(rows, given + length)``, where the model is.
-    """
-    prompts = prompts.to(model.device)
-    if isinstance(model, TranslatedLM):
-        speak = partial(generate, seed=seed, temperature=temperature)
-        said = model.answers(prompts, length, speak, stop)
-    else:
-        said = generate(model, prompts, length, vocab, seed, temperature=temperature, stop=stop)
-    return torch.cat([prompts, said], dim=1)
+    def __call__(
+        self,
+        model: CausalLM,
+        prompts: Tensor,
+        length: int,
+        vocab: int,
+        seed: int | list[int],
+        *,
+        lengths: Tensor | None = None,
+        temperature: float = 1.0,
+        stop: int | None = None,
+    ) -> Tensor:
+        """``(rows, length)`` tokens, of arguments as :func:`generate` has them."""
 
 
 @torch.no_grad()
@@ -104,6 +99,34 @@ def generate(
 
     with torch.inference_mode(not sharded(model)):
         return whole([model], speak)
+
+
+def continue_text(
+    model: CausalLM,
+    prompts: Tensor,
+    length: int,
+    vocab: int,
+    seed: int | list[int],
+    *,
+    temperature: float = 1.0,
+    stop: int | None = None,
+    speak: Speaker = generate,
+) -> Tensor:
+    """Prompts of equal length, and what the model says next; see :func:`generate`.
+
+    Args:
+        speak: says it; any but :func:`generate` is a server of the model.
+
+    Returns:
+        ``(rows, given + length)``, where the model is.
+    """
+    prompts = prompts.to(model.device)
+    if isinstance(model, TranslatedLM):
+        say = partial(speak, seed=seed, temperature=temperature)
+        said = model.answers(prompts, length, say, stop)
+    else:
+        said = speak(model, prompts, length, vocab, seed, temperature=temperature, stop=stop)
+    return torch.cat([prompts, said], dim=1)
 
 
 def _check(prompts: Tensor, given: list[int], seeds: list[int], temperature: float) -> None:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -53,8 +53,8 @@ class Progress:
 class Objective(Protocol):
     """What is minimised; see :class:`bgkernels.training.distill.Objective`."""
 
-    def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
-        """The batch that is learnt from in place of this one, often itself."""
+    def rewrite(self, batches: list[Batch], numbers: Sequence[int], step: int) -> list[Batch]:
+        """What is learnt from in place of the batches of a step, often themselves."""
 
     def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
         """Begin with what can be known of batches before they are learnt from."""
@@ -259,9 +259,9 @@ class _Run:
         task.objective.ask(task.batches, numbers, self.step)
         if self.step + 1 < task.config.steps:
             task.objective.ask(task.batches, [n + count for n in numbers], self.step + 1)
-        given = ((task.batches[n].to(self.device), n) for n in numbers)
+        given = [task.batches[n].to(self.device) for n in numbers]
         started = time.process_time()
-        batches = [task.objective.rewrite(batch, n, self.step) for batch, n in given]
+        batches = task.objective.rewrite(given, numbers, self.step)
         self.history.writing += time.process_time() - started
         self.tokens += among * sum(batch.labels.numel() for batch in batches)
         return batches

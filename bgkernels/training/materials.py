@@ -27,6 +27,7 @@ from bgkernels.vocabularies import Coverage, coverage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from bgkernels.training.text_server import TextServer
 
 SAMPLE = 10_000
 """Characters of the text on which tokenizers must be one."""
@@ -50,6 +51,7 @@ class Materials:
         teacher_tokenizer: of the teacher; often the same.
         coverage: what of the text two tokenizers share; None: there is one.
         unusable: why some records were left out.
+        server: writes the text of the teacher or the student, or None.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -63,6 +65,7 @@ class Materials:
     teacher_tokenizer: PreTrainedTokenizerBase
     coverage: Coverage | None = None
     unusable: tuple[str, ...] = ()
+    server: TextServer | None = None
 
 
 def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
@@ -115,6 +118,7 @@ def prepare(config: DemoConfig, corpus: Corpus) -> Materials:
         teacher_tokenizer,
         shared,
         tuple(unusable),
+        _text_server(config, named, tokenizers),
     )
 
 
@@ -156,10 +160,23 @@ def _coverage(teacher: TranslatedLM, tokenizer: PreTrainedTokenizerBase, text: s
     found = coverage(match, tokenizer, its_own, [text])
     if not found.aligned:
         raise ModelError(
-            "--teacher and --student: their tokenizers give no position of the text in common; "
-            "does one of them change it (lower case, NFKC)? Normalise the text first"
+            "--teacher and --student: their tokenizers have no position of the text in common; "
+            "does one of them change the text (lower case, NFKC)? Normalise the text first"
         )
     return found
+
+
+def _text_server(
+    config: DemoConfig,
+    named: dict[str, CausalLM],
+    tokenizers: dict[str, PreTrainedTokenizerBase],
+) -> TextServer | None:
+    """The server that writes a model's text, where there is one."""
+    if config.generate_with is None:
+        return None
+    from bgkernels.training.text_server import open_server  # built on the labels, and they on this
+
+    return open_server(config, named, tokenizers)
 
 
 def _load(config: DemoConfig, name: str, option: str) -> tuple[CausalLM, PreTrainedTokenizerBase]:

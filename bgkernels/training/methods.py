@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import bgkernels as bg
 from bgkernels.training.errors import OptionError
 
 Schedule = Callable[[float], float]
 """Progress of the run, in [0, 1], to a value."""
+
+Role = Literal["teacher", "student"]
+"""One of the two models of a run."""
 
 DATA, ARGMAX = "data", "teacher_argmax"
 
@@ -53,6 +57,10 @@ class Method:
         if self.temperature is None:
             return default
         return self.temperature(progress) if callable(self.temperature) else self.temperature
+
+    def written_by(self, role: Role) -> bool:
+        """Whether one of the models writes text that is learnt from."""
+        return self.written_by_teacher if role == "teacher" else self.written_by_student > 0
 
     def on_policy(self, step: int) -> bool:
         """Whether the student writes the text of a step: its share of them, spread evenly.

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.integrations.probe.reading import positions
 from bgkernels.training import ranks
 from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.config import ModelShape
@@ -72,6 +73,11 @@ class CausalLM:
     def vocab(self) -> int:
         """Columns of the head; at least the tokenizer's size."""
         return self.head.out_features
+
+    @property
+    def limit(self) -> int | None:
+        """The longest text, if positions are looked up; None: any length."""
+        return positions(self.network)
 
     @property
     def parameters(self) -> int:
@@ -251,11 +257,18 @@ def export(model: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path) ->
     Raises:
         TrainingError: the disk is full or the folder is not writable.
     """
+    save(model, folder)
+    if ranks.first():
+        with writing(folder):
+            tokenizer.save_pretrained(folder)
+
+
+def save(model: CausalLM, folder: Path) -> None:
+    """Save a model alone, as :func:`export` does."""
     state = get_model_state_dict(model.network, options=WHOLE)
     if ranks.first():
         with writing(folder), _no_bars():
             model.network.save_pretrained(folder, state_dict=state)
-            tokenizer.save_pretrained(folder)
 
 
 @contextmanager

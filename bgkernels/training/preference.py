@@ -63,9 +63,9 @@ class Preference:
     accumulate: int = 1
     memory_budget: int | None = None
 
-    def rewrite(self, batch: Batch, number: int, step: int) -> Batch:
-        """The batch itself."""
-        return batch
+    def rewrite(self, batches: list[Batch], numbers: Iterable[int], step: int) -> list[Batch]:
+        """The batches themselves."""
+        return batches
 
     def ask(self, batches: Numbered, numbers: Iterable[int], step: int) -> None:
         """Nothing: both models are here."""

@@ -62,7 +62,7 @@ int absorb(const AbsorbArgs& args, const Where& where) {
   const bool paired = args.tile.teacher.data;
   const Size size = size_of(args.tile.student, paired ? args.tile.teacher : args.tile.student);
   const Extras extras = size == kMixedSizes ? kAny : extras_of(spec);
-  if (where.code.words.data && size != kSingles) return kUnknownDType;
+  if (args.tile.code.words.data && size != kSingles) return kUnknownDType;
   const Kernel kernel = size == kHalves    ? pick<Half>(spec, extras)
                         : size == kSingles ? pick<Single>(spec, extras)
                                            : absorb_kernel<Mixed, kAny, true>;

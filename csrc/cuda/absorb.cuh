@@ -63,13 +63,13 @@ __global__ void __launch_bounds__(kThreads, kResidency<Format, kExtras, kChoose>
   const Spec& spec = args.spec;
   const int64_t row = block().x, split = block().y;
   if (args.labels[row] == kSkip) return;
-  const RowPair<Format> rows(args.tile, args.code, row);
+  const RowPair<Format> rows(args.tile, row);
   const Share share(args.tile, (int)split, args.each);
-  const bool coded = Format::kVector == 4 && args.code.words.data;
+  const bool coded = Format::kVector == 4 && args.tile.code.words.data;
   const Range range = rows.range(
       share.start, share.pair_stop, true,
       [&](int column) {
-        return !coded || (column == share.start && CodeSink(args.code, row).aligned());
+        return !coded || (column == share.start && CodeSink(args.tile.code, row).aligned());
       },
       coded ? kStep : Format::kVector);
   Ahead<Format> next;

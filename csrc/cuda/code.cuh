@@ -1,10 +1,12 @@
-// Coded tiles (bgkernels/backends/base.py): pass 1 writes them beside its sums, and what comes
+// Coded tiles (bgkernels/backends/code.py): pass 1 writes them beside its sums, and what comes
 // later reads them instead of logits. The columns of a step share centres.
 #pragma once
 
 #include "cuda/rows.cuh"
 
 namespace bgk::cuda {
+
+static_assert(kStep == kCodeBlock, "the columns of a step share centres");
 
 // Where the code of a row goes.
 struct CodeSink {
@@ -57,9 +59,9 @@ struct RowPair<Coded> {
   const float* centres;  // of student and teacher in turn
   int compared;
 
-  BGK_DEVICE RowPair(const Tile& tile, const Code& code, int64_t row)
-      : words({code.words.data, code.words.stride, 0, kF32, 1.0f, 0.0f}, row),
-        centres(code.centres.data + row * code.centres.stride),
+  BGK_DEVICE RowPair(const Tile& tile, int64_t row)
+      : words({tile.code.words.data, tile.code.words.stride, 0, kF32, 1.0f, 0.0f}, row),
+        centres(tile.code.centres.data + row * tile.code.centres.stride),
         compared(tile.teacher.data ? (int)tile.teacher.columns : 0) {}
 
   template <class Also>

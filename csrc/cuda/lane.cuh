@@ -108,8 +108,8 @@ struct Lane {
                        bool paired) {
     Logits8 x(step);
     rows.real(step, paired, s, t, x.z, x.v);
-    if (Format::kVector == 4 && args.code.words.data)
-      CodeSink(args.code, row).put<Format>(step, paired, x.z, x.v);
+    if (Format::kVector == 4 && args.tile.code.words.data)
+      CodeSink(args.tile.code, row).put<Format>(step, paired, x.z, x.v);
     if (!step.whole() || step.has(given)) {
       unrolled([&](int k) {
         const int column = step.column<Format>(k);

@@ -6,12 +6,6 @@
 
 namespace bgk::cuda {
 
-// A tile at a word a (row, column): cuda/code.cuh. No words: none.
-struct Code {
-  Matrix<uint32_t> words;
-  Matrix<float> centres;
-};
-
 constexpr int kMostSplits = 31;  // their states, and the one before them, are a warp's
 
 // Makes `device` current for the calling thread; the caller restores what was.
@@ -21,7 +15,6 @@ struct Where {
   int splits;        // blocks that share a row
   float* floats;     // (splits, columns of a state, rows), for what each has found; null for one
   int64_t* ints;     // (splits, 3, rows), of absorb() alone
-  Code code;         // which absorb() writes besides; absorb_pairs() and vjp() read it instead
 };
 
 int absorb(const AbsorbArgs& args, const Where& where);

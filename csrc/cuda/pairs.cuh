@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, Format::kWords == 4 ? kMostBlocks : 
   __shared__ float parts[kWarps][4];
   const int64_t row = block().x, split = block().y;
   if (args.labels[row] == kSkip) return;
-  const RowPair<Format> rows(args.tile, args.code, row);
+  const RowPair<Format> rows(args.tile, row);
   const Share share(args.tile, (int)split, args.each);
   const Range range = rows.range(share.start, share.pair_stop, true);
   Ahead<Format> next;

@@ -170,17 +170,16 @@ struct Range {
   }
 };
 
-// What a kernel of a tile is told besides: where its code is, and the columns of a block.
+// What a kernel of a tile is told besides: the columns of a block.
 template <class Args>
 struct Shared : Args {
-  Code code;
   int each;
 };
 
 template <class Args>
 Shared<Args> shared(const Args& args, int64_t columns, const Where& where) {
   const int64_t each = (columns + where.splits - 1) / where.splits;
-  return {args, where.code, (int)((each + kStep - 1) / kStep * kStep)};
+  return {args, (int)((each + kStep - 1) / kStep * kStep)};
 }
 
 // The share of a block in a tile's columns, where the models are compared or not.
@@ -202,8 +201,7 @@ template <class Format>
 struct RowPair {
   Source<Format> s, t;
 
-  BGK_DEVICE RowPair(const Tile& tile, const Code&, int64_t row)
-      : s(tile.student, row), t(tile.teacher, row) {}
+  BGK_DEVICE RowPair(const Tile& tile, int64_t row) : s(tile.student, row), t(tile.teacher, row) {}
 
   BGK_DEVICE void fetch(const Step& step, bool teacher, Batch<Format>& to_s,
                         Batch<Format>& to_t) const {

@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, !kExtras && Format::kWords == 4 ? kV
     vjp_kernel(const __grid_constant__ Shared<VjpArgs> args) {
   __shared__ VjpShared shared;
   const int64_t row = block().x, label = args.labels[row];
-  const RowPair<Format> rows(args.tile, args.code, row);
+  const RowPair<Format> rows(args.tile, row);
   const Share share(args.tile, (int)block().y, args.each);
   const Sink out(args.out, row);
   Ahead<Format> first;

@@ -57,8 +57,12 @@ int launch(DType dtype, int64_t width, int64_t compared, LabelRule rule, int ext
   const Spec spec = spec_of(width, compared, rule, extras);
   const int64_t stride = width + (width == compared ? 0 : 3);
   Rows student(stride, dtype), teacher(stride, dtype), gradient(stride, dtype);
-  const Tile tile = {student.of(stride, width, dtype), teacher.of(stride, compared, dtype), kRows,
-                     0, 0};
+  Tile tile = {student.of(stride, width, dtype), teacher.of(stride, compared, dtype), kRows, 0, 0};
+  const int64_t centre_stride = (width + kCodeBlock - 1) / kCodeBlock * 2;
+  std::vector<uint32_t> words(kRows * stride);
+  std::vector<float> centres(kRows * centre_stride);
+  if (dtype == kF32 && rule == kSample)  // some are coded
+    tile.code = {{words.data(), stride}, {centres.data(), centre_stride}};
   const auto end =
       cuda::each_extra<cuda::ScalarMath>(spec, [](const auto&, int, const cuda::Offsets&) {});
   std::vector<float> floats(end.sums * kRows), parts(splits * end.sums * kRows);
@@ -70,12 +74,7 @@ int launch(DType dtype, int64_t width, int64_t compared, LabelRule rule, int ext
   });
   const int64_t first = rule == kIndex ? 5 : kNone, second = rule == kIndex ? width - 1 : kNone;
   const std::vector<int64_t> labels = {first, second};
-  const int64_t centre_stride = (width + cuda::kStep - 1) / cuda::kStep * 2;
-  std::vector<uint32_t> words(kRows * stride);
-  std::vector<float> centres(kRows * centre_stride);
-  cuda::Where where = {0, 0, splits, parts.data(), part_ints.data(), {}};
-  if (dtype == kF32 && rule == kSample)  // some are coded
-    where.code = {{words.data(), stride}, {centres.data(), centre_stride}};
+  const cuda::Where where = {0, 0, splits, parts.data(), part_ints.data()};
   const State state = {{floats.data(), kRows}, {ints.data(), kRows}};
   std::vector<double> statistics(end.fields * kRows), factors(end.factors * kRows);
   const std::vector<double> grads(end.fields * kRows, 0.1);

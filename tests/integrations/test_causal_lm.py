@@ -171,7 +171,7 @@ def test_measures_are_those_of_the_dense_rows() -> None:
     attachment = attach(student, teacher, routing=SHANNON, temperature=2.0)
     student.eval()
     student(**data)
-    hard, soft, entropy, bridges, tokens = attachment.measures[False].pop().tolist()
+    hard, soft, entropy, bridges, own, right, tokens = attachment.measures[False].pop().tolist()
     attachment.remove()
     valid = data["labels"][:, 1:] != -100
     inputs = {k: v for k, v in data.items() if k != "labels"}
@@ -183,6 +183,9 @@ def test_measures_are_those_of_the_dense_rows() -> None:
     assert soft == pytest.approx(4 * (lp_t.exp() * (lp_t - lp_s)).sum().item(), rel=1e-4)
     assert entropy == pytest.approx(h.sum().item(), rel=1e-5)
     assert bridges == (h / torch.tensor(64.0).log() < 0.5).sum()
+    plain = z_s.log_softmax(-1)
+    assert own == pytest.approx(-(plain.exp() * plain).sum().item(), rel=1e-5)
+    assert right == (z_s.argmax(-1) == data["labels"][:, 1:][valid]).sum()
     assert attachment.measures[False].pop() is None
 
 

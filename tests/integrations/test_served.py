@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bgkernels.integrations import heads
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.served import ServedTeacher, read_head
+from bgkernels.integrations.served.texts import texts_of
 from bgkernels.integrations.transformers import HybridDistillationTrainer
 from bgkernels.labels.errors import ServerError
 from bgkernels.labels.served.client import Client
@@ -142,8 +144,6 @@ def test_in_the_trainer(
 
     class Watched(ServedTeacher):
         def __call__(self, inputs: Any, rows: Any) -> Any:
-            from bgkernels.integrations.served.texts import texts_of
-
             late.extend(x.tokens for x in texts_of(inputs, rows) if x.tokens not in self._asked)
             return super().__call__(inputs, rows)
 
@@ -180,6 +180,30 @@ def test_the_student_does_not_wait(teacher: Any, folder: Path) -> None:
         source(batches[0], None)
         assert slow.most >= 8
         assert len(source._asked) == 8
+
+
+def test_a_student_slower_than_the_server_never_waits(
+    served: ServedTeacher, server: StandIn, tmp_path: Path
+) -> None:
+    """After the first batch, what is taken has come. Steps here end when nothing is on its way."""
+    ready: list[bool] = []
+
+    class Watched(ServedTeacher):
+        def __call__(self, inputs: Any, rows: Any) -> Any:
+            futures = [self._asked.get(x.tokens) for x in texts_of(inputs, rows)]
+            ready.append(all(future is not None and future.done() for future in futures))
+            teacher = super().__call__(inputs, rows)
+            wait(self._asked.values())
+            return teacher
+
+    trainer = HybridDistillationTrainer(
+        tiny(),
+        arguments(tmp_path, max_steps=12),
+        teacher=Watched(server.url, served.name),
+        train_dataset=examples(26),
+    )
+    trainer.train()
+    assert len(ready) == 12 and all(ready[1:])
 
 
 # ---- refusals

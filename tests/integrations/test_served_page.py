@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,12 @@ pytest.importorskip("urllib3", reason="needs the extra `served`: urllib3")
 from bgkernels.labels import LabelDataset
 from bgkernels.training.cli import app
 from tests import models
-from tests.models import tiny
 from tests.real_server import MISSING, serving
 from tests.stand_in import StandIn, checkpoint
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "served.md"
-URL = "http://localhost:8000"
 WIDE = {"hidden_size": 128, "head_dim": 64, "num_key_value_heads": 2, "max_position_embeddings": 64}
+SEEDS = {"teacher": 1, "student": 2}
 SMALL = {
     "distill": ("--sequence-length", "16", "--steps", "2", "--batch-size", "2"),
     "generate-labels": ("--max-length", "64"),
@@ -38,28 +37,27 @@ def blocks() -> list[tuple[str, str]]:
     return re.findall(r"^```(sh|python)\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
 
 
-def real(folder: Path, teacher: Any, arguments: list[str]) -> AbstractContextManager[Any]:
-    """The server that the page starts."""
+def real(folder: Path, model: Any, arguments: list[str]) -> AbstractContextManager[Any]:
+    """A server that the page starts."""
     return serving(folder.resolve(), arguments)
 
 
-def stand_in(folder: Path, teacher: Any, arguments: list[str]) -> AbstractContextManager[Any]:
-    return StandIn(teacher, str(folder), models.tokenizer())
+def stand_in(folder: Path, model: Any, arguments: list[str]) -> AbstractContextManager[Any]:
+    generates = "--runner" not in arguments
+    return StandIn(model, str(folder), models.tokenizer(), generates, develops=generates)
 
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Teacher, student and texts in the present folder."""
+    """Teacher, student and texts in the present folder; the models, by their folders."""
     monkeypatch.chdir(tmp_path)
-    teacher = checkpoint(Path("teacher"), **WIDE)
-    tiny(max_position_embeddings=64).save_pretrained("student")
-    models.tokenizer().save_pretrained("student")
+    found = {name: checkpoint(Path(name), seed=seed, **WIDE) for name, seed in SEEDS.items()}
     lines = "".join(f'{{"text": "{models.sentence(9, i)}"}}\n' for i in range(40))
     Path("texts.jsonl").write_text(lines)
     Path("corpus").mkdir()
     for i in range(40):
         Path(f"corpus/{i}.txt").write_text(models.sentence(30, i))
-    return teacher
+    return found
 
 
 @pytest.mark.parametrize(
@@ -72,20 +70,26 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ],
 )
 def test_from_a_server_to_a_student(serve: Callable[..., Any], written: Any) -> None:
-    (_, first), *rest = blocks()
-    _, _, name, *arguments = shlex.split(first)
     names: dict[str, Any] = {}
-    with serve(Path(name), written, arguments) as server:
-        url = server if isinstance(server, str) else server.url
-        for language, block in rest:
-            block = block.replace(URL, url)
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+        for language, block in blocks():
+            for said, url in urls.items():
+                block = block.replace(said, url)
             if language == "python":
                 exec(compile(block, str(PAGE), "exec"), names)
                 continue
-            command = shlex.split(block)[1:]
+            command = shlex.split(block.removeprefix("VLLM_SERVER_DEV_MODE=1 "))[1:]
+            if command[0] == "serve":
+                _, name, *arguments, port = command if "--port" in command else [*command, "8000"]
+                arguments = [x for x in arguments if x != "--port"]
+                server = stack.enter_context(serve(Path(name), written[name], arguments))
+                urls[f"http://localhost:{port}"] = getattr(server, "url", server)
+                continue
             command += SMALL[command[0]]
             result = CliRunner().invoke(app, command)
             assert result.exit_code == 0, result.output
     assert names["loss"].isfinite()
     assert len(LabelDataset(Path("labels"))) == 40
-    assert Path("runs/distill/models/entropy/model.safetensors").exists()
+    for trained in ("distill/models/entropy", "distill/models/sequence", "gkd/models/gkd"):
+        assert Path("runs", trained, "model.safetensors").exists()

@@ -19,9 +19,13 @@ from bgkernels.integrations.served import ServedTeacher
 from bgkernels.integrations.transformers import HybridDistillationTrainer
 from bgkernels.labels import CaptureConfig, LabelDataset, generate
 from bgkernels.labels.errors import ServerError
+from bgkernels.labels.served.api import find_model
 from bgkernels.labels.served.client import Client
+from bgkernels.labels.served.completions import Completions
+from bgkernels.training.generation import generate as generate_text
 from bgkernels.training.models import load_pretrained
 from bgkernels.training.served import served_source
+from bgkernels.training.text_server import TextServer
 from tests.integrations.steps import arguments, examples
 from tests.labels.served import same
 from tests.models import VOCAB, tiny
@@ -82,6 +86,28 @@ def test_an_update(urls: list[str], teacher: Any, folder: Path, tmp_path: Path) 
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in student.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+
+
+def test_text(urls: list[str], folder: Path, tmp_path: Path) -> None:
+    """The favourites of each next token, before and after other weights; and samples."""
+    model, _ = load_pretrained(str(folder), "--teacher", 64)
+    model.freeze()
+    client = Client(urls[1])
+    server = TextServer(Completions(client, find_model(client).name), "student", tmp_path)
+    prompts, greedy = torch.arange(3, 43).view(8, 5), {"temperature": 0.0}
+    server.check(model)
+    for step in range(3):
+        expected = generate_text(model, prompts, 12, VOCAB, 0, **greedy)
+        assert (server(model, prompts, 12, VOCAB, 0, **greedy) == expected).float().mean() > 0.9
+        model.network.model.norm.weight.data.mul_(-1).add_(0.1 * step)
+        server.update(model)
+    rows, vocab = 400, VOCAB // 2
+    said = server(model, prompts[:1].expand(rows, -1), 1, vocab, seed=5)[:, 0]
+    expected = model.network(prompts[:1]).logits[0, -1, :vocab].softmax(-1) * rows
+    found = said.bincount(minlength=vocab)
+    assert ((found - expected) ** 2 / expected).sum() < vocab + 5 * (2 * vocab) ** 0.5
+    model, _ = load_pretrained(str(folder), "--teacher", 64)
+    server.update(model)  # for other tests
 
 
 def test_another_model_is_refused(urls: list[str], tmp_path: Path) -> None:

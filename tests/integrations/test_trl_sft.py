@@ -141,6 +141,41 @@ def test_loss_and_update_are_the_dense_ones(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["text", "completion only"])
+def test_entropy_and_accuracy_are_those_that_trl_logs(tmp_path: Path, kind: str) -> None:
+    """Of one batch a step, since TRL takes the mean of the means of batches."""
+    shape, settings = KINDS[kind]
+    once = {"gradient_accumulation_steps": 1, "per_device_eval_batch_size": 3, "max_steps": 2}
+    knowing = trainer(tmp_path, kind, max_steps=20, learning_rate=0.02, optim="adamw_torch")
+    knowing.train()  # or no answer would be right
+    students = [tiny(), tiny()]
+    for student in students:
+        student.load_state_dict(knowing.model.state_dict())
+    ours = trainer(tmp_path, kind, students[0], **once)
+    theirs = SFTTrainer(
+        students[1],
+        arguments(tmp_path, **settings, **once),
+        train_dataset=records(shape),
+        eval_dataset=records(shape, 3),
+        processing_class=tokenizer(),
+    )
+    for made in (ours, theirs):
+        made.args.learning_rate = 0.0
+        made.train()
+        made.evaluate()
+    pairs = [*zip(ours.state.log_history, theirs.state.log_history, strict=True)]
+    for name in ("entropy", "mean_token_accuracy"):
+        found = [
+            (one[key], other[key])
+            for one, other in pairs
+            for key in (name, f"eval_{name}")
+            if key in other
+        ]
+        assert len(found) == 3 and all(x > 0 for x, _ in found)
+        for one, other in found:
+            assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_lengths_of_packed_documents_do_not_mix(tmp_path: Path) -> None:
     """A packed batch has the loss of its documents apart."""
     packed = trainer(tmp_path, "packed", per_device_train_batch_size=8)
@@ -192,7 +227,7 @@ def test_liger_keeps_to_the_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_a1_a2_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, order: str) -> None:
+def test_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, order: str) -> None:
     """TRL computes a loss of its own, whatever the model has."""
     student, teacher = tiny(), tiny(seed=1)
     if order == "before":
@@ -208,7 +243,7 @@ def test_a1_a2_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, 
     assert torch.equal(student.lm_head.weight, weights)
 
 
-def test_a1_under_peft_too(tmp_path: Path) -> None:
+def test_under_peft_too(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `integrations`: peft")
     student = tiny()
     attach(student, tiny(seed=1))

@@ -161,7 +161,7 @@ def test_every_method_moves_the_student_towards_something(config, pair, batch, n
 
 def test_the_student_continues_the_beginnings(config, pair, batch):
     objective = distill.make_objective(config, "on-policy", *pair)
-    one, two, other = (objective.rewrite(batch, number, 0) for number in (5, 5, 6))
+    one, two, other = objective.rewrite([batch] * 3, [5, 5, 6], 0)
     continues(one, batch)
     assert torch.equal(one.tokens, two.tokens) and not torch.equal(one.tokens, other.tokens)
 
@@ -199,9 +199,9 @@ def test_the_teacher_continues_many_batches_at_once(config, pair, monkeypatch, s
 
 def test_half_on_policy_keeps_half_of_the_text(config, pair, batch):
     objective = distill.make_objective(config, "gkd", *pair)
-    kept = [objective.rewrite(batch, step, step) is batch for step in range(6)]
+    kept = [objective.rewrite([batch], [step], step)[0] is batch for step in range(6)]
     assert kept == [True, False] * 3
-    assert distill.make_objective(config, "soft", *pair).rewrite(batch, 1, 1) is batch
+    assert distill.make_objective(config, "soft", *pair).rewrite([batch], [1], 1) == [batch]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])

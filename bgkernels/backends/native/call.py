@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Code, Tile
+from bgkernels.backends.base import Tile
 from bgkernels.rows.sampling import key_of
 from bgkernels.rows.spec import RowSpec
 
@@ -19,6 +20,7 @@ try:
 except ImportError as error:
     MISSING = str(error)
 
+CODE_BLOCK = 0 if MISSING else _C.CODE_BLOCK
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RULES = {"index": 0, "argmax": 1, "sample": 2}
 
@@ -26,15 +28,12 @@ RULES = {"index": 0, "argmax": 1, "sample": 2}
 class Kernels:
     """The compiled primitives run on the CPU here, on as many threads as torch uses."""
 
-    code_block = 0
-
     def run(
         self,
         primitive: str,
         *args: Any,
         columns_of: Tensor | None = None,
         written: tuple[Tensor, ...] = (),
-        code: Code | None = None,
     ) -> None:
         """Call a function of the compiled module.
 
@@ -46,7 +45,6 @@ class Kernels:
             args: of the function, but for the last, which says where and how it runs.
             columns_of: the matrix whose columns several blocks of a GPU may share out.
             written: matrices ``(·, rows)`` of which each of these blocks needs one to itself.
-            code: of the tile, which a GPU's kernels write or read.
 
         Raises:
             RuntimeError: the function refused its arguments.
@@ -104,6 +102,12 @@ def corner_of(tile: Tile) -> _C.Corner:
     return tile.student.size(0), tile.first_row, tile.first_column
 
 
+def code_of(tile: Tile) -> _C.Codes:
+    """Return words and centres of a tile's code; zeros where it has none."""
+    code = tile.code
+    return ((0, 0), (0, 0)) if code is None else (numbers_of(code.words), numbers_of(code.centres))
+
+
 def numbers_of(x: Tensor) -> _C.Numbers:
     """Return address and stride of a matrix ``(·, rows)``."""
     return x.data_ptr(), x.stride(0)
@@ -120,4 +124,4 @@ def dense(tile: Tile) -> Tile:
     if is_dense(student) and (teacher is None or is_dense(teacher)):
         return tile
     teacher = None if teacher is None else teacher.contiguous()
-    return Tile(student.contiguous(), teacher, tile.first_row, tile.first_column, tile.code)
+    return replace(tile, student=student.contiguous(), teacher=teacher)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Code
-from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, check_status, numbers_of
+from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, check_status
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
@@ -18,8 +17,6 @@ LEAST_COLUMNS = 8192
 """Of a block that shares a row: it has a fixed cost, and its state has to be merged."""
 MOST_SPLITS = 31
 """Blocks that may share a row: ``csrc/cuda/launch.h``."""
-CODE_BLOCK = 256
-"""Columns that share the centres of a code: a step of ``csrc/cuda/rows.cuh``."""
 CUDA_FAILED = 1000
 """What ``csrc/row_args.h`` adds to an error of CUDA."""
 
@@ -33,8 +30,6 @@ class Cuda(Kernels):
         splits: blocks that share a row, instead of what the number of rows asks for.
     """
 
-    code_block = CODE_BLOCK
-
     def __init__(self, device: torch.device, module: Any = None, splits: int | None = None) -> None:
         self.device, self.splits = device, splits
         self.module = _module() if module is None else module
@@ -45,11 +40,10 @@ class Cuda(Kernels):
         *args: Any,
         columns_of: Tensor | None = None,
         written: tuple[Tensor, ...] = (),
-        code: Code | None = None,
     ) -> None:
         splits = 1 if columns_of is None else self._splits(columns_of)
         shape = args[1:2] if columns_of is None else tuple(columns_of.shape)
-        self._start(primitive, args, shape, splits, written, code)
+        self._start(primitive, args, shape, splits, written)
 
     def scale_(self, x: Tensor, factor: Tensor) -> bool:
         if x.dtype not in DTYPES or not x.is_contiguous() or x.data_ptr() % 16:
@@ -67,7 +61,6 @@ class Cuda(Kernels):
         shape: tuple[int, ...],
         splits: int,
         written: tuple[Tensor, ...] = (),
-        code: Code | None = None,
     ) -> None:
         parts = [x.new_empty(splits, *x.shape) for x in written] if splits > 1 else []
         floats, ints = ([x.data_ptr() for x in parts] + [0, 0])[:2]
@@ -76,7 +69,7 @@ class Cuda(Kernels):
             current = torch.cuda.current_stream(device)
             index, stream = current.device.index, current.cuda_stream
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            where = index, stream, splits, floats, ints, *_numbers(code)
+            where = index, stream, splits, floats, ints
             status = getattr(self.module, primitive)(*args, where)
         if status >= CUDA_FAILED:
             raise RuntimeError(
@@ -110,11 +103,6 @@ def _unusable(index: int) -> str | None:
     with torch.cuda.device(index):
         status = _module().probe(index)
     return f"CUDA says: {_module().error(status)}" if status else None
-
-
-def _numbers(code: Code | None) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return addresses and row strides of words and centres; zeros for None."""
-    return ((0, 0), (0, 0)) if code is None else (numbers_of(code.words), numbers_of(code.centres))
 
 
 def _module() -> Any:

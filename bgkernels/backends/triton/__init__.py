@@ -48,6 +48,9 @@ class TritonBackend(Backend):
     def __init__(self, launch: Launch | None = None, splits: int | None = None) -> None:
         self.launch, self.splits = launch, splits
 
+    def code_block(self, device: torch.device) -> int:
+        return 1024
+
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         wrong = [d for d in dtypes if d not in DTYPES]
         if wrong:
@@ -64,9 +67,6 @@ class TritonBackend(Backend):
         if reason is None and device.type == "cpu" and not hasattr(kernel_module().exp, "rewrite"):
             return "TRITON_INTERPRET=1 was set after triton had been imported"
         return reason
-
-    def code_block(self, device: torch.device) -> int:
-        return 1024
 
     def absorb_(
         self,

@@ -71,7 +71,11 @@ def examine(
             f"{where} normalises its embeddings: each has the length 1, and the head of {name} "
             f"needs hidden states; {POOLING}"
         )
-    difference = _difference(hidden, head, tokens, reference or _beside(states))
+    logprobs = head.head(hidden.to(head.head.weight.dtype)).float().log_softmax(-1)
+    try:
+        difference = distance(logprobs, tokens, reference or _beside(states))
+    except ServerError:
+        difference = None  # it sends none
     if difference is not None:
         if difference > NATS:
             raise ServerError(
@@ -106,29 +110,32 @@ def compare_names(client: Client, served: ServedModel, name: str) -> None:
     Raises:
         ServerError: neither holds the last part of the other.
     """
-    if served.root and not _alike(served.root, name):
+    if served.root and not alike(served.root, name):
         raise ServerError(
             f"{client.name} serves {served.root}, and the head is that of {name}; name the "
             f"checkpoint that is served, or if the weights are the same, pass model={served.name!r}"
         )
 
 
+def distance(logprobs: Tensor, tokens: list[int], source: LogProbabilities) -> float:
+    """Mean distance of a model's log-probabilities from those of a server, in nats.
+
+    Args:
+        logprobs: ``(length, vocab)`` of the model.
+        tokens: ``(length,)`` of the text.
+        source: of the server's most probable tokens.
+
+    Raises:
+        ServerError: the server sends none.
+    """
+    labels = source(tokens).labels
+    known = labels.indices >= 0
+    found = logprobs.cpu().gather(1, labels.indices.clamp_min(0)) - labels.logprobs
+    return float(found[known].abs().mean())
+
+
 def _beside(states: HiddenStates) -> LogProbabilities:
     return LogProbabilities(states.client, states.model, K)
-
-
-def _difference(
-    hidden: Tensor, head: CheckpointHead, tokens: list[int], source: LogProbabilities
-) -> float | None:
-    """Mean distance of log-probabilities, in nats; None where the server sends none."""
-    try:
-        labels = source(tokens).labels
-    except ServerError:
-        return None
-    logprobs = head.head(hidden.to(head.head.weight.dtype)).float().log_softmax(-1)
-    known = labels.indices >= 0
-    distance = logprobs.gather(1, labels.indices.clamp_min(0)) - labels.logprobs
-    return float(distance[known].abs().mean())
 
 
 def _compare_norm(hidden: Tensor, head: CheckpointHead, where: str) -> None:
@@ -164,7 +171,7 @@ def _gains(norm: nn.Module, width: int) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _alike(root: str, name: str) -> bool:
+def alike(root: str, name: str) -> bool:
     """Whether one of two paths or names of models holds the last part of the other."""
     one, other = (x.lower().replace("--", "/") for x in (root, name))
     return PurePath(one).name in PurePath(other).parts or (

@@ -107,7 +107,10 @@ class Client:
         """The URLs."""
         return ", ".join(server.url for server in self.servers)
 
-    def request(self, method: str, path: str, body: Any = None, *, url: str | None = None) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, *, url: str | None = None,
+        again: bool = True,
+    ) -> Any:  # fmt: skip
         """The answer, a ``urllib3.BaseHTTPResponse`` of status 200, or of 4xx if ``body`` is wrong.
 
         Args:
@@ -115,11 +118,12 @@ class Client:
             path: such as ``/v1/models``.
             body: sent as JSON; None: nothing is.
             url: of the server to ask; None: any.
+            again: send it again where that may help; else an answer of any status is returned.
 
         Raises:
             ServerError: none answers, or the key is refused.
         """
-        rules = self._rules
+        rules = self._rules if again else self._rules.new(total=0)
         while True:
             server, answer, error = self._take(url), None, None
             try:
@@ -130,7 +134,7 @@ class Client:
                 error = failure
             finally:
                 self._return(server)
-            if answer is not None and answer.status not in BUSY:
+            if answer is not None and (not again or answer.status not in BUSY):
                 return self._allowed(answer, server)
             try:
                 rules = rules.increment(method, server.url, answer, error)

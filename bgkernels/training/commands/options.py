@@ -44,7 +44,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         help=f"In place of text, a task whose answers a program checks: {', '.join(TASKS)}, and "
-        "knobs as in arithmetic:terms=5,digits=1. Answers are marked at the end.",
+        "parameters as in arithmetic:terms=5,digits=1. Answers are marked at the end.",
         show_default=False,
         rich_help_panel=TEXT,
     ),
@@ -98,6 +98,16 @@ TeacherUrl = Annotated[
         help="Servers that run the --teacher, separated by commas: http://host:8000. Of it only "
         "head and tokenizer are read here.",
         show_default="the teacher is loaded",
+        rich_help_panel=MODELS,
+    ),
+]
+GenerateWith = Annotated[
+    str | None,
+    typer.Option(
+        help="Servers (vllm serve MODEL) that write the text of sequence-level and on-policy "
+        "methods, separated by commas: of the --teacher, or of the --student, with "
+        "VLLM_SERVER_DEV_MODE=1 and --output where they can read it.",
+        show_default="text is written here",
         rich_help_panel=MODELS,
     ),
 ]
@@ -268,6 +278,7 @@ def configured(base: DemoConfig, given: dict[str, Any]) -> DemoConfig:
         ),
         teacher=given.get("teacher"),
         teacher_url=given.get("teacher_url"),
+        generate_with=given.get("generate_with"),
         student=given.get("student"),
         second_teacher=given.get("second_teacher"),
         teacher_training=changed(base.teacher_training, steps=given.get("teacher_steps")),
