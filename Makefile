@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 STAMP := .venv/.installed
 EXTRAS := training,labels,integrations,triton,test,bench,peers,docs,dev
 CPP := $(shell find csrc -name '*.[chi]*')
+PYTHON312 ?= python3.12
 TORCH ?= 2.8.0 2.13.0 2.15.0
 BUILD_FILES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(CPP)
 
@@ -19,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo recipe check test coverage architectures wheel docs bench microbench
-.PHONY: sanitize races lint format clean
+.PHONY: sanitize races semantics lint format clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -65,6 +66,12 @@ microbench: $(STAMP)  ## time the primitives and the small parts alone
 
 races: $(STAMP)  ## run the emulated CUDA kernels under ThreadSanitizer and AddressSanitizer
 	$(BIN)/python -m pytest -q tests/backends/test_cuda_sanitized.py
+
+semantics:  ## run what Triton compiles, on the CPU (needs Python 3.12): values, accesses, races
+	@test -x .venv-semantics/bin/python || $(PYTHON312) -m venv .venv-semantics
+	.venv-semantics/bin/python -m pip install -q ttsem==0.1.0 'torch==2.14.*' 'triton==3.8.*' \
+	  pytest hypothesis
+	.venv-semantics/bin/python -m ttsem.sanitize pytest -q tests/backends/test_triton.py
 
 lint: $(STAMP)  ## check style, formatting and types
 	$(BIN)/ruff check .

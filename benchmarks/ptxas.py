@@ -3,7 +3,8 @@
 ``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed), looks at the
 machine code with the ``cuobjdump`` of Triton's package, and writes
 ``benchmarks/results/ptxas/sm_*.json``; with ``--sources`` it renews some files' kernels alone. It
-fails if a kernel spills.
+fails if a kernel spills, takes more than 128 registers, or has more than 150 instructions before
+the first load of logits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ FLAGS = ["-std=c++17", "-O3", "--prec-div=false", "--ftz=true", "-DBGK_TARGET=cu
 REGISTERS, LARGEST = 65536, 2048
 """Of a multiprocessor: registers, and threads that it holds at most."""
 THREADS = 256  # kThreads in csrc/cuda/threads.cuh
+MOST_REGISTERS, MOST_BEFORE = 128, 149
+ROW_KERNELS = ("absorb_kernel", "pairs_kernel", "vjp_kernel")
+"""Kernels that walk the columns of a row."""
 
 ENTRY = re.compile(r"Compiling entry function '(\S+)'(.*?)Used (\d+) registers([^\n]*)", re.S)
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
@@ -53,16 +57,41 @@ def compiled(source: Path, architecture: str) -> list[dict[str, Any]]:
     return rows
 
 
+def faults(rows: list[dict[str, Any]]) -> list[str]:
+    """What must not be in a table, by kernel."""
+    found = []
+    for row in rows:
+        name = row["kernel"].partition("<")[0]
+        late = name in ROW_KERNELS and not 0 < row["before logits"] <= MOST_BEFORE
+        bad = {
+            "spills": row["spilled"] > 0,
+            f"takes {row['registers']} registers": row["registers"] > MOST_REGISTERS,
+            f"has {row['before logits']} instructions before logits": late,
+            "loads where it does not know which memory it is": row["generic loads"] > 0,
+        }
+        found += [f"{row['kernel']} {what}" for what, is_so in bad.items() if is_so]
+    return found
+
+
+def tool() -> Path:
+    """The ``cuobjdump`` of Triton's package.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
 def machine_code(cubin: str) -> dict[str, dict[str, int]]:
     """Instructions of each kernel, those before its first load of logits, and generic loads.
 
     Labels and numbers of a row are loads of 64 bits. Instructions are counted in the order of the
     text: a branch may leave some out.
     """
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    text = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+    command = [tool(), "-sass", cubin]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {}
     for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.S):
         operations = INSTRUCTION.findall(body)
@@ -109,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
     version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release ([\d.]+)", version)
-    spilled = []
+    wrong = []
     RESULTS.mkdir(parents=True, exist_ok=True)
     for architecture in options.architectures:
         path = RESULTS / f"{architecture}.json"
@@ -120,9 +149,9 @@ def main() -> None:
         print(f"{architecture}\n{table(rows)}", flush=True)
         made = {"nvcc": release[1] if release else version, "kernels": rows}
         path.write_text(json.dumps(made, indent=1) + "\n")
-        spilled += [f"{architecture} {r['kernel']}" for r in rows if r["spilled"]]
-    if spilled:
-        sys.exit(f"these spill: {', '.join(spilled)}")
+        wrong += [f"{architecture}: {fault}" for fault in faults(rows)]
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The rest of their conformance is in test_native.py, beside the CPU's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,14 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from bgkernels.backends import BACKENDS
 from bgkernels.backends.native import NativeBackend
 from bgkernels.backends.native import cuda as native_cuda
 from bgkernels.rows.arithmetic import NONE, SKIP
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.spec import RowSpec
+from tests import coded_steps
 from tests.backends.cases import CASES, INF, LABELS, NAN, PADDED, WIDTH, labels_of
-from tests.conformance import KINDS, Case, check, check_codes, gradient, make, statistics
-from tests.cuda_emulation import ROOT, Emulated, module
+from tests.conformance import CPU, KINDS, Case, check, check_codes, gradient, make, statistics
+from tests.cuda_emulation import Emulated, module
 
 pytest.importorskip("bgkernels.backends.native._C")
 
@@ -73,6 +74,12 @@ def test_codes_instead_of_logits(name: str, layout: str) -> None:
     check_codes(Emulated(3 if apart else 1), case, STEP, left=2 if apart else 0)
 
 
+@pytest.mark.parametrize("name", coded_steps.CASES)
+def test_a_step_from_codes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "native", Emulated())
+    coded_steps.check("native", CPU, name, monkeypatch)
+
+
 def test_codes_are_of_wide_logits() -> None:
     case = make(RowSpec(8, 8), [1], "bb")
     with pytest.raises(RuntimeError, match="refused its arguments"):
@@ -98,6 +105,16 @@ def test_blocks_that_share_a_row(splits: int, rule: str) -> None:
     labels = [*LABELS[:4], 900] if rule == "index" else [NONE, NONE, SKIP, NONE, NONE]
     case = make(RowSpec(WIDTH, PADDED, 2.0, rule, extras=extras), labels, "ff", (100,))
     check(Emulated(splits), case)
+
+
+def test_as_many_blocks_share_a_row_as_a_warp_can_merge(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(RowSpec(WIDTH, PADDED, extras=(Tilt(0, 0.1), Mixture(0.5))), LABELS[:4])
+    check(Emulated(native_cuda.MOST_SPLITS), case)
+    with pytest.raises(RuntimeError, match="refused its arguments"):
+        statistics(Emulated(native_cuda.MOST_SPLITS + 1), case)
+    monkeypatch.setattr(native_cuda, "_processors", lambda device: 132)
+    wide = torch.empty(1, 1).expand(1, 500_000)
+    assert native_cuda.Cuda(CPU, module())._splits(wide) == native_cuda.MOST_SPLITS
 
 
 def test_infinities_meet_in_a_merge() -> None:
@@ -196,17 +213,3 @@ def test_gradients_are_stored_in_any_dtype(out: torch.dtype) -> None:
     result = statistics(NativeBackend(), case)
     ours = gradient(Emulated(), case, result, out)
     torch.testing.assert_close(ours, gradient(NativeBackend(), case, result, out))
-
-
-def test_no_kernel_spills() -> None:
-    """As ``benchmarks/ptxas.py`` found when it last ran."""
-    tables = sorted((ROOT / "benchmarks" / "results" / "ptxas").glob("sm_*.json"))
-    assert [t.stem for t in tables] == ["sm_100", "sm_80", "sm_90a"]
-    for rows in (json.loads(t.read_text())["kernels"] for t in tables):
-        assert {r["kernel"].partition("<")[0] for r in rows} == {
-            "absorb_kernel", "merge_kernel", "pairs_kernel", "add_kernel", "finalize_kernel",
-            "fold_kernel", "vjp_kernel", "scale_kernel",
-        }  # fmt: skip
-        assert not [r for r in rows if r["spilled"]]
-    hopper = json.loads(tables[-1].read_text())["kernels"]
-    assert max(r["registers"] for r in hopper) <= 128

@@ -57,8 +57,12 @@ int launch(DType dtype, int64_t width, int64_t compared, LabelRule rule, int ext
   const Spec spec = spec_of(width, compared, rule, extras);
   const int64_t stride = width + (width == compared ? 0 : 3);
   Rows student(stride, dtype), teacher(stride, dtype), gradient(stride, dtype);
-  const Tile tile = {student.of(stride, width, dtype), teacher.of(stride, compared, dtype), kRows,
-                     0, 0};
+  Tile tile = {student.of(stride, width, dtype), teacher.of(stride, compared, dtype), kRows, 0, 0};
+  const int64_t centre_stride = (width + kCodeBlock - 1) / kCodeBlock * 2;
+  std::vector<uint32_t> words(kRows * stride);
+  std::vector<float> centres(kRows * centre_stride);
+  if (dtype == kF32 && rule == kSample)  // some are coded
+    tile.code = {{words.data(), stride}, {centres.data(), centre_stride}};
   const auto end =
       cuda::each_extra<cuda::ScalarMath>(spec, [](const auto&, int, const cuda::Offsets&) {});
   std::vector<float> floats(end.sums * kRows), parts(splits * end.sums * kRows);
