@@ -26,8 +26,9 @@ help:  ## this list
 
 install: $(STAMP)  ## make .venv and install the package there, editable, with all extras
 
-demo: $(STAMP)  ## train a teacher, distil a student three ways, print a table and draw a picture
+demo: $(STAMP)  ## distil small students on text, then on a task: tables, pictures, a report of each
 	$(BIN)/python -m bgkernels.training demo
+	$(BIN)/python -m bgkernels.training demo --task arithmetic
 
 recipe: $(STAMP)  ## prune, distil, fine-tune, sample and reject, DPO: accuracy on a task after each stage
 	$(BIN)/python -m bgkernels.training recipe

@@ -2,9 +2,13 @@
 
 BGKERNELS_NATIVE=AUTO (default) warns and installs without _C where it cannot be built, ON makes
 that an error, OFF does not try. CMake reads BGKERNELS_CUDA=AUTO|ON|OFF, where ON is as strict.
+
+BGKERNELS_TREE is the address of the source tree on the web, such as
+https://host/owner/bgkernels/blob/v0.2.0; the README on a package index links to its files.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +20,7 @@ from setuptools.errors import CompileError
 
 NATIVE = os.environ.get("BGKERNELS_NATIVE", "").upper() or "AUTO"
 CUDA = os.environ.get("BGKERNELS_CUDA", "").upper()
+TREE = os.environ.get("BGKERNELS_TREE", "").rstrip("/")
 REQUIRED = "ON" in (NATIVE, CUDA)
 WARNING = "bgkernels installs without its compiled backend and runs on eager torch and Triton."
 
@@ -57,8 +62,28 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "--build", build, "--parallel", "2"], check=True)
 
 
+def description() -> str:
+    """The README for a package index: its relative links become absolute, or plain text."""
+    root = Path(__file__).resolve().parent
+
+    def link(match: re.Match[str]) -> str:
+        image, text, path = match.groups()
+        if not TREE:
+            return "" if image else text
+        tree = TREE.replace("/blob/", "/raw/") if image else TREE
+        return f"{image}[{text}]({tree}/{path})"
+
+    relative = r"(!?)\[([^]]*)\]\((?!\w+://|#)([^)\s]+)\)"
+    return re.sub(relative, link, (root / "README.md").read_text(encoding="utf-8"))
+
+
 if NATIVE not in ("AUTO", "ON", "OFF"):
     raise SystemExit(f"BGKERNELS_NATIVE must be AUTO, ON or OFF, got {NATIVE!r}")
 # An optional extension that raises CompileError is reported by setuptools as a warning.
 extension = Extension("bgkernels.backends.native._C", sources=[], optional=not REQUIRED)
-setup(ext_modules=[] if NATIVE == "OFF" else [extension], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[] if NATIVE == "OFF" else [extension],
+    cmdclass={"build_ext": CMakeBuild},
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

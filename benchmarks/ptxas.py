@@ -1,6 +1,7 @@
-"""What each CUDA kernel takes of a multiprocessor: registers, shared memory, spills.
+"""What each CUDA kernel takes of a multiprocessor, and how soon it loads a row.
 
-``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed) and writes
+``python -m benchmarks.ptxas`` compiles ``csrc/cuda`` with ``nvcc`` (no GPU is needed), looks at the
+machine code with the ``cuobjdump`` of Triton's package, and writes
 ``benchmarks/results/ptxas/sm_*.json``; with ``--sources`` it renews some files' kernels alone. It
 fails if a kernel spills.
 """
@@ -12,6 +13,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,19 @@ REGISTERS, LARGEST = 65536, 2048
 THREADS = 256  # kThreads in csrc/cuda/threads.cuh
 
 ENTRY = re.compile(r"Compiling entry function '(\S+)'(.*?)Used (\d+) registers([^\n]*)", re.S)
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
 def compiled(source: Path, architecture: str) -> list[dict[str, Any]]:
     """One row a kernel of a file."""
     command = ["nvcc", *FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-cubin"]
-    command += [str(source.relative_to(ROOT)), "-o", "/dev/null"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(run.stderr)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        command += [str(source.relative_to(ROOT)), "-o", cubin.name]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if run.returncode:
+            sys.exit(run.stderr)
+        code = machine_code(cubin.name)
     rows = []
     for name, before, registers, rest in ENTRY.findall(run.stderr):
         stack, stores, loads = map(int, SPILLS.findall(before)[-1])
@@ -43,9 +48,31 @@ def compiled(source: Path, architecture: str) -> list[dict[str, Any]]:
         rows.append({
             "kernel": demangled(name), "registers": int(registers),
             "shared": int(shared[1]) if shared else 0, "stack": stack, "spilled": stores + loads,
-            "threads a multiprocessor": min(LARGEST, blocks * THREADS),
+            "threads a multiprocessor": min(LARGEST, blocks * THREADS), **code[demangled(name)],
         })  # fmt: skip
     return rows
+
+
+def machine_code(cubin: str) -> dict[str, dict[str, int]]:
+    """Instructions of each kernel, those before its first load of logits, and generic loads.
+
+    Labels and numbers of a row are loads of 64 bits. Instructions are counted in the order of the
+    text: a branch may leave some out.
+    """
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    text = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
+    found = {}
+    for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.S):
+        operations = INSTRUCTION.findall(body)
+        loads = (i for i, x in enumerate(operations) if x.startswith("LDG") and ".64" not in x)
+        found[demangled(name)] = {
+            "instructions": len(operations),
+            "before logits": next(loads, 0),
+            "generic loads": sum(x == "LD" or x.startswith("LD.") for x in operations),
+        }
+    return found
 
 
 def demangled(name: str) -> str:

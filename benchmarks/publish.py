@@ -19,8 +19,8 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 PAGE = """\
 # Benchmarks
 
-Written by `python -m benchmarks.publish` from `{source}`; do not edit. `make bench` measures anew,
-and `python -m benchmarks.compare old.json new.json` tells what has become slower.
+`python -m benchmarks.publish` has written this page from `{source}`; do not edit it. `make bench`
+measures again, and `python -m benchmarks.compare old.json new.json` shows what has become slower.
 """
 
 

@@ -9,25 +9,34 @@ from benchmarks.limits import MIB
 from benchmarks.sweeps import slopes
 
 READING = """\
-A step is forward and backward of the loss and both heads: medians of interleaved runs, each entry
-in a process of its own. The limit is the faster of the two rows of bare products, which multiply
-the same matrices and do nothing else; ratios are to the limit of the same shape in the same run.
-A peer that would take minutes a step at the whole vocabulary says so, and is measured at a reduced
-one. Peak is the high-water mark of resident memory above the inputs; temporaries are that less the
-bytes of the gradients. Passes is the share of pass 1 and pass 2 in the step. The plan says chunks
-of tokens × tiles of the vocabulary; tiles that are not kept between the passes are multiplied
-twice."""
+A row of a table is one entry: a library, mode and budget, each run in its own process. Columns:
+
+* **step**, s: the median time of forward and backward of the loss and both heads, over interleaved
+  runs. **forward** is the forward part of it, **min–max** the range over the runs, whose number is
+  in brackets.
+* **× limit**: the time as a multiple of the limit, which is the faster of the two rows of bare
+  products of the same shape in the same run. Bare products multiply the same matrices and do
+  nothing else.
+* **peak**, MiB: the high-water mark of resident memory above the inputs. **temporaries** are the
+  peak without the gradients.
+* **passes**: the share of the step that pass 1 and pass 2 take.
+* **plan**: chunks of tokens × tiles of the vocabulary, the columns of a tile, and how many tiles
+  are kept between the passes. All other tiles are multiplied twice.
+
+An entry that would take minutes a step at the whole vocabulary says so in the first table, and is
+measured at a reduced vocabulary."""
 ACCURACY = """\
-Distance of dX / dW from float64, ‖error‖ / ‖exact‖. Gap: how far the teacher's hidden states are
-from the student's (same head); none: unrelated models."""
+Each cell is the relative error of dX / of dW against float64, ‖error‖ / ‖exact‖. The column *gap*
+says how far the teacher's hidden states are from the student's, with the same head; none means
+unrelated models."""
 
 SLOPES = """\
-Slope of log time by log size: 1 is proportional. Every axis around 512 tokens, width 512 for both
-models, 16,384 columns, float32."""
+Each cell is the slope of log time by log size along one axis; 1 means proportional. All axes are
+varied around 512 tokens, width 512 for both models, 16,384 columns, float32."""
 END_TO_END = """\
-Forward of teacher and student, loss, backward through the student; random weights. The largest
-batch is the last of 1, 2, 4 … sequences whose step stays within the memory given, above the
-models."""
+A step is the forward of teacher and student, the loss, and backward through the student, with
+random weights. *Largest batch* is sequences × length: the last of 1, 2, 4 … sequences for which
+the step stays within the memory of the last column, which does not count the models."""
 
 
 def render(results: dict[str, Any]) -> str:
@@ -45,7 +54,7 @@ def render(results: dict[str, Any]) -> str:
     if "primitives" in results:
         parts += [
             "## Primitives",
-            "Logits that miss the caches.",
+            "GB/s of memory traffic, and the share of memcpy, for logits larger than the caches.",
             _primitives(results["primitives"]),
         ]
     return "\n\n".join(parts)
@@ -60,17 +69,17 @@ def headline(results: dict[str, Any]) -> str:
     smallest, fastest = min(ours, key=_temporaries), min(ours, key=_median)
     case = field["case"]
     sentences = [
-        f"Forward and backward of {case['rows']:,} tokens over a vocabulary of {case['vocab']:,} "
-        f"({case['dtype']}; student {case['hidden_s']} wide, teacher {case['hidden_t']}) hold "
-        f"**{_temporaries(smallest):,.0f} MiB** beside inputs and gradients at the smallest budget "
-        f"measured, and take **{_median(fastest) / limit(field):.2f} ×** the time of the matrix "
-        "products alone at the largest."
+        f"Measured: forward and backward of {case['rows']:,} tokens over a vocabulary of "
+        f"{case['vocab']:,} ({case['dtype']}; student {case['hidden_s']} wide, teacher "
+        f"{case['hidden_t']}). With the smallest budget, the loss holds "
+        f"**{_temporaries(smallest):,.0f} MiB** besides inputs and gradients. With the largest, it "
+        f"takes **{_median(fastest) / limit(field):.2f} ×** the time of its matrix products alone."
     ]
     if peers:
         peer = min(peers, key=_median)
         sentences.append(
-            f"The fastest peer in that run, {peer['about']}, holds {_temporaries(peer):,.0f} MiB "
-            f"and takes {_median(peer) / limit(field):.2f} ×."
+            f"The fastest alternative in that run, {peer['about']}, holds "
+            f"{_temporaries(peer):,.0f} MiB and takes {_median(peer) / limit(field):.2f} ×."
         )
     m = results["machine"]
     sentences.append(f"{m['processor']}, {m['threads']} threads: [all tables](docs/benchmarks.md).")
@@ -96,7 +105,7 @@ def choices(results: dict[str, Any]) -> str:
             what = e["about"].removeprefix("bgkernels, ")
             rows.append([title, what, f"{_median(e) / best:.2f}", f"{_temporaries(e):,.0f}"])
             title = ""
-    return markdown(["", "mode, budget", "× limit", "temporaries, MiB"], rows)
+    return markdown(["shape", "mode, budget", "× limit", "temporaries, MiB"], rows)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -133,7 +142,7 @@ def _title(field: dict[str, Any]) -> str:
 def steps(field: dict[str, Any]) -> str:
     """One field, a line an entry."""
     best = limit(field)
-    head = ["", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
+    head = ["entry", "step, s", "forward", "min–max", "× limit", "peak, MiB", "temporaries, MiB",
             "passes", "plan"]  # fmt: skip
     rows = [_step(e, best) for e in field["entries"]]
     if any(e.get("joules") is not None for e in field["entries"]):
@@ -205,7 +214,7 @@ def _slopes(points: list[dict[str, Any]]) -> str:
 
 
 def _end_to_end(rows: list[dict[str, Any]]) -> str:
-    head = ("", "step, s", "peak, MiB", "largest batch", "within, MiB")
+    head = ("variant", "step, s", "peak, MiB", "largest batch", "within, MiB")
     return markdown(
         head,
         [

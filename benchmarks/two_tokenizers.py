@@ -28,7 +28,7 @@ from bgkernels.training.records import texts_of
 from bgkernels.training.tokens import train_tokenizer
 from bgkernels.vocabularies import read
 
-METHODS = ("hard", "static")
+METHODS = ("hard", "static", "entropy")
 STUDENT, TEACHER = 4096, 8192
 SMALL = DemoConfig(
     data=DataConfig(max_bytes=4_000_000),

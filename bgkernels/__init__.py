@@ -1,6 +1,6 @@
 """Hybrid distillation losses from hidden states, never holding ``[tokens, vocab]``.
 
-Hard and soft labels are mixed per token, by what the teacher knows of it.
+Hard and soft labels are mixed per token, as the teacher's distribution of the token suggests.
 The public names are below; ``bgkernels.divergences`` and ``bgkernels.routing`` hold the registries.
 """
 
@@ -28,7 +28,7 @@ from bgkernels.teachers import (
     TopKTeacher,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "HybridDistillationLoss",
@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """``bgkernels.vocabularies``, imported when it is asked for: few calls need it."""
+    """Import ``bgkernels.vocabularies`` at its first use: few calls need it."""
     if name == "vocabularies":
         return import_module("bgkernels.vocabularies")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """This module helps with losses that are spread over the ranks of a process group.
 
-Ranks that share out the vocabulary are the ``vocab_group`` of the loss, whose rules are in
-:mod:`bgkernels.streaming.shard`; ranks that hold different tokens need one normaliser.
+If the vocabulary is split over ranks, pass them as ``vocab_group`` of the loss; the rules are in
+:mod:`bgkernels.streaming.shard`. If ranks hold different tokens, they need a common divisor.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def global_num_items(
 ) -> Tensor:
     """Count the valid tokens of a batch that is spread over ranks, to pass as ``num_items``.
 
-    With it, the losses of the ranks add up to the loss of the whole batch, however unevenly the
-    valid tokens are spread: over data-parallel ranks, or over the ranks of a sharded sequence.
+    With this divisor, the losses of the ranks add up to the loss of the whole batch, however
+    unevenly the valid tokens are spread over data-parallel ranks or ranks of a sharded sequence.
 
     Args:
         target: labels of this rank.
-        group: the ranks that hold different tokens; None for the default group, or for this process
-            alone where there is none. Not the ``vocab_group``, whose ranks hold the same tokens.
-        ignore_index: the label of tokens that take no part.
+        group: the ranks that hold different tokens, and so not the ``vocab_group``, whose ranks
+            hold the same tokens. None: the default group, or this process alone if there is none.
+        ignore_index: the label of tokens that are left out of the loss.
         averaged: whether gradients are averaged over the group afterwards, as DDP and FSDP do,
             instead of being summed; the count is then divided by the number of ranks.
 

@@ -1,8 +1,8 @@
 """A divergence compares the teacher ``p_t`` with the student ``p_s``, from row statistics.
 
 Both distributions are softmaxes at temperature T over the compared columns. A factory checks its
-parameters, maps its limits to the statistics they are, and returns a :class:`Divergence`. Register
-your own with :func:`register`; see ``CONTRIBUTING.md``.
+parameters, and returns a :class:`Divergence`; at a limit of its parameters, it returns the
+divergence of that limit. Register your own with :func:`register`; see ``CONTRIBUTING.md``.
 
 Example:
     >>> from bgkernels import divergences
@@ -38,7 +38,7 @@ def _within(name: str, value: float, low: float, high: float, *, high_open: bool
 
 @register
 def forward_kl() -> Divergence:
-    """It is ``KL(p_t ‖ p_s)``: the student covers what the teacher can say (Hinton et al. 2015)."""
+    """It is ``KL(p_t ‖ p_s)``, which covers all that the teacher may say (Hinton et al. 2015)."""
     return Divergence("forward_kl", lambda s: s.kl_ts)
 
 
@@ -58,9 +58,9 @@ def jeffreys() -> Divergence:
 def generalized_jsd(beta: float = 0.5) -> Divergence:
     """It is ``β·KL(p_t ‖ m) + (1-β)·KL(p_s ‖ m)`` for ``m = β·p_t + (1-β)·p_s``.
 
-    It is from GKD (Agarwal et al. 2024). As there and in what followed, ``beta=0`` is the forward
-    and ``beta=1`` the reverse KL, though the formula tends to 0 there. The released Bridge-Garden
-    code's ``js_distance(lam)`` is ``generalized_jsd(1 - lam)``.
+    It is from GKD (Agarwal et al. 2024). As in GKD and its successors, ``beta=0`` is the forward
+    and ``beta=1`` the reverse KL, although the formula tends to 0 at both. ``js_distance(lam)`` of
+    the released Bridge-Garden code is ``generalized_jsd(1 - lam)``.
     """
     beta = _within("beta", beta, 0, 1)
     if beta in (0, 1):
@@ -118,11 +118,11 @@ def renyi(alpha: float = 0.5) -> Divergence:
 def adaptive_kl(mu: float = 0.5, detach: bool = False) -> Divergence:
     """It is ``h·KL(p_t ‖ p_s) + (1-h)·KL(p_s ‖ p_t)`` for ``h = sigmoid(μ·(H_s - H_t))``.
 
-    The Bridge-Garden code releases it in this form.
+    This form is that of the released Bridge-Garden code.
 
     Args:
         mu: slope of the gate, per nat.
-        detach: treat ``h`` as a constant. By default gradient flows through the student's entropy.
+        detach: treat ``h`` as a constant. By default, the gradient includes the student's entropy.
     """
 
     def rows(s: RowStats) -> Tensor:
@@ -138,11 +138,10 @@ def alpha_beta(alpha: float = 0.2, beta: float = 0.7) -> Divergence:
     """It is the alpha-beta divergence (Cichocki et al. 2011; ABKD, Wang et al. 2025).
 
     With ``p = p_t`` and ``q = p_s`` it is
-    ``-1/(αβ) · Σ [ p^α q^β - α/(α+β)·p^(α+β) - β/(α+β)·q^(α+β) ]``, and its limits at α = 0, β = 0,
-    α = -β and α = β = 0 where they are reached exactly. (1, 0) is the forward and (0, 1) the
-    reverse KL. Near a limit the three sums cancel: the value of α and β should be 0 or at least
-    about 1e-3 in fp32. The limits other than KLs weigh all columns alike and are infinite where one
-    is masked by ``-inf``.
+    ``-1/(αβ) · Σ [ p^α q^β - α/(α+β)·p^(α+β) - β/(α+β)·q^(α+β) ]``. At α = 0, β = 0, α = -β and
+    α = β = 0 it is the limit of this formula. (1, 0) is the forward and (0, 1) the reverse KL. Near
+    a limit the three sums cancel: in fp32, α and β should be 0 or at least about 1e-3. Limits that
+    are not KLs give all columns the same weight, and are infinite if one is masked by ``-inf``.
     """
     if (alpha, beta) == (1, 0):
         return forward_kl()

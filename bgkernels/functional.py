@@ -48,9 +48,10 @@ def linear_hybrid_distillation(
 ) -> Loss:
     """Compute a hybrid distillation loss from hidden states, never holding ``[tokens, vocab]``.
 
-    Each token's loss is ``hard·CE + soft·T²·D``: the student's cross-entropy with the label at
-    temperature 1, and a divergence from the teacher at temperature T, weighted by a routing policy.
-    Gradients flow to ``input``, ``linear_weight`` and ``linear_bias``, where they are asked for.
+    Each token's loss is ``hard·CE + soft·T²·D``: CE is the student's cross-entropy with the label
+    at temperature 1, D a divergence from the teacher at temperature T, and a routing policy gives
+    the weights ``hard`` and ``soft``. ``input``, ``linear_weight`` and ``linear_bias`` get a
+    gradient if they require one.
 
     Args:
         input: ``(..., D)`` the student's last hidden states, fp32, bf16, fp16 or fp64.
@@ -59,53 +60,56 @@ def linear_hybrid_distillation(
             :class:`MixtureTeacher` with the same leading shape; None is enough for
             ``routing="hard"`` with a target tensor.
         target: ``(...)`` integer labels, ``"teacher_argmax"``, or ``"teacher_sample"`` (a token
-            drawn from the teacher at temperature 1).
-        linear_bias: ``(V,)``, or None.
+            sampled from the teacher at temperature 1).
+        linear_bias: ``(V,)`` the student's bias, or None.
         divergence: a name in ``bg.divergences``, or a :class:`Divergence`.
         routing: a name in ``bg.routing``, a :class:`Policy`, or any callable
             ``RowStats -> (hard, soft)``.
-        temperature: ``T`` of the divergence. Routing looks at the distributions at temperature 1,
-            whatever T is: whether a token is a bridge is no matter of how it is trained.
+        temperature: ``T`` of the divergence. Routing sees the distributions at temperature 1,
+            whatever T is: whether a token is a bridge does not depend on how it is trained.
         logit_scale, logit_softcap: the student's real logits are ``cap·tanh(scale·x / cap)``.
-        label_smoothing: of the cross-entropy, as in ``torch.nn.functional.cross_entropy``.
+        label_smoothing: smoothing of the cross-entropy, as in
+            ``torch.nn.functional.cross_entropy``.
         z_loss: weight of the squared log-sum-exp of the student's logits.
-        ignore_index: tokens with this target take no part, and their logits are not looked at.
-        token_weight: ``(...)`` factor on each token's loss; it does not enter the divisor.
-        reduction: ``"mean"`` over the tokens that take part, ``"sum"``, or ``"none"``: ``(...)``.
-        num_items: divisor of the mean instead of that count, for gradient accumulation and data
-            parallelism; both terms share it.
+        ignore_index: tokens with this target are left out of the loss; their logits do not matter.
+        token_weight: ``(...)`` factor on each token's loss; it does not change the divisor.
+        reduction: ``"mean"`` over the tokens with a label, ``"sum"``, or ``"none"``: ``(...)``.
+        num_items: divisor of the mean, for gradient accumulation and data parallelism; both terms
+            have the same one. None: the number of tokens with a label.
         vocab_size: compare these leading columns, and normalise the cross-entropy over them too.
             None: compare the columns that both models have, and normalise the cross-entropy over
             all of the student's.
-        vocab_group: ranks that share out the vocabulary: weights, biases and logits hold this
-            rank's columns, tokens and labels (of the whole vocabulary) are the same on each, and so
-            are loss, statistics and the gradient of ``input``. See :mod:`bgkernels.distributed`;
-            DTensors: :mod:`bgkernels.loss.dtensor`.
-        memory_budget: bytes of temporaries beside inputs and gradients. None: 1.5 GiB on a CPU,
-            2 GiB on a GPU. Less memory costs products: see :mod:`bgkernels.streaming.planner`.
+        vocab_group: ranks over which the vocabulary is split: weights, biases and logits hold this
+            rank's columns. Tokens and labels (of the whole vocabulary) must be the same on each
+            rank; loss, statistics and the gradient of ``input`` then are, too. See
+            :mod:`bgkernels.distributed`, and for DTensors :mod:`bgkernels.loss.dtensor`.
+        memory_budget: most bytes of temporaries, besides inputs and gradients. None: 1.5 GiB on a
+            CPU, 2 GiB on a GPU. A smaller budget costs additional matrix products: see
+            :mod:`bgkernels.streaming.planner`.
         mode: ``"fused"`` computes the gradient in the forward pass, ``"recompute"`` in backward.
-            ``"auto"``: fused where a gradient is wanted, the reduction is a mean or sum, the
-            policy looks at one token at a time (a plain callable is not trusted to), and the
-            budget suffices: recompute mode needs less.
-        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; a name raises where it
-            cannot serve.
-        seed: of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
-            chunking. None: one drawn from torch's generator at each call.
+            ``"auto"`` is fused if a gradient is required, the reduction is a mean or sum, the
+            policy looks at one token at a time (a plain callable is assumed not to), and the
+            budget is large enough; otherwise it is recompute, which needs less memory.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"eager"``; a named backend that cannot
+            serve the call raises.
+        seed: seed of ``"teacher_sample"``; the same seed gives the same tokens in every backend and
+            chunking. None: a new seed from torch's generator at each call.
         return_stats: also return :class:`RowStats`, detached, shaped ``(...)``.
         weight_grad: ``(V, D)`` contiguous fp32 (fp64 for fp64 inputs), such as Megatron's
             ``main_grad``: the weight's gradient is added to it, and ``linear_weight.grad`` gets
-            none. No other sum is kept, so that more fits ``memory_budget``. Fused mode adds in the
-            forward pass: backward must then be that of the loss itself, once, without a factor
-            (``num_items`` and ``token_weight`` take factors); another one raises on a CPU, and
-            makes it NaN on a GPU. Recompute mode adds in backward, with any factor.
+            none. The library keeps no sum of its own, so more tiles fit ``memory_budget``. Fused
+            mode adds in the forward pass. Its loss must then be the one that ``backward`` is called
+            on, once and without a factor (use ``num_items`` or ``token_weight`` for factors); a
+            factor raises on a CPU, and makes the sum NaN on a GPU. Recompute mode adds in
+            backward, with any factor.
 
     Returns:
         The loss, fp32 (fp64 for fp64 inputs), ``()`` or ``(...)``; with ``return_stats`` the pair
-        of loss and statistics. 0, with zero gradients, where no token takes part.
+        of loss and statistics. Without any labelled token, loss and gradients are 0.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit, by name.
-        NotImplementedError: a named backend that cannot serve, with its reason.
+        TypeError, ValueError: an argument has the wrong type, shape or value; the message names it.
+        NotImplementedError: a named backend cannot serve the call; the message says why.
 
     Example:
         >>> import torch, bgkernels as bg
@@ -155,13 +159,13 @@ def hybrid_distillation(
 ) -> Loss:
     """Compute a hybrid distillation loss from logits that exist already.
 
-    The gradient is one more ``[tokens, vocab]``. Where there are hidden states,
-    :func:`linear_hybrid_distillation` needs neither.
+    The gradient is a second ``[tokens, vocab]`` tensor. With hidden states and a head,
+    :func:`linear_hybrid_distillation` needs neither of the two tensors.
 
     Args:
         logits: ``(..., V)`` the student's raw head outputs.
         overwrite_logits: write the gradient over ``logits`` in the forward pass (fused mode). Their
-            values are lost; autograd is told, so that an earlier operation which saved them raises.
+            values are lost. If an earlier operation saved them for its backward, autograd raises.
 
     The other arguments, the result and the errors are those of :func:`linear_hybrid_distillation`.
 
@@ -212,14 +216,14 @@ def plan(
 ) -> StepPlan:
     """Say how :func:`linear_hybrid_distillation` would run with these arguments; compute nothing.
 
-    Values of tensors do not matter but for labels, which are checked; shapes, dtypes, device, and
-    which tensors ask for a gradient do. A plan also depends on the number of threads.
+    The plan depends on the shapes, dtypes and device of the tensors, on which of them require a
+    gradient, and on the number of threads. Only the values of labels are read, to check them.
 
     Returns:
-        :class:`StepPlan`.
+        A :class:`StepPlan`.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as the loss does.
+        TypeError, ValueError, NotImplementedError: the errors of the loss.
 
     Example:
         >>> import torch, bgkernels as bg
@@ -251,7 +255,7 @@ def objective_of(options: Options) -> Objective:
     """Return the loss of a row that options ask for.
 
     Raises:
-        TypeError, ValueError: an unknown divergence or policy, by name.
+        TypeError, ValueError: the divergence or policy is unknown; the message names it.
     """
     names = options.divergence, options.routing
     numbers = float(options.temperature), options.label_smoothing, options.z_loss
@@ -291,16 +295,16 @@ def linear_row_stats(
     backend: str = "auto",
     seed: int | None = None,
 ) -> RowStats:
-    """Compute differentiable statistics of each token, to build any objective on in plain torch.
+    """Compute differentiable statistics of each token, to build any objective in plain torch.
 
-    Backward multiplies the logits again (recompute mode), with whatever upstream gradient.
+    Backward multiplies the logits again (recompute mode), and takes any upstream gradient.
 
     Args:
-        teacher: as in :func:`linear_hybrid_distillation`; without one its fields are 0.
+        teacher: as in :func:`linear_hybrid_distillation`; with None, the teacher's fields are 0.
         extras: extra statistics to compute: :class:`Tilt`, :class:`Tempered`,
             :class:`Mixture`, :class:`TotalVariation`.
-        temperature: of all statistics but ``nll``, ``lse_hard`` and ``logit_mean``, which are at
-            temperature 1.
+        temperature: temperature of all statistics except ``nll``, ``lse_hard`` and ``logit_mean``,
+            which are at temperature 1.
 
     The other arguments and the errors are those of :func:`linear_hybrid_distillation`.
 

@@ -1,10 +1,11 @@
-"""A routing policy says how much each token trusts its hard label, and how much the soft one.
+"""A routing policy gives each token the weights of its hard and of its soft label.
 
-A policy maps :class:`~bgkernels.RowStats` to ``(hard, soft)`` weights, one pair a row. At a
-*bridge* (teacher sure) the hard label should lead, in a *garden* (many good continuations) the soft
-one (Bridge-Garden, arXiv 2605.26246). Which of them a token is does not depend on the temperature
-of the divergence: a policy sees each model's distribution over the compared columns at temperature
-1. Register your own with :func:`register`, or pass any callable.
+A policy maps :class:`~bgkernels.RowStats` to ``(hard, soft)`` weights, one pair per row. At a
+*bridge* (the teacher is sure) the hard label should get more weight, in a *garden* (many
+continuations are good) the soft label (Bridge-Garden, arXiv 2605.26246). Whether a token is a
+bridge does not depend on the temperature of the divergence: a policy sees each model's
+distribution over the compared columns at temperature 1. Register your own policy with
+:func:`register`, or pass any callable.
 
 Example:
     >>> from bgkernels import routing
@@ -33,7 +34,7 @@ LOG_EPS = 1e-8
 
 @dataclass
 class Curriculum(Policy):
-    """It is a policy that depends on training progress: advance ``step`` once an optimiser step."""
+    """The policy depends on training progress: add 1 to ``step`` after each optimiser step."""
 
     step: int = 0
 
@@ -43,7 +44,7 @@ register = registry.register
 
 
 def get(policy: str | Policy | Weights, /, **params: object) -> Policy:
-    """Return a policy by its name, or itself, or from any callable (taken to be batchwide)."""
+    """Return the policy of this name, or the policy itself; a callable becomes a batchwide one."""
     if isinstance(policy, str):
         return registry.get(policy, **params)
     if isinstance(policy, Policy):
@@ -73,7 +74,7 @@ def _constant(name: str, hard: float, soft: float) -> Policy:
 
 @register
 def hard() -> Policy:
-    """Weights are ``(1, 0)``: cross-entropy alone, which reads a teacher only for its label."""
+    """Weights are ``(1, 0)``: cross-entropy alone. A teacher is read only to choose the label."""
     return _constant("hard", 1.0, 0.0)
 
 
@@ -102,8 +103,8 @@ def confidence(kind: str = "label") -> Policy:
     """Weights are ``(c, 1 - c)`` with the teacher's confidence ``c``.
 
     Args:
-        kind: ``"label"``: ``c = p_t[label]``, as the Bridge-Garden code; ``"max"``:
-            ``c = max p_t``, as its paper.
+        kind: ``"label"``: ``c = p_t[label]``, as in the Bridge-Garden code; ``"max"``:
+            ``c = max p_t``, as in its paper.
     """
     if kind not in ("label", "max"):
         raise ValueError(f"`kind` must be 'label' or 'max'; got {kind!r}")
@@ -116,7 +117,7 @@ def confidence(kind: str = "label") -> Policy:
 
 
 def normalized_entropy(s: RowStats) -> Tensor:
-    """Return the teacher's entropy as a share of its greatest value, ``H_t / log V`` in [0, 1]."""
+    """Return the teacher's entropy as a share of its maximum, ``H_t / log V`` in [0, 1]."""
     return (s.entropy_t / math.log(max(s.vocab, 2))).clamp(0, 1)
 
 
@@ -125,10 +126,10 @@ def entropy(kind: str = "power", gamma: float = 0.1) -> Policy:
     """Weights are ``(1 - s, s)`` with the teacher's entropy ``s`` in [0, 1]: the default policy.
 
     Args:
-        kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as the Bridge-Garden code;
-            ``"shannon"``: ``s = H_t / log V``, as its paper. V is the number of compared columns.
-        gamma: exponent of the power sum, in (0, 1). Small values hear the tail: 0.1 stays near 0.2
-            where one token has all mass.
+        kind: ``"power"``: ``s = (Σ p_t^γ - 1) / (V^(1-γ) - 1)``, as in the Bridge-Garden code;
+            ``"shannon"``: ``s = H_t / log V``, as in its paper. V counts the compared columns.
+        gamma: exponent of the power sum, in (0, 1). Small values are sensitive to the tail: with
+            0.1, s stays near 0.2 if one token has nearly all the probability.
     """
     if kind == "shannon":
         return Policy("entropy", lambda s: _pair(normalized_entropy(s)))
@@ -150,7 +151,7 @@ def _pair(soft_weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @register
 def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
-    """Weights are ``(1 - s, s)``, ``s = sigmoid(sharpness·(H_t/log V - tau))``: bridge below it."""
+    """Weights are ``(1 - s, s)`` with ``s = sigmoid(sharpness·(H_t/log V - tau))``."""
     _fraction(tau=tau)
     _non_negative(sharpness=sharpness)
     return Policy(
@@ -163,7 +164,8 @@ def threshold(tau: float = 0.5, sharpness: float = 20.0) -> Policy:
 def top_entropy(fraction: float = 0.2) -> Policy:
     """The ``ceil(fraction · valid)`` tokens of highest teacher entropy get ``(0, 1)``.
 
-    They are the gardens; the others, bridges, get ``(1, 0)``. Ties go to the earlier token.
+    They count as gardens. All other tokens count as bridges and get ``(1, 0)``. Of tokens with
+    equal entropy, the earlier one comes first.
     """
     _fraction(fraction=fraction)
 
@@ -183,11 +185,11 @@ def top_entropy(fraction: float = 0.2) -> Policy:
 def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
     """Weights are ``(1, w·ω)``, ``ω = 1 - e^-r``, ``r = log p_s[label] / log p_t[label]``.
 
-    This is WSL (Zhou et al. 2021), with the guards of the Bridge-Garden code; ``ω`` is detached.
+    This is WSL (Zhou et al. 2021), with the clamps of the Bridge-Garden code; ``ω`` is detached.
 
     Args:
         w: weight of the soft term.
-        inverted: ``ω = e^-r`` instead, the "reverse" control of the Bridge-Garden code.
+        inverted: take ``ω = e^-r`` instead, the "reverse" control of the Bridge-Garden code.
     """
     _non_negative(w=w)
 
@@ -202,7 +204,7 @@ def weighted_soft(w: float = 1.0, inverted: bool = False) -> Policy:
 
 @register
 def reverse(policy: str | Policy | Weights = "entropy") -> Policy:
-    """Swap the weights of ``policy``: a control that trusts the wrong label."""
+    """Swap the weights of ``policy``: a control that prefers the wrong label."""
     base = get(policy)
 
     def weights(s: RowStats) -> tuple[Weight, Weight]:
@@ -219,9 +221,9 @@ def curriculum(
 ) -> Curriculum:
     """Go from the hard label to ``policy``: ``(1 - c + c·hard, c·soft)``, ``c = schedule(step)``.
 
-    With ``policy="soft"`` and a schedule that rises to ``w`` it is the Bridge-Garden code's
-    curriculum, and its reverse with one that falls from 1 to ``w``. The caller advances ``.step``
-    of the returned object.
+    With ``policy="soft"`` and a schedule that rises to ``w``, it is the curriculum of the
+    Bridge-Garden code; with a schedule that falls from 1 to ``w``, it is the code's reverse
+    curriculum. The caller advances ``.step`` of the returned object.
     """
     base = get(policy)
     scheduled = schedule if callable(schedule) else lambda step: float(schedule)
@@ -245,8 +247,8 @@ def curriculum(
 def risk_guided(w: float = 0.5, alpha: float = 0.05, gamma: float = 0.9999) -> Policy:
     """Weights are ``(1 - w, w)``; Bridge-Garden's chi-square term replaces the cross-entropy.
 
-    See :func:`chi_square`. It couples neighbouring positions: the last leading dimension of the
-    input is the position in the sequence.
+    See :func:`chi_square`. The term couples neighbouring positions, so the last leading dimension
+    of the input must be the position in the sequence.
     """
     _fraction(w=w, gamma=gamma)
     _non_negative(alpha=alpha)

@@ -1,6 +1,6 @@
-"""Soft labels come from one of these: a head, logits, some of their columns, or a mixture.
+"""A teacher object is the source of soft labels: a head, logits, their top columns, or a mixture.
 
-A teacher of another vocabulary is matched with the student's.
+:class:`MatchedTeacher` is for a teacher whose vocabulary is not the student's.
 """
 
 from bgkernels.streaming.teachers.base import Teacher
@@ -21,5 +21,5 @@ __all__ = [
 
 
 def members(teacher: Teacher | None) -> tuple[Teacher, ...]:
-    """The teachers of a mixture, or the one; none for None."""
+    """Return the teachers of a mixture, or the single teacher; nothing for None."""
     return () if teacher is None else teacher.members

@@ -78,6 +78,7 @@ PYBIND11_MODULE(_C, m) {
     throw std::runtime_error("BGKERNELS_CPU_TARGET must be one of " + listed(target_names()) +
                              " on this machine, got '" + getenv("BGKERNELS_CPU_TARGET") + "'");
   m.attr("MAX_EXTRAS") = kMaxExtras;
+  m.attr("CODE_BLOCK") = kCodeBlock;
 
   py::class_<BoundSpec>(m, "Spec").def(
       py::init(&make_spec), py::kw_only(), "columns"_a, "compared"_a, "temperature"_a,
@@ -88,7 +89,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_targets", &target_names);
   m.def("set_cpu_target", &choose_target, "name"_a);
   bind_product(m);
-  bind_coding(m);
 #ifdef BGK_CUDA
   bind_cuda(m.def_submodule("cuda"));
 #endif

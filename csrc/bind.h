@@ -19,6 +19,7 @@ typedef uintptr_t Address;
 typedef std::tuple<Address, int64_t, int64_t, int> Rows;  // data, row stride, columns, dtype
 typedef std::tuple<int64_t, int64_t, int64_t> Corner;     // rows; first row and column of the tile
 typedef std::pair<Address, int64_t> Numbers;              // data and stride of a Matrix
+typedef std::pair<Numbers, Numbers> Codes;                // words and centres
 
 struct Cap {
   float scale, cap;
@@ -41,10 +42,11 @@ inline Logits logits(const Rows& x, const Cap& map = {1.0f, 0.0f}) {
 }
 
 inline Tile tile_of(const BoundSpec& spec, const Rows& student, const Rows& teacher,
-                    const Corner& corner) {
+                    const Corner& corner, const Codes& codes) {
   const auto& [rows, first_row, first_column] = corner;
   const Logits s = logits(student, spec.student), t = logits(teacher, spec.teacher);
-  return {s, t, rows, first_row, first_column};
+  const Code code = {matrix<uint32_t>(codes.first), matrix<float>(codes.second)};
+  return {s, t, rows, first_row, first_column, code};
 }
 
 inline bool readable(const Logits& x) { return x.dtype >= kF32 && x.dtype <= kF16; }
@@ -56,17 +58,17 @@ void bind_primitives(py::module_ m) {
   typedef const typename Device::Where& Where;
   const py::call_guard<py::gil_scoped_release> unlocked;
   auto absorb = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
-                   const Corner& corner, const Numbers& floats, const Numbers& ints, Address labels,
-                   Where where) -> int {
+                   const Corner& corner, const Codes& codes, const Numbers& floats,
+                   const Numbers& ints, Address labels, Where where) -> int {
     const State state = {matrix<float>(floats), matrix<int64_t>(ints)};
-    const Tile tile = tile_of(spec, student, teacher, corner);
+    const Tile tile = tile_of(spec, student, teacher, corner, codes);
     if (!readable(tile)) return kUnknownDType;
     return Device::absorb({spec.plain, tile, state, (const int64_t*)labels}, where);
   };
   auto absorb_pairs = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
-                         const Corner& corner, const Numbers& floats, Address labels, Address lse_s,
-                         Address lse_t, Where where) -> int {
-    const Tile tile = tile_of(spec, student, teacher, corner);
+                         const Corner& corner, const Codes& codes, const Numbers& floats,
+                         Address labels, Address lse_s, Address lse_t, Where where) -> int {
+    const Tile tile = tile_of(spec, student, teacher, corner, codes);
     if (!readable(tile)) return kUnknownDType;
     return Device::absorb_pairs({spec.plain, tile, matrix<float>(floats), (const int64_t*)labels,
                                  (const double*)lse_s, (const double*)lse_t},
@@ -85,9 +87,9 @@ void bind_primitives(py::module_ m) {
                         where);
   };
   auto vjp = [](const BoundSpec& spec, const Rows& student, const Rows& teacher,
-                const Corner& corner, const Rows& out, const Numbers& factors, Address labels,
-                Where where) -> int {
-    const Tile tile = tile_of(spec, student, teacher, corner);
+                const Corner& corner, const Codes& codes, const Rows& out, const Numbers& factors,
+                Address labels, Where where) -> int {
+    const Tile tile = tile_of(spec, student, teacher, corner, codes);
     if (!readable(tile) || !readable(logits(out))) return kUnknownDType;
     return Device::vjp(
         {spec.plain, tile, logits(out), matrix<const double>(factors), (const int64_t*)labels},
@@ -103,7 +105,6 @@ void bind_primitives(py::module_ m) {
 // Matrix products, the coding of kept tiles, and the primitives of csrc/cuda, as functions of a
 // module.
 void bind_product(py::module_& m);
-void bind_coding(py::module_& m);
 void bind_cuda(py::module_ m);
 
 }  // namespace bgk

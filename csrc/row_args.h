@@ -46,18 +46,29 @@ struct Logits {
   float scale, cap;
 };
 
-struct Tile {
-  Logits student;
-  Logits teacher;  // its columns are the student's leading ones
-  int64_t rows;
-  int64_t first_row, first_column;  // of the tile, in the whole input
-};
-
 // A matrix of one number a row in each of its rows: statistics, derivatives, coefficients.
 template <class T>
 struct Matrix {
   T* data;  // (names, rows), inner stride 1
   int64_t stride;
+};
+
+// Least number of compared columns that share centres.
+constexpr int64_t kCodeBlock = 256;
+
+// bgkernels.backends.code.Code: where the first read of pass 1 writes a tile, and all others find
+// it; without words, there is none.
+struct Code {
+  Matrix<uint32_t> words;  // (rows, columns)
+  Matrix<float> centres;   // (rows, two a block of kCodeBlock columns)
+};
+
+struct Tile {
+  Logits student;
+  Logits teacher;  // its columns are the student's leading ones
+  int64_t rows;
+  int64_t first_row, first_column;  // of the tile, in the whole input
+  Code code;
 };
 
 struct State {
@@ -114,26 +125,6 @@ struct ScaleArgs {
   bool wide;
 };
 
-// Compared columns that share a centre: see cpu/coding.inl.
-constexpr int64_t kCodeBlock = 512;
-
-// A tile on its way into memory at a word a (row, column).
-struct EncodeArgs {
-  Tile tile;              // fp32
-  Matrix<float> words;    // a row in each of its rows
-  const int64_t* labels;  // (rows): rows of kSkip are left out
-  int* failed;            // set where some row is beyond the code, which then holds nothing
-};
-
-// One model's logits of it.
-struct DecodeArgs {
-  Matrix<const float> words;
-  int64_t rows, compared;
-  Logits out;  // fp32
-  bool teacher;
-  const int64_t* labels;  // as in EncodeArgs
-};
-
 // The primitives of one instruction set; each returns kOk.
 struct Kernels {
   const char* name;
@@ -143,8 +134,6 @@ struct Kernels {
   int (*finalize)(const FinalizeArgs&, int threads);
   int (*fold)(const FoldArgs&, int threads);
   int (*vjp)(const VjpArgs&, int threads);
-  int (*encode)(const EncodeArgs&, int threads);
-  int (*decode)(const DecodeArgs&, int threads);
 };
 
 }  // namespace bgk

@@ -31,7 +31,7 @@ TREE = "tree/"
 SIZE, SCALE = 24, 1.12
 """Points that formulas are drawn at; and their size beside that of the text."""
 
-LINK = re.compile(r"(\]\()([^)\s:]*[^)\s:#/])(#[^)\s]*)?(\))")
+LINK = re.compile(r"(\]\()([^)\s:#]*[^)\s:#/])(#[^)\s]*)?(\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.M | re.S)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
 TIGHT = re.compile(r"(?<=[=(])-|(?<== )-|\\(?:pm|partial)\b")

@@ -151,11 +151,15 @@ def page(found: list[Found]) -> str:
     lines = [
         "# Architectures", "",
         "Every causal, image-and-text and encoder–decoder class of transformers "
-        f"{transformers.__version__}, built small from its configuration and",
-        'tried: as a student, whose loss with `routing="hard"` must be its own, in value and '
-        "gradient; as a teacher, whose logits must be its own.",
-        "`make architectures` writes this page.", "",
-        "| | " + " | ".join(KINDS) + " |", "|---|" + "---|" * len(KINDS),
+        f"{transformers.__version__} was built small from its",
+        'configuration and tested: as a student, whose loss with `routing="hard"` must equal the '
+        "model's own, in value and gradient; and as a",
+        "teacher, whose logits must equal the model's own. `make architectures` writes this page.",
+        "",
+        "The table counts classes. *Refused*: `attach` raises an error. *Cannot be built*: the "
+        "small model could not be made, so nothing is",
+        "known. *Silent*: another loss without an error. *Crashed*: any other error.", "",
+        "| outcome | " + " | ".join(KINDS) + " |", "|---|" + "---|" * len(KINDS),
     ]  # fmt: skip
     for outcome in OUTCOMES:
         counts = [sum(f.kind == kind and f.outcome == outcome for f in found) for kind in KINDS]

@@ -58,6 +58,11 @@ def widest() -> list[tuple[str, str]]:
     return list({backend: (backend, dtype) for backend, dtype in served}.values())
 
 
+DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
+PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
+"""Each divergence with a policy, and each policy with a divergence."""
+
+
 def normal(*shape: int, seed: int, std: float = 1.0) -> Tensor:
     """Normal numbers in float64 that bf16 holds exactly."""
     generator = torch.Generator().manual_seed(seed)
@@ -166,12 +171,8 @@ class Problem:
 
     def call(self, student: Mapping[str, Tensor], **options: Any) -> Any:
         """The library's loss of these student tensors."""
-        rest = dict(student)
-        teacher, options = self.library_teacher(), {**self.student_cap, **options}
-        if "logits" in rest:
-            return bg.hybrid_distillation(rest["logits"], teacher, self.target, **options)
-        x, w = rest.pop("input"), rest.pop("linear_weight")
-        return bg.linear_hybrid_distillation(x, w, teacher, self.target, **rest, **options)
+        options = {**self.student_cap, **options}
+        return called(student, self.library_teacher(), self.target, **options)
 
     def logits(self, student: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Dense real logits of student and teacher, of low-precision ones kept in fp32."""
@@ -183,13 +184,13 @@ class Problem:
         """The library's loss, then the gradient of each student tensor."""
         leaves = self.leaves()
         value = self.call(leaves, **loss.library(), **more)
-        return _with_gradients(value, leaves, upstream)
+        return with_gradients(value, leaves, upstream)
 
     def dense(self, loss: Loss, upstream: Tensor | float = 1.0) -> list[Tensor]:
         """The same of the oracle, in the problem's dtype."""
         leaves = self.leaves()
         s, t = self.logits(leaves)
-        return _with_gradients(
+        return with_gradients(
             oracle.hybrid_loss(s, t, self.target, **loss.oracle()), leaves, upstream
         )
 
@@ -206,9 +207,21 @@ def _at_least_fp32(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def _with_gradients(
-    loss: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | float
+def called(
+    student: Mapping[str, Tensor], teacher: Any, target: Tensor | str, **options: Any
+) -> Any:
+    """The library's loss of a student's logits, or of its hidden states and head."""
+    rest = dict(student)
+    if "logits" in rest:
+        return bg.hybrid_distillation(rest["logits"], teacher, target, **options)
+    x, w = rest.pop("input"), rest.pop("linear_weight")
+    return bg.linear_hybrid_distillation(x, w, teacher, target, **rest, **options)
+
+
+def with_gradients(
+    loss: Tensor, leaves: Mapping[str, Tensor], upstream: Tensor | float = 1.0
 ) -> list[Tensor]:
+    """The loss, then the gradient of each leaf."""
     factor = torch.as_tensor(upstream, dtype=loss.dtype).expand(loss.shape)
     return [loss.detach(), *torch.autograd.grad(loss, list(leaves.values()), factor)]
 
@@ -278,13 +291,37 @@ def conform(
     The default upstream gradient is a power of two: any other rounds a 16-bit gradient twice in
     fused mode, which holds it in its own dtype.
     """
-    ours = problem.to(dtype)
-    ref = ours.to(torch.float64).dense(loss, upstream)
-    yardstick = ref if dtype == torch.float64 else ours.dense(loss, upstream)
+    agree(
+        problem,
+        lambda made, **run: made.ours(loss, upstream, **run),
+        lambda made: made.dense(loss, upstream),
+        dtype,
+        runs,
+    )
+
+
+def agree(
+    problem: Any,
+    ours: Callable[..., list[Tensor]],
+    dense: Callable[[Any], list[Tensor]],
+    dtype: torch.dtype,
+    runs: list[dict[str, Any]],
+) -> None:
+    """Compare what the library makes of a problem with what is dense, in each run.
+
+    Args:
+        problem: with ``student`` tensors, and ``to`` another dtype.
+        ours: ``(problem, **run)`` -> loss and gradients of the student.
+        dense: ``(problem)`` -> the same.
+        dtype: of the problem.
+        runs: backend, mode and so on of each.
+    """
+    mine = problem.to(dtype)
+    reference = dense(mine.to(torch.float64))
+    yardstick = reference if dtype == torch.float64 else dense(mine)
     for run in runs:
-        got = ours.ours(loss, upstream, **run)
-        names = ["loss", *problem.student]
-        assert_each_close(names, got, ref, yardstick, torch.finfo(dtype).eps, run)
+        got, eps = ours(mine, **run), torch.finfo(dtype).eps
+        assert_each_close(["loss", *mine.student], got, reference, yardstick, eps, run)
 
 
 class Failures:

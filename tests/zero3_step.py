@@ -19,6 +19,7 @@ import bgkernels as bg
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.transformers import HybridDistillationTrainer
 from tests.integrations.steps import SHANNON, arguments, examples
+from tests.integrations.two_tokenizers import Pair
 from tests.integrations.zero3 import RATE, steps, student, teacher
 from tests.models import REPORTED, batch, dense, tiny
 
@@ -73,6 +74,19 @@ def attached(case: str, other: Any, late: bool = False, **options: Any) -> dict[
     found = plain(case, model if late else trainable(model), call)
     assert attachment.student.examined
     return found
+
+
+def two_tokenizers(folder: Path) -> dict[str, Tensor]:
+    """A step of a student whose teacher has another tokenizer, both in parts."""
+    pair = Pair.load(folder)
+    model, other = pair.models()
+    attach(model, engine(other), routing="static", **pair.both)
+    trained, whole_batch = trainable(model), pair.batch(rows=4)
+    items = (whole_batch["labels"][:, 1:] != -100).sum() / dist.get_world_size()
+    mine = {name: x[dist.get_rank() :: 2] for name, x in whole_batch.items()}
+    trained.backward(trained(**mine, num_items_in_batch=items).loss)
+    trained.step()
+    return whole(trained.module)
 
 
 class Own(nn.Module):
@@ -172,6 +186,7 @@ if __name__ == "__main__":
         "biased": attached("biased", engine(teacher()), late=True),
         "frozen": attached("frozen", teacher()),
         "own": own(),
+        "two tokenizers": two_tokenizers(folder),
     }
     trained = trainer("trainer", folder, None)  # loads the teacher in parts
     found["trainer"] = whole(trained.model)

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from bgkernels.backends.code import Code
 from bgkernels.rows.spec import INTS, RowSpec
 from bgkernels.rows.state import RowState, empty
 from bgkernels.rows.stats import Statistics
@@ -16,26 +17,6 @@ Normalisers = tuple[Tensor, Tensor]
 """``lse_s, lse_t``, ``(rows,)`` fp64."""
 WIDENED = 1 << 24
 """Elements of a 16-bit tensor that are widened at a time."""
-
-
-@dataclass(frozen=True)
-class Code:
-    """A code is a tile's real logits in a word of four bytes a (row, column).
-
-    With ``du``, ``dv`` the logits of student and teacher less their block's centres, a word holds
-    ``max(du, dv)`` in fp16 in its lower half and ``du - dv`` in its upper one; where the teacher
-    has no column, the student's logit in fp32. How exact that is:
-    :mod:`bgkernels.streaming.coding`.
-
-    Args:
-        words: ``(rows, width)`` int32; rows may be strided.
-        centres: ``(rows, 2 * blocks)`` fp32, of student and teacher in turn: maxima of each block.
-        block: columns that share centres.
-    """
-
-    words: Tensor
-    centres: Tensor
-    block: int
 
 
 @dataclass(frozen=True)
@@ -71,11 +52,12 @@ class Backend(Protocol):
     name: str
     scratch_bytes: int
     """Temporary bytes per tile element that the backend allocates; the planner counts them."""
-    code_block: int = 0
-    """Columns that share centres in the codes that it writes and reads; 0: it has no codes."""
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         """Return None, or the reason why it cannot serve these dtypes on this device."""
+
+    def code_block(self, device: torch.device) -> int:
+        """Return how many columns share centres in its codes; 0: it has none on this device."""
 
     def absorb_(
         self,

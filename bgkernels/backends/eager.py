@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
+from bgkernels.backends.code import LEAST_BLOCK
 from bgkernels.rows import stats, vjp
 from bgkernels.rows.arithmetic import NEG_INF, NONE, SKIP, minus, shift, times
 from bgkernels.rows.extras import Pair
@@ -37,6 +38,9 @@ class EagerBackend(Backend):
         wrong = [d for d in dtypes if not d.is_floating_point]
         return f"logits must be floating point, got {wrong[0]}" if wrong else None
 
+    def code_block(self, device: torch.device) -> int:
+        return LEAST_BLOCK
+
     def absorb_(
         self,
         state: RowState,
@@ -48,9 +52,10 @@ class EagerBackend(Backend):
         if normalisers is not None:
             self._second_read(state, tile, labels, normalisers, spec)
             return
-        z = real_logits(tile.student, spec.student)
+        z, v_t = _logits(tile, spec)
+        if tile.code is not None:
+            tile.code.write(z, v_t)
         tile_state = empty(len(z), spec, dtype=z.dtype, device=z.device)
-        v_t = None if tile.teacher is None else real_logits(tile.teacher, spec.teacher)
         column = self._choose_label(tile_state, z, v_t, tile, labels)
         held_out = torch.zeros_like(z, dtype=torch.bool)
         held_out.scatter_(1, column.clamp_min(0)[:, None], (column >= 0)[:, None])
@@ -120,9 +125,10 @@ class EagerBackend(Backend):
         self, state: RowState, tile: Tile, labels: Tensor, normalisers: Normalisers, spec: RowSpec
     ) -> None:
         """Add to the sums of the statistics that need both normalisers."""
-        if tile.teacher is None:
+        z, v = _coded(tile, spec)
+        if v is None:
             return
-        pair = _log_probs(tile, *normalisers, spec)
+        pair = _log_probs(z[:, : tile.compared], v, *normalisers, spec)
         for i, extra in enumerate(spec.extras):
             if extra.second_read:
                 sums = torch.stack(extra.absorb_pair(pair))
@@ -137,7 +143,7 @@ class EagerBackend(Backend):
     def vjp(
         self, out: Tensor, tile: Tile, coefficients: Tensor, labels: Tensor, spec: RowSpec
     ) -> None:
-        z = real_logits(tile.student, spec.student)
+        z, v = _coded(tile, spec)
         factors = coefficients.to(z.dtype)[..., None]
         row = dict(zip(COEFFICIENTS, factors, strict=False))
         at_label = torch.arange(z.shape[1], device=z.device) == labels[:, None] - tile.first_column
@@ -145,9 +151,10 @@ class EagerBackend(Backend):
         if not spec.shared_softmax:
             hard = torch.where(at_label, row["H_y"], row["H"])
             d += times(hard, minus(z, coefficients[2]).exp())
-        if tile.teacher is not None:
+        if v is not None:
             inside = at_label[:, : tile.compared]
-            d[:, : tile.compared] += self._vjp_pair(tile, coefficients, factors, inside, spec)
+            pair = _log_probs(z[:, : tile.compared], v, coefficients[0], coefficients[1], spec)
+            d[:, : tile.compared] += self._vjp_pair(pair, coefficients, factors, inside, spec)
         d += torch.where(at_label, row["hot"], 0.0)
         if spec.student.cap:
             d *= 1 - (z / spec.student.cap) ** 2
@@ -158,11 +165,10 @@ class EagerBackend(Backend):
         scale_(x, factor)
 
     def _vjp_pair(
-        self, tile: Tile, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec
+        self, pair: Pair, coefficients: Tensor, factors: Tensor, at_label: Tensor, spec: RowSpec
     ) -> Tensor:
         """Return the gradient over compared columns in their real logits."""
         row = dict(zip(COEFFICIENTS, factors, strict=False))
-        pair = _log_probs(tile, coefficients[0], coefficients[1], spec)
         lp, lq = pair.s, pair.t
         p, q = lp.exp(), lq.exp()
         a = torch.where(at_label, row["A_y"], row["A"])
@@ -173,9 +179,21 @@ class EagerBackend(Backend):
         return d
 
 
-def _log_probs(tile: Tile, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> Pair:
+def _logits(tile: Tile, spec: RowSpec) -> tuple[Tensor, Tensor | None]:
+    """Return both models' real logits."""
+    z = real_logits(tile.student, spec.student)
+    return z, None if tile.teacher is None else real_logits(tile.teacher, spec.teacher)
+
+
+def _coded(tile: Tile, spec: RowSpec) -> tuple[Tensor, Tensor | None]:
+    """Return them from the tile's code, if it has one: after the first read of pass 1."""
+    if tile.code is None:
+        return _logits(tile, spec)
+    z, v = tile.code.read(tile.compared)
+    return z, None if tile.teacher is None else v
+
+
+def _log_probs(z: Tensor, v: Tensor, lse_s: Tensor, lse_t: Tensor, spec: RowSpec) -> Pair:
     """Return tempered logits and log-probabilities of the compared columns."""
-    assert tile.teacher is not None
-    u = real_logits(tile.student[:, : tile.compared], spec.student) / spec.temperature
-    v = real_logits(tile.teacher, spec.teacher) / spec.temperature
+    u, v = z / spec.temperature, v / spec.temperature
     return Pair(u, v, minus(u, lse_s), minus(v, lse_t))

@@ -32,12 +32,12 @@ def attach(
     teacher_tokenizer: Any = None,
     **options: Any,
 ) -> Attachment:
-    """From here on, ``student(input_ids, labels=labels).loss`` is the hybrid distillation loss.
+    """Make ``student(input_ids, labels=labels).loss`` the hybrid distillation loss from now on.
 
-    The student's own parameters, name and checkpoints do not change; a call without labels does
-    what it did before, so that generation works. With labels there are no logits: the body runs,
-    and the head is multiplied for the positions that have a label, a tile at a time. What wraps
-    the model (``Trainer``, DDP, FSDP, PEFT, ``torch.compile``) sees an ordinary forward.
+    The student's parameters, names and checkpoints do not change. A call without labels works as
+    before, and so does generation. A call with labels returns no logits: the body runs, and the
+    head is multiplied only for positions with a label, one tile at a time. Wrappers of the model
+    (``Trainer``, DDP, FSDP, PEFT, ``torch.compile``) see an ordinary forward.
 
     Args:
         student: a ``transformers`` causal language model, or a PEFT model of one, before it is
@@ -46,18 +46,18 @@ def attach(
             :class:`~bgkernels.integrations.teachers.TeacherSource`.
         target: the hard label: ``"labels"`` of the batch, or, at the positions which have one,
             ``"teacher_argmax"`` or ``"teacher_sample"``.
-        tokenizer, teacher_tokenizer: of student and teacher, where they are two; see
+        tokenizer, teacher_tokenizer: the tokenizers of student and teacher, if they differ; see
             :class:`~bgkernels.integrations.translated.TranslatedTeacher`.
-        **options: of :class:`bgkernels.LinearHybridDistillationLoss`; scale and soft-cap are the
-            model's own, and the reduction is the mean.
+        **options: options of :class:`bgkernels.LinearHybridDistillationLoss`. Scale and soft-cap
+            are measured on the model, and the reduction is the mean.
 
     Returns:
         An :class:`Attachment`, which can be removed.
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.read`.
-        TypeError, ValueError: an option that is unknown or out of range, by name; or one tokenizer
-            without the other.
+        TypeError, ValueError: an option is unknown or out of range (the message names it), or only
+            one of the two tokenizers is passed.
         VocabularyError: the tokenizers cannot be matched.
 
     Example:
@@ -91,9 +91,9 @@ class Attachment:
     Attributes:
         teacher: the source of soft labels.
         loss: the loss module.
-        measures: what was seen, by whether the student was training.
+        measures: averages of the parts of the loss: True → in training, False → in evaluation.
         active: whether a call with labels computes this loss.
-        asked: whether it was computed since it was attached.
+        asked: whether the loss was computed since it was attached.
     """
 
     def __init__(self, model: Any, teacher: Any, target: str, options: Mapping[str, Any]) -> None:
@@ -103,7 +103,8 @@ class Attachment:
             )
         fixed = {"reduction", "ignore_index", "logit_scale", "logit_softcap", "return_stats"}
         if fixed & options.keys():
-            raise TypeError(f"{', '.join(sorted(fixed & options.keys()))}: set by the model")
+            names = ", ".join(f"`{name}`" for name in sorted(fixed & options.keys()))
+            raise TypeError(f"{names} cannot be passed: each is set by the model or by attach()")
         self.options = options
         self._measured: tuple[float, float | None] = (1.0, None)
         self.loss = bg.LinearHybridDistillationLoss(return_stats=True, **options)
@@ -128,16 +129,17 @@ class Attachment:
         """Make the model compute its own loss again, by its own forward.
 
         Args:
-            model: do so only if it is this one; None: in any case.
+            model: remove the loss only if it is attached to this model; None: in any case.
         """
         if self.active and model in (None, self._model()):
             self.active = False
             self._restore()
 
     def ask(self, inputs: Any) -> None:
-        """Let a teacher that can be asked early begin with a batch that comes later.
+        """Let a teacher that can work ahead, such as a served one, start on a later batch.
 
-        A batch of prompts, which a student is yet to continue, is nothing to ask about.
+        Nothing happens for other teachers, or for a batch without labels, such as prompts that the
+        student has yet to continue.
         """
         if not isinstance(inputs, Mapping) or not hasattr(self.teacher, "ask"):
             return

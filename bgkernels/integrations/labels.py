@@ -53,5 +53,7 @@ class CachedTeacher:
             n: None if x is None else select(x, rows) for n, x in columns.items()
         }
         tokens = inputs["input_ids"]
-        batch = LabelBatch(tokens, tokens, tokens, info=self.dataset.info, **chosen)
+        batch = LabelBatch(
+            tokens, tokens, tokens, info=self.dataset.info, match=self.dataset.match, **chosen
+        )
         return batch.teacher(self.tail)

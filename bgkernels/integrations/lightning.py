@@ -15,6 +15,7 @@ from bgkernels.integrations import measures
 from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.probe.watch import NotDistillingError
 from bgkernels.integrations.teachers import ModelTeacher
+from bgkernels.integrations.translated import TranslatedTeacher
 
 MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
 
@@ -30,6 +31,8 @@ class HybridDistillationModule(LightningModule):
 
     Args:
         student, teacher: see :func:`bgkernels.integrations.causal_lm.attach`.
+        tokenizer, teacher_tokenizer: of both, where they are two, as for ``attach``; the teacher's
+            tokens are made of a batch before it is moved.
         loss: options of the loss, and ``target``, by name.
         optimizer: makes the optimiser of the parameters that are trained.
 
@@ -49,12 +52,15 @@ class HybridDistillationModule(LightningModule):
         student: Any,
         teacher: Any,
         *,
+        tokenizer: Any = None,
+        teacher_tokenizer: Any = None,
         loss: Mapping[str, Any] | None = None,
         optimizer: MakeOptimizer = torch.optim.AdamW,
     ) -> None:
         super().__init__()
         self.student = student
-        self.attachment = attach(student, teacher, **(loss or {}))
+        both = {"tokenizer": tokenizer, "teacher_tokenizer": teacher_tokenizer}
+        self.attachment = attach(student, teacher, **both, **(loss or {}))
         self.make_optimizer = optimizer
 
     def forward(self, **batch: Tensor) -> Any:
@@ -68,6 +74,11 @@ class HybridDistillationModule(LightningModule):
     def on_validation_start(self) -> None:
         """Put the teacher where the student is."""
         self._place_teacher()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Add what a teacher with another tokenizer reads."""
+        source = self.attachment.teacher
+        return source.read(batch) if isinstance(source, TranslatedTeacher) else batch
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """The loss of a batch; a curriculum is told the step."""

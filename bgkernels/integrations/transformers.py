@@ -58,7 +58,7 @@ class LossRows:
 
 
 def asked_ahead(batches: Iterator[Any], attachment: Attachment) -> Iterator[Any]:
-    """Batches, of which a teacher that takes its time has been asked before they are taken."""
+    """Batches; a teacher that can work ahead is asked about each before it is taken."""
     waiting: deque[Any] = deque()
     ahead = getattr(attachment.teacher, "ahead", 0)
     for batch in batches:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.integrations.probe.tokens import IGNORE
 from bgkernels.integrations.teachers import ModelTeacher, select
 from bgkernels.vocabularies import Alignment, Translator, VocabularyMatch, match
 
@@ -94,6 +95,21 @@ class TranslatedTeacher(ModelTeacher):
             POSITIONS: torch.where(places >= 0, places - first, -1),
         }
         return {**batch, **{name: x.to(ids.device) for name, x in own.items()}}
+
+    def only_soft(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch that is read, in which only positions with a soft label have a hard one.
+
+        Text that the student has written has nothing to teach it where the teacher is silent. A
+        column that pads its head, should it have drawn it, stands for no text.
+
+        Args:
+            batch: with ``input_ids``, ``attention_mask`` and ``labels``.
+        """
+        mask = batch["attention_mask"]
+        text = mask * (batch["input_ids"] < self.match.student.size)
+        read = {**self.read({**batch, "attention_mask": text}), "attention_mask": mask}
+        silent = torch.nn.functional.pad(read[POSITIONS][:, :-1] < 0, (1, 0))
+        return {**read, "labels": read["labels"].masked_fill(silent, IGNORE)}
 
     def __call__(  # type: ignore[override]
         self, inputs: Mapping[str, Any], rows: Tensor | None

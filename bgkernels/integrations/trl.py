@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ import bgkernels as bg
 from bgkernels.integrations.probe.tokens import IGNORE
 from bgkernels.integrations.trainers.arguments import the_teacher
 from bgkernels.integrations.transformers import HybridLoss
+from bgkernels.integrations.translated import TranslatedTeacher
 
 OWN = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask"}
 OWN |= {"num_items_in_batch", "num_images", "num_tiles"}
@@ -129,6 +131,7 @@ class HybridGKDTrainer(HybridLoss, GKDTrainer):
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.read`.
+        ValueError: ``teacher_tokenizer``, which the other trainers take.
 
     Example:
         >>> trainer = HybridGKDTrainer(
@@ -137,7 +140,19 @@ class HybridGKDTrainer(HybridLoss, GKDTrainer):
         ... )  # doctest: +SKIP
     """
 
-    def __init__(self, *args: Any, loss: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        loss: Mapping[str, Any] | None = None,
+        teacher_tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if teacher_tokenizer is not None:
+            raise ValueError(
+                "`teacher_tokenizer`: HybridGKDTrainer mixes given and generated text, whose hard "
+                "labels differ where the teacher has another tokenizer; use HybridSFTTrainer for "
+                "the one, or HybridOnPolicyTrainer for the other"
+            )
         super().__init__(*args, **kwargs)
         options: dict[str, Any] = {
             "divergence": bg.divergences.generalized_jsd(self.beta),
@@ -161,9 +176,13 @@ class HybridOnPolicyTrainer(HybridLoss, DistillationTrainer):
         loss: options of the loss, and ``target``, by name. Defaults: the divergence is
             ``generalized_jsd(beta)`` at the temperature of generation, the hard label the
             teacher's argmax.
+        teacher_tokenizer: of the teacher, where it is not the student's (``processing_class``).
+            Then there are soft labels alone, at the positions that have one; the sum is divided by
+            the number of all tokens.
 
     Raises:
         HeadError: see :func:`bgkernels.integrations.heads.read`.
+        ValueError: two tokenizers and another ``routing`` than ``"soft"``.
 
     Example:
         >>> trainer = HybridOnPolicyTrainer(
@@ -172,14 +191,32 @@ class HybridOnPolicyTrainer(HybridLoss, DistillationTrainer):
         ... )  # doctest: +SKIP
     """
 
-    def __init__(self, *args: Any, loss: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        loss: Mapping[str, Any] | None = None,
+        teacher_tokenizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        given = signature(DistillationTrainer).bind(*args, **kwargs).arguments
+        own = {"target": "teacher_argmax"}
+        teacher = None
+        if teacher_tokenizer is not None:  # TRL takes no teacher of another vocabulary, but none
+            teacher, own = given.pop("teacher_model"), {"target": "labels", "routing": "soft"}
+        super().__init__(**given)
         options: dict[str, Any] = {
             "divergence": bg.divergences.generalized_jsd(self.beta),
             "temperature": self.temperature,
-            "target": "teacher_argmax",
+            **own,
+            **(loss or {}),
         }
-        self.distil(self.teacher_model, options | dict(loss or {}))
+        self.distil(teacher or self.teacher_model, options, teacher_tokenizer)
+        if teacher is not None and self.attachment.policy.name != "soft":
+            raise ValueError(
+                "`routing` must be 'soft' where the student writes the text and the teacher has "
+                f"another tokenizer; got {self.attachment.policy.name!r}: a hard label would be "
+                "the student's own token"
+            )
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -191,11 +228,13 @@ class HybridOnPolicyTrainer(HybridLoss, DistillationTrainer):
         if model.training and inputs.get("num_items_in_batch") is not None:
             total = inputs["num_items_in_batch"].clamp(min=1)
             num_items_in_batch = total / self.accelerator.num_processes
-        loss = model(
+        batch = {
             **{key: value for key, value in inputs.items() if key not in OWN},
-            input_ids=torch.cat([inputs["prompt_ids"], completions], 1),
-            attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
-            labels=torch.cat([prompts, completions.masked_fill(mask == 0, IGNORE)], 1),
-            num_items_in_batch=num_items_in_batch,
-        ).loss
+            "input_ids": torch.cat([inputs["prompt_ids"], completions], 1),
+            "attention_mask": torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            "labels": torch.cat([prompts, completions.masked_fill(mask == 0, IGNORE)], 1),
+        }
+        if isinstance(source := self.attachment.teacher, TranslatedTeacher):
+            batch = source.only_soft(batch)
+        loss = model(**batch, num_items_in_batch=num_items_in_batch).loss
         return (loss, None) if return_outputs else loss

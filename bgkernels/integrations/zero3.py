@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def partitioned(x: Tensor) -> bool:
-    """Whether DeepSpeed keeps a parameter in parts, of which each process has one."""
+    """Whether DeepSpeed keeps a parameter in parts, one on each process."""
     return hasattr(x, "ds_id")
 
 

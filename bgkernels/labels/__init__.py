@@ -14,6 +14,7 @@ from bgkernels.labels.servers import read_sglang, read_vllm, save_documents
 from bgkernels.labels.shard import Document
 from bgkernels.labels.store import Info
 from bgkernels.labels.tokenizer import fingerprint
+from bgkernels.labels.translated import TranslatedSource
 
 __all__ = [
     "CaptureConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "LabelDataset",
     "LabelError",
     "SoftLabels",
+    "TranslatedSource",
     "capture",
     "collate",
     "fingerprint",

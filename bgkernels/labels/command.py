@@ -14,6 +14,7 @@ from bgkernels.labels.generation import CaptureConfig, generate
 from bgkernels.labels.served.client import IN_FLIGHT, Client
 from bgkernels.labels.sources import LabelSource
 from bgkernels.labels.store import Shard
+from bgkernels.labels.translated import TranslatedSource
 from bgkernels.training import ranks
 from bgkernels.training.commands.shared import Console, typer
 from bgkernels.training.errors import TrainingError, extra
@@ -41,6 +42,15 @@ def generate_labels(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the labels.")] = Path("runs/labels"),
+    student_tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a student that has another tokenizer, by path or name: texts and labels are "
+            "in its tokens, where both have read the same.",
+            show_default="the teacher's",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
     server: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +137,10 @@ def generate_labels(
     generates sends log-probabilities alone, so no token is drawn, and there is neither entropy nor
     power sum.
 
+    With `--student-tokenizer`, teacher and student have two tokenizers. Each token of the student
+    at which both have read the same text is labelled, and the match of the vocabularies is kept in
+    the folder; the other tokens learn from the text alone.
+
     **Examples**
 
     - `bgkernels generate-labels --teacher runs/demo/models/teacher --data texts.jsonl`
@@ -147,14 +161,17 @@ def generate_labels(
         else:
             client = Client(server, in_flight=in_flight)
             source, tokenizer = served_source(client, teacher, max_length, k)
-        documents = read_documents(data, tokenizer, max_length=max_length)
+        own = tokenizer if student_tokenizer is None else _tokenizer(student_tokenizer)
+        documents = read_documents(data, own, max_length=max_length)
+        if own is not tokenizer:
+            source = TranslatedSource.of(source, documents, own, tokenizer)
         with _Bar(len(documents)) as bar:
             done = generate(
                 source,
                 documents,
                 output,
                 config,
-                tokenizer=tokenizer,
+                tokenizer=own,
                 share=share,
                 report=bar.shard,
                 on_batch=bar.batch,
@@ -167,6 +184,21 @@ def generate_labels(
         raise typer.Exit(130) from None
     state = "Written to" if done else "This process is done; others are still writing to"
     typer.echo(f"{state} {output}", err=True)
+    if isinstance(source, TranslatedSource) and source.tokens:
+        soft = source.soft / source.tokens
+        typer.echo(f"{soft:.0%} of the student's tokens have a soft label", err=True)
+
+
+def _tokenizer(name: str) -> Any:
+    with extra():
+        from transformers import AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise LabelError(
+            f"--student-tokenizer must be the path or the name of a Hugging Face tokenizer; "
+            f"{name!r} could not be loaded: {error}"
+        ) from error
 
 
 def _load(teacher: str, length: int, device: str, dtype: str) -> tuple[CausalLM, Any]:

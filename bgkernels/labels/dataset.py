@@ -17,6 +17,7 @@ from bgkernels.labels import store
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.shard import Document, decode
 from bgkernels.labels.store import Info
+from bgkernels.labels.stored_match import FILE, StoredMatch
 from bgkernels.labels.tokenizer import fingerprint
 from bgkernels.training.errors import extra
 
@@ -30,8 +31,10 @@ class LabelDataset(Dataset[Document]):
 
     Args:
         folder: with a ``manifest.json``.
-        tokenizer: of the student, which must be the teacher's; None: not checked.
-        vocab: columns of the student's head, at least the teacher's; None: not checked.
+        tokenizer: of the student, which must be the teacher's, or the one for which the labels were
+            matched; None: not checked.
+        vocab: columns of the student's head, at least the teacher's or, with two tokenizers, those
+            of the match; None: not checked.
         verify: compare checksums; False where :meth:`verify` was called before.
 
     Raises:
@@ -58,16 +61,25 @@ class LabelDataset(Dataset[Document]):
     ) -> None:
         self.folder = Path(folder)
         self.info, self.shards = store.read_manifest(self.folder)
+        self.match: StoredMatch | None = None
+        if self.info.match:
+            self.match = StoredMatch(self.folder / FILE, self.info.match)
         self._verify = verify
         self._maps: dict[int, dict[str, Tensor]] = {}
         if tokenizer is not None and fingerprint(tokenizer) != self.info.tokenizer:
             known, teacher = (x or "not known" for x in (self.info.tokenizer, self.info.model))
+            student = "that shares the teacher's tokenizer"
+            if self.match is not None:
+                student = "that they were made for"
             raise LabelError(
                 f"`tokenizer` has the fingerprint {fingerprint(tokenizer)}, and that of the labels "
                 f"in {self.folder} (teacher: {teacher}) is {known}; tokens are compared by number, "
-                "so use a student that shares the teacher's tokenizer"
+                f"so use a student {student}, or make labels for this one: "
+                "generate-labels --student-tokenizer"
             )
-        if vocab is not None and vocab < self.info.vocab:
+        if self.match is not None:
+            self.match.whole.check_heads(student=vocab)
+        elif vocab is not None and vocab < self.info.vocab:
             raise LabelError(
                 f"`vocab` is {vocab}, and the labels in {self.folder} are of {self.info.vocab} "
                 f"columns; make them again with vocab_size={vocab}"
@@ -87,7 +99,7 @@ class LabelDataset(Dataset[Document]):
 
     def collate(self, documents: Sequence[Document]) -> LabelBatch:
         """A batch of documents, for ``DataLoader(collate_fn=dataset.collate)``."""
-        return collate(documents, self.info)
+        return collate(documents, self.info, self.match)
 
     def verify(self) -> None:
         """Compare the checksums of all shards."""
@@ -114,11 +126,13 @@ class LabelBatch:
     Attributes:
         tokens: ``(batch, length)`` int64; 0 after a document's end.
         mask: ``(batch, length)`` bool: inside a document. A causal model needs no other mask.
-        target: ``(batch, length)`` the next token; ``-100`` where there is none, or no soft label.
+        target: ``(batch, length)`` the next token; ``-100`` where there is none, or no soft label
+            and one tokenizer.
         indices, logprobs: ``(batch, length, k)``, as in :class:`~bgkernels.SoftLabels`.
         sample: ``(batch, length)`` a token drawn from the teacher, ``-100`` after the end; or None.
         entropy, power_sum: ``(batch, length)`` of the whole distribution; or None.
         info: what the labels are of; None: log-probabilities at temperature 1, of any vocabulary.
+        match: of the tokenizers of student and teacher; None: they are one.
     """
 
     tokens: Tensor
@@ -130,6 +144,7 @@ class LabelBatch:
     entropy: Tensor | None = None
     power_sum: Tensor | None = None
     info: Info | None = None
+    match: StoredMatch | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> LabelBatch:
         """The same batch on another device."""
@@ -145,7 +160,10 @@ class LabelBatch:
         return replace(self, **changes)
 
     def teacher(self, tail: str = "bucket") -> Any:
-        """The labels as the ``teacher`` of a loss.
+        """The labels as the ``teacher`` of a loss: a ``bg.TopKTeacher``.
+
+        Where student and teacher have two tokenizers it is in a ``bg.MatchedTeacher``, and a token
+        without a soft label has the hard term alone.
 
         Args:
             tail: what becomes of the probability that was not kept; see ``bg.TopKTeacher``.
@@ -164,15 +182,19 @@ class LabelBatch:
             given["vocab"] = self.info.vocab
             if self.info.gamma is not None:
                 given["gamma"] = self.info.gamma
-        return bg.TopKTeacher(self.indices, self.logprobs, tail=tail, **given)
+        teacher = bg.TopKTeacher(self.indices, self.logprobs, tail=tail, **given)
+        return teacher if self.match is None else bg.MatchedTeacher(teacher, self.match)
 
 
-def collate(documents: Sequence[Document], info: Info | None = None) -> LabelBatch:
+def collate(
+    documents: Sequence[Document], info: Info | None = None, match: StoredMatch | None = None
+) -> LabelBatch:
     """A batch of documents, each padded to the longest.
 
     Args:
         documents: such as items of a :class:`LabelDataset`.
         info: what their labels are of.
+        match: of the tokenizers of student and teacher; None: they are one.
 
     Example:
         >>> labels = bg.SoftLabels(torch.tensor([[2], [1]]), torch.tensor([[-0.5], [-0.1]]))
@@ -197,14 +219,17 @@ def collate(documents: Sequence[Document], info: Info | None = None) -> LabelBat
     indices = entries([x.indices for x in labels], -1)
     target = [torch.cat([x[1:], x.new_full((min(1, len(x)),), IGNORE)]) for x in tokens]
     following = pad_sequence(target, batch_first=True, padding_value=IGNORE)
+    if match is None:
+        following = following.masked_fill((indices < 0).all(-1), IGNORE)
     return LabelBatch(
         tokens=pad_sequence(tokens, batch_first=True),
         mask=pad_sequence([torch.ones_like(x, dtype=torch.bool) for x in tokens], batch_first=True),
-        target=following.masked_fill((indices < 0).all(-1), IGNORE),
+        target=following,
         indices=indices,
         logprobs=entries([x.logprobs for x in labels], float("-inf")),
         sample=pad([x.sample for x in labels], IGNORE),
         entropy=pad([x.entropy for x in labels], 0.0),
         power_sum=pad([x.power_sum for x in labels], 0.0),
         info=info,
+        match=match,
     )

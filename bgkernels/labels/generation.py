@@ -15,9 +15,11 @@ import bgkernels as bg
 from bgkernels.labels import store
 from bgkernels.labels.errors import LabelError
 from bgkernels.labels.shard import ShardBuilder
-from bgkernels.labels.sources import Answer, LabelSource, LoadedTeacher
+from bgkernels.labels.sources import Answer, LabelSource, LoadedTeacher, Placed
 from bgkernels.labels.store import Info, Shard
+from bgkernels.labels.stored_match import StoredMatch
 from bgkernels.labels.tokenizer import fingerprint
+from bgkernels.labels.translated import spread
 from bgkernels.training.files import digest
 from bgkernels.training.models import CausalLM
 
@@ -75,16 +77,20 @@ def describe(
         raise LabelError(f"k must lie in [1, {vocab}], the teacher's columns; got {config.k}")
     if not len(documents):
         raise LabelError("there are no documents to label; name data that holds some")
+    if source.match is not None:
+        source.match.check_heads(teacher=vocab)
+    samples = source.whole and source.match is None  # a student may not have the teacher's token
     return Info(
         model=source.name,
         weights=source.weights,
         tokenizer="" if tokenizer is None else fingerprint(tokenizer),
-        data=_fingerprint(documents, vocab),
+        match="" if source.match is None else source.match.fingerprint,
+        data=_fingerprint(documents, _ids(source, vocab)),
         vocab=vocab,
         k=config.k,
         temperature=config.temperature,
         gamma=config.gamma if source.whole else None,
-        seed=config.seed if source.whole else None,
+        seed=config.seed if samples else None,
         documents=len(documents),
         documents_per_shard=config.documents_per_shard,
     )
@@ -110,7 +116,9 @@ def generate(
 
     Args:
         model: the teacher, from :func:`bgkernels.training.models.load_pretrained`, or a source of
-            its labels, such as a server.
+            its labels, such as a server, or a
+            :class:`~bgkernels.labels.translated.TranslatedSource` where the documents are of a
+            student that has another tokenizer.
         documents: sequences of token numbers: :class:`Documents`, lists, or a ``datasets.Dataset``
             with a column ``input_ids``.
         folder: made where it is missing.
@@ -145,18 +153,19 @@ def generate(
     )
     source = LoadedTeacher(model) if isinstance(model, CausalLM) else model
     info = describe(source, documents, config, tokenizer)
+    ids = _ids(source, info.vocab)
     known = [store.finished(folder, number, info) for number in range(info.shards)]
     mine = range(rank, info.shards, world)
 
     def texts(number: int) -> list[Tensor]:
-        return [_tokens(documents[i], i, info.vocab) for i in info.part(number)]
+        return [_tokens(documents[i], i, ids) for i in info.part(number)]
 
     missing = (texts(number) for number in mine if known[number] is None)
     answers = source.answers(missing, config.batch_size)
     for number in mine:
         shard = known[number]
         if shard is None:
-            builder = ShardBuilder(info.vocab)
+            builder = ShardBuilder(info.vocab, ids)
             for batch, labels in _label(answers, texts(number), number, info, config):
                 builder.add(batch, labels)
                 if on_batch is not None:
@@ -164,17 +173,26 @@ def generate(
             shard = store.write_shard(folder, number, builder.tensors(), info)
         if report is not None:
             report(shard)
+    if source.match is not None:
+        StoredMatch.write(source.match, folder, rank)
     return store.finish(folder, info, rank)
 
 
 @torch.no_grad()
 def _label(
-    answers: Iterator[Answer], texts: list[Tensor], number: int, info: Info, config: CaptureConfig
+    answers: Iterator[Answer | Placed],
+    texts: list[Tensor],
+    number: int,
+    info: Info,
+    config: CaptureConfig,
 ) -> Iterator[tuple[list[Tensor], bg.SoftLabels]]:
     """Batches of a shard: the documents, and the labels of all their tokens."""
     seed, row = int(digest([f"{info.seed}/{number}".encode()]), 16) >> 2, 0
     for start in range(0, len(texts), config.batch_size):
         batch, answer = texts[start : start + config.batch_size], next(answers)
+        at = None
+        if isinstance(answer, Placed):
+            answer, at = answer
         if isinstance(answer, bg.LinearTeacher):
             answer = bg.capture(
                 answer,
@@ -186,8 +204,13 @@ def _label(
                 vocab_size=info.vocab,
                 memory_budget=config.memory_budget,
             )
-        yield batch, answer
+        yield batch, answer if at is None else spread(answer, at)
         row += sum(map(len, batch))
+
+
+def _ids(source: LabelSource, vocab: int) -> int:
+    """How many tokens documents can have."""
+    return vocab if source.match is None else source.match.student.size
 
 
 def _fingerprint(documents: Sequence[Any], vocab: int) -> str:
@@ -209,7 +232,7 @@ def _tokens(document: Any, number: int, vocab: int) -> Tensor:
     if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
         wrong = int(tokens.max()) if tokens.max() >= vocab else int(tokens.min())
         raise LabelError(
-            f"document {number} has the token {wrong}, and the teacher has {vocab} columns; "
-            "use the tokenizer of the teacher"
+            f"document {number} has the token {wrong}, and the vocabulary has {vocab} tokens; use "
+            "the tokenizer of the teacher, or name that of the student: --student-tokenizer"
         )
     return tokens

@@ -57,6 +57,7 @@ class ShardBuilder:
 
     Args:
         vocab: columns of the teacher.
+        ids: tokens that documents can have; None: as many.
 
     Example:
         >>> labels = SoftLabels(torch.tensor([[2, 0], [1, -1]]), torch.tensor([[-0.5, -1], [0, 0]]))
@@ -67,6 +68,7 @@ class ShardBuilder:
     """
 
     vocab: int
+    ids: int | None = None
     _lengths: list[int] = field(default_factory=list)
     _parts: list[dict[str, Tensor]] = field(default_factory=list)
 
@@ -86,7 +88,7 @@ class ShardBuilder:
         """
         tokens = torch.cat([*documents, torch.empty(0, dtype=torch.int64)])
         self._lengths += map(len, documents)
-        self._parts.append(encode(tokens, labels, self.vocab))
+        self._parts.append(encode(tokens, labels, self.vocab, self.ids or self.vocab))
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays of the shard.
@@ -100,14 +102,14 @@ class ShardBuilder:
         return {"starts": starts, "rows": rows, **joined}
 
 
-def encode(tokens: Tensor, labels: SoftLabels, vocab: int) -> dict[str, Tensor]:
+def encode(tokens: Tensor, labels: SoftLabels, vocab: int, ids: int) -> dict[str, Tensor]:
     """The arrays of some tokens, with ``counts (tokens,)``, of entries, instead of ``rows``."""
     parts = {name: x.cpu() for name, x in labels.tensors().items()}
     indices, logprobs = parts.pop("indices"), parts.pop("logprobs")
     present = indices >= 0
     columns, entries = indices[present], logprobs[present]
     kept = logprobs.double().masked_fill(~present, float("-inf")).logsumexp(1)
-    _check("token", tokens, tokens >= 0, tokens < vocab)
+    _check("token", tokens, tokens >= 0, tokens < ids)
     _check("column", columns, columns < vocab)
     _check("log-probability", entries, entries.isfinite(), entries < 0.01)
     _check("log of a row's probabilities", kept, kept < 0.01)

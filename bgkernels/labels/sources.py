@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import bgkernels as bg
+from bgkernels.labels.errors import LabelError
 from bgkernels.training.models import CausalLM
+from bgkernels.vocabularies import VocabularyMatch
 
 Answer = bg.LinearTeacher | bg.SoftLabels
 """The teacher at all tokens of a batch of texts, one after the other, or its labels there."""
+
+
+class Placed(NamedTuple):
+    """An answer at some of the tokens of a batch of texts.
+
+    Args:
+        answer: of as many rows.
+        at: ``(tokens,)`` bool, where it is.
+    """
+
+    answer: Answer
+    at: Tensor
 
 
 class LabelSource(Protocol):
@@ -33,13 +47,17 @@ class LabelSource(Protocol):
         """Its columns."""
 
     @property
+    def match(self) -> VocabularyMatch | None:
+        """Of the vocabulary of the texts with the teacher's; None: they are one."""
+
+    @property
     def whole(self) -> bool:
         """Whether answers are whole distributions, with entropy, power sum and samples.
 
         Else they are log-probabilities of some columns, at temperature 1.
         """
 
-    def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[Answer]:
+    def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[Answer | Placed]:
         """What the teacher says of each batch of ``size`` texts, shard by shard.
 
         Args:
@@ -55,6 +73,7 @@ class LoadedTeacher:
         model: the teacher.
     """
 
+    match = None
     whole = True
 
     def __init__(self, model: CausalLM) -> None:
@@ -65,9 +84,17 @@ class LoadedTeacher:
     def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[bg.LinearTeacher]:
         """Hidden states, and the head."""
         for texts in shards:
+            self._check_length(max(map(len, texts)))
             apart = _padding_changes(self.model, texts)
             for start in range(0, len(texts), size):
                 yield _teacher(self.model, texts[start : start + size], apart)
+
+    def _check_length(self, longest: int) -> None:
+        if self.model.limit is not None and longest > self.model.limit:
+            raise LabelError(
+                f"the teacher takes at most {self.model.limit} tokens, and a text has {longest} of "
+                "its own; lower --max-length"
+            )
 
 
 def _padding_changes(model: CausalLM, texts: list[Tensor]) -> bool:

@@ -33,8 +33,10 @@ class Info:
     Args:
         model: name of the teacher.
         weights: digest of its weights; empty where unknown.
-        tokenizer: fingerprint of its tokenizer (:func:`~bgkernels.labels.fingerprint`); empty where
-            unknown.
+        tokenizer: fingerprint of the texts' tokenizer (:func:`~bgkernels.labels.fingerprint`);
+            empty where unknown.
+        match: fingerprint of the match of that tokenizer, the student's, with the teacher's; empty
+            where they share one.
         data: fingerprint of the texts.
         vocab: columns of the teacher.
         k: kept entries of a token; rows may have fewer, or one more where a server added its own.
@@ -48,6 +50,7 @@ class Info:
     model: str
     weights: str = ""
     tokenizer: str = ""
+    match: str = ""
     data: str = ""
     vocab: int
     k: int
@@ -127,9 +130,9 @@ def finished(folder: Path, number: int, info: Info) -> Shard | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     differences = [
-        f"{f.name} is {found.get(f.name)!r} there and {getattr(info, f.name)!r} here"
+        f"{f.name} is {found.get(f.name, f.default)!r} there and {getattr(info, f.name)!r} here"
         for f in fields(Info)
-        if found.get(f.name) != getattr(info, f.name)
+        if found.get(f.name, f.default) != getattr(info, f.name)
     ]
     if differences:
         raise LabelError(
@@ -219,7 +222,9 @@ def verify(folder: Path, shard: Shard) -> None:
 
 def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise CorruptLabels(f"{path} is missing; run what made these labels again to make it anew")
+        raise CorruptLabels(
+            f"{path} is missing; repeat the command that made these labels to make it"
+        )
     size = path.stat().st_size
     if size != shard.bytes:
         raise CorruptLabels(f"{path} has {size} bytes instead of {shard.bytes}; {REDO}")

@@ -1,7 +1,7 @@
-"""Capture what a cache of labels keeps of a teacher: the head and statistics of distributions.
+"""Capture soft labels for a cache: each row's top columns, and statistics of the whole row.
 
-It takes one walk over the vocabulary, as pass 1, with the teacher on both sides of the pair:
-entropy, power sum and sample are those of the whole row, not of the ``k`` columns that are kept.
+It takes one walk over the vocabulary, like pass 1, with the teacher in place of both models.
+Entropy, power sum and sample are those of the whole row, not of the ``k`` columns that are kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SoftLabels:
         indices: ``(..., k)`` int64 columns, the most probable first; ``-1`` where a row has fewer.
         logprobs: ``(..., k)`` fp32 log-probabilities at the capture's temperature, under the whole
             distribution: a row's probabilities sum to less than 1; ``-inf`` where the index is -1.
-        sample: ``(...)`` int64, a token drawn from the teacher at temperature 1; or None.
+        sample: ``(...)`` int64, a token sampled from the teacher at temperature 1; or None.
         entropy: ``(...)`` fp32, Shannon entropy of the whole distribution, in nats; or None.
         power_sum: ``(...)`` fp32, ``log Σ p^gamma`` over the whole distribution; or None.
     """
@@ -68,19 +68,20 @@ def capture(
 ) -> SoftLabels:
     """Return a teacher's top ``k`` log-probabilities and statistics, never ``[tokens, vocab]``.
 
-    It multiplies the teacher's head, once. Where two columns tie for the last place, either may be
-    kept.
+    The teacher's head is multiplied once. If two columns have equal probability and only one of
+    them fits, either may be kept.
 
     Args:
         teacher: a :class:`~bgkernels.LinearTeacher` or :class:`~bgkernels.LogitsTeacher`.
-        k: columns to keep of each row, at most the vocabulary; masked ones (``-inf``) are left out.
-        temperature: of log-probabilities, entropy and power sum.
-        gamma: exponent of the power sum; 0.1 is that of ``routing="entropy"``.
-        seed: of the sample; the same seed gives the same tokens in every backend and chunking.
-        first_row: the sampler's number of the first row: rows captured in several calls then get
-            the tokens of one call.
-        vocab_size: use these leading columns alone, and normalise over them; None: all.
-        memory_budget: bytes of temporaries; None: the device's default.
+        k: number of columns to keep per row, at most the vocabulary; masked columns (``-inf``) are
+            left out.
+        temperature: temperature of log-probabilities, entropy and power sum.
+        gamma: exponent of the power sum; ``routing="entropy"`` uses 0.1.
+        seed: seed of the sample; the same seed gives the same tokens in every backend and chunking.
+        first_row: the sampler's number of the first row. With the right numbers, rows that are
+            captured in several calls get the same tokens as in a single call.
+        vocab_size: use only these leading columns, and normalise over them; None: all columns.
+        memory_budget: most bytes of temporaries; None: the device's default.
         backend: as in :func:`bgkernels.linear_hybrid_distillation`.
 
     Returns:
@@ -143,7 +144,7 @@ class BestColumns:
     Args:
         values: ``(rows, k)`` raw head outputs.
         indices: ``(rows, k)`` int64 columns of them.
-        largest: whether larger outputs are better, as they are but for a negative logit scale.
+        largest: whether larger outputs are better: False only for a negative logit scale.
     """
 
     values: Tensor

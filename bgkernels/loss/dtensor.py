@@ -36,7 +36,7 @@ def plain(name: str, x: T, group: ProcessGroup | None = None) -> T:
     Args:
         name: of the argument.
         x: anything.
-        group: the ranks that share out the vocabulary.
+        group: the ranks over which the vocabulary is split.
 
     Raises:
         ValueError: a placement that cannot be used, with the remedy.
@@ -117,6 +117,6 @@ def _dimension(name: str, x: DTensor, group: ProcessGroup) -> int:
         if dist.get_process_group_ranks(mesh.get_group(i)) == ranks:
             return i
     raise ValueError(
-        f"`{name}` is a DTensor on {mesh}, of which no dimension has the ranks {ranks} of "
+        f"`{name}` is a DTensor on {mesh}, and no dimension of it has the ranks {ranks} of "
         "`vocab_group`; pass that dimension's `mesh.get_group(...)`"
     )

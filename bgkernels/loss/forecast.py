@@ -11,24 +11,26 @@ from bgkernels.loss.autograd import needs_of
 from bgkernels.loss.objective import Objective
 from bgkernels.loss.options import Options
 from bgkernels.loss.reduction import is_fused
-from bgkernels.streaming import checks
-from bgkernels.streaming.driver import backward_walks, planned
+from bgkernels.streaming import checks, cost, gemm
+from bgkernels.streaming.driver import backward_walks, planned, workload
 from bgkernels.streaming.heads import Needs
-from bgkernels.streaming.planner import BudgetError, Plan
+from bgkernels.streaming.planner import BudgetError, Plan, Workload
 from bgkernels.streaming.problem import Problem
 
 
 @dataclass(frozen=True)
 class Walk:
-    """A walk goes through the vocabulary, and back, for each chunk of rows.
+    """A walk visits all tiles of the vocabulary, forwards and back, for each chunk of rows.
 
     Attributes:
-        chunks, rows: how many chunks of rows, and rows in each.
-        tiles, columns: how many tiles of columns, and columns in each.
-        kept: tiles that stay in memory between the passes; the others are multiplied again.
-        coded: how many of those are kept in four bytes a pair of logits.
-        bytes: of temporaries.
-        products: GEMM-equivalents: products of all rows and columns, of one model's width.
+        chunks, rows: number of chunks of rows, and of rows in each.
+        tiles, columns: number of tiles of columns, and of columns in each.
+        kept: number of tiles that stay in memory between the passes; others are multiplied again.
+        coded: number of kept tiles that take four bytes per pair of logits instead of eight.
+        bytes: bytes of temporaries.
+        products: number of matrix products; one has all rows, all columns and one model's width.
+        seconds: expected time of the walk, without the loss function; None on a GPU, where nothing
+            was measured.
     """
 
     chunks: int
@@ -39,6 +41,7 @@ class Walk:
     coded: int
     bytes: int
     products: float
+    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class StepPlan:
 
     Attributes:
         mode: ``"fused"``: one walk gives loss and gradient. ``"recompute"``: the forward pass is a
-            walk, and backward one or two more. ``"evaluation"``: no gradient is asked for.
-        walks: in their order.
+            walk, and backward one or two more. ``"evaluation"``: no gradient is required.
+        walks: the walks, in their order.
         multiplied: how operands are multiplied: ``"torch"``, or on a CPU in 16 bits ``"brgemm"``,
             ``"cblas"`` or ``"widen"``.
-        reason: why in no faster way; empty where there is none.
+        reason: why no faster way is taken; empty if there is none.
     """
 
     mode: str
@@ -68,6 +71,15 @@ class StepPlan:
     def products(self) -> float:
         """GEMM-equivalents of all walks; four are the least of a step with two heads."""
         return sum(walk.products for walk in self.walks)
+
+    @property
+    def seconds(self) -> float | None:
+        """Expected time of all walks, from the rate of this machine's products; None on a GPU.
+
+        It is a model's, good for a comparison of budgets: within a third or so.
+        """
+        times = [walk.seconds for walk in self.walks]
+        return None if None in times else sum(x for x in times if x is not None)
 
 
 def forecast(problem: Problem, objective: Objective, options: Options) -> StepPlan:
@@ -102,7 +114,17 @@ def _walk(problem: Problem, p: Plan, needs: Needs, *, statistics: bool, backward
     gradients = (needs.input + needs.weight) * (len(problem.student) > 1)
     multiplied = heads * (1 + p.repeated(reads)) + gradients * backward
     size = p.chunk_count, p.chunk, tiles, p.width, p.kept, p.coded, p.bytes
-    return Walk(*size, products=round(multiplied, 3))
+    work = workload(problem, needs, statistics=statistics, backward=backward)
+    return Walk(*size, products=round(multiplied, 3), seconds=_seconds(problem, work, p))
+
+
+def _seconds(problem: Problem, work: Workload, p: Plan) -> float | None:
+    first = problem.student[0]
+    assert first is not None
+    if first.device.type != "cpu":
+        return None
+    dtype = problem.product(first)
+    return cost.seconds(work, p, gemm.rate(dtype), torch.get_num_threads())
 
 
 def _multiplied(problem: Problem) -> tuple[str, str]:

@@ -17,10 +17,12 @@ Routing = str | Policy | Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options are all of a loss but its tensors: see ``linear_hybrid_distillation``.
+    """The options are everything about a loss except its tensors.
+
+    Their meaning is that of the arguments of ``linear_hybrid_distillation``.
 
     Raises:
-        TypeError, ValueError: an option of the wrong kind or out of range, by name.
+        TypeError, ValueError: an option has the wrong type or range; the message names it.
     """
 
     divergence: str | Divergence = "forward_kl"

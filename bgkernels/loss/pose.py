@@ -162,8 +162,8 @@ def _agree(
         kind = NoTeacher()
     if group is not None and not kind.shards:
         raise NotImplementedError(
-            f"`vocab_group` cannot share out the columns of a {type(kind).__name__} with columns "
-            "in an order of their own; pass whole heads and no group"
+            f"`vocab_group` cannot split the columns of a {type(kind).__name__}: their order is "
+            "not the student's; pass whole heads and no group"
         )
     gradients = [checks.wants_gradient(x) for x in student.values()]
     widths = [columns, *(t.vocab for t in kind.members if t.dense and t.vocab is not None)]
@@ -204,8 +204,8 @@ def _teacher(value: object, first: Tensor, leading: tuple[int, ...], mixed: bool
         raise TypeError(f"`teacher` must be a {KINDS}; got {type(value).__name__}{hint}")
     if torch.compiler.is_compiling() and not value.compiles:
         raise NotImplementedError(
-            f"torch.compile does not carry this {type(value).__name__}; it carries dense teachers "
-            "and mixtures of them, of which a sum alone may have a function of weights. Call the "
+            f"torch.compile does not support this {type(value).__name__}; it supports dense "
+            "teachers and mixtures of them (of kind='sum' if the weights are a function). Call the "
             "loss outside of it, or under torch.compiler.disable"
         )
     value.check(first, leading, mixed=mixed)

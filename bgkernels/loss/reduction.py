@@ -93,8 +93,8 @@ def with_weight_grad(
     assert weight is not None
     if torch.compiler.is_compiling() or type(weight).__name__ == "DTensor":
         raise NotImplementedError(
-            "`weight_grad` goes neither through torch.compile nor with a DTensor `linear_weight`; "
-            "call the loss outside of it, or leave `weight_grad` out"
+            "`weight_grad` works neither under torch.compile nor with a DTensor `linear_weight`; "
+            "call the loss outside of torch.compile, or leave `weight_grad` out"
         )
     checks.tensor("weight_grad", weight_grad)
     checks.shape("weight_grad", weight_grad, tuple(weight.shape), "that of `linear_weight`")

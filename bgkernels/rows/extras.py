@@ -47,7 +47,7 @@ class Extra(ABC):
 
     Attributes:
         kind: ``kKind`` of its struct in ``csrc/math/extras.h``.
-        sums: names of its rows in the state; zero in an empty state but for ``m``, which is -inf.
+        sums: names of its rows in the state; zero in an empty state, except ``m``, which is -inf.
         fields: names of its rows in the statistics.
         public: how many of them users see, the first ones.
         factors: names of its rows in the coefficients of pass 2.

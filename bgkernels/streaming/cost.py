@@ -24,21 +24,21 @@ class Cost:
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
-        coding: multiply-adds in the time of coding a pair of logits, and of decoding it, where the
-            primitives do not do it.
         fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
         chunk: multiply-adds in the time of what a chunk of rows takes between its passes.
         block: rows and columns that products take at once, and pay for if there are fewer.
+        pair: multiply-adds in the time in which a pass computes with a pair of logits, beside the
+            bytes that it moves.
     """
 
     overhead: float
     byte: float
     launch: float
     width: int
-    coding: float = 0
     fresh: float = 0
     chunk: float = 0
     block: int = 1
+    pair: float = 0
 
     def rounded(self, size: int) -> int:
         """Rows or columns that a product pays for."""
@@ -48,12 +48,16 @@ class Cost:
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 788 TFLOP/s in 16 bits,
 # 4.3 TB/s, 10 µs to start the kernels of a tile, 60 launches of 2.5 µs between the passes, and
 # products in blocks of 128 rows. Wider tiles would leave less choice of how many are kept.
-# Those of a CPU that coding and fresh pages take were measured on a Zen 4, at 100 per nanosecond.
+# Those of a CPU that fresh pages and pairs take were measured on a Zen 4 (RATE).
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, coding=40, fresh=45),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, fresh=45, pair=50),
     "cuda": Cost(overhead=0, byte=92, launch=4e9, width=16384, chunk=6e10, block=128),
 }
+
+
+RATE = 1e11
+"""Multiply-adds a second at which the numbers of a CPU were measured: of one thread."""
 
 
 def cost_of(device: str) -> Cost:
@@ -69,8 +73,8 @@ class Estimate:
         products: logits, dX and dW, each once, with what small ones lose.
         repeated: logits that are multiplied again.
         sums: traffic of dX, tile by tile, of dW, chunk by chunk, and of widened weights.
-        rows: traffic of the primitives: logits, codes, and the gradient of tiles.
-        kept: coding, and first touches of memory.
+        rows: of the primitives: what they compute, and traffic of logits, codes and gradients.
+        kept: first touches of memory.
         launches: of tiles, and between the passes.
     """
 
@@ -92,6 +96,20 @@ def total(work: Workload, p: Plan) -> float:
     return estimate(work, p).total
 
 
+def seconds(work: Workload, p: Plan, rate: float, threads: int) -> float:
+    """Expected time of a plan on a CPU.
+
+    Args:
+        work: the workload.
+        p: a plan for it.
+        rate: multiply-adds a second of its products.
+        threads: which share the other work.
+    """
+    terms = estimate(work, p)
+    multiplied = terms.products + terms.repeated
+    return multiplied / rate + (terms.total - multiplied) / (RATE * threads)
+
+
 def bare_products(work: Workload) -> float:
     """Multiply-adds of the products that no plan can do without."""
     student, teacher = work.columns * work.hidden_s, work.compared * work.hidden_t
@@ -109,16 +127,13 @@ def estimate(work: Workload, p: Plan) -> Estimate:
     again = (student + teacher) * p.repeated(passes)
     widened = p.chunk_count * (student + teacher + again) * work.weight_bytes
     slots = (p.coded or p.kept) - p.lent
-    kept = slots * p.slot_bytes * cost.fresh
-    if not work.direct:
-        kept += p.coded / tiles * work.rows * work.compared * cost.coding
     started = passes * tiles * cost.launch + cost.chunk * (work.statistics and work.backward)
     return Estimate(
         products=bare_products(work) * small,
         repeated=work.rows * again * small,
         sums=(widened + _sums(work, p)) * cost.byte,
-        rows=_row_bytes(work, p) * cost.byte,
-        kept=kept,
+        rows=_row_bytes(work, p) * cost.byte + passes * work.rows * work.columns * cost.pair,
+        kept=slots * p.slot_bytes * cost.fresh,
         launches=p.chunk_count * started,
     )
 
@@ -139,7 +154,7 @@ def _sums(work: Workload, p: Plan) -> float:
 
 def _row_bytes(work: Workload, p: Plan) -> float:
     """Bytes of logits that are computed, of their codes and gradient, which the primitives move."""
-    coded = p.coded / len(p.tiles()) if work.direct else 0.0
+    coded = p.coded / len(p.tiles())
     later = (work.reads - 1) * work.statistics + work.backward  # reads of logits or codes
     a_pair = work.logit_bytes * work.statistics + 4 * coded
     a_pair += later * (4 * coded + work.logit_bytes * (1 - coded))

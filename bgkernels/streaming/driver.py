@@ -15,7 +15,7 @@ from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
-from bgkernels.streaming.kept import Kept, Loan, codable, codes_of
+from bgkernels.streaming.kept import Codes, Kept, Loan, codable
 from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
@@ -55,7 +55,7 @@ def run(
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
-    kept = Kept(loan, codes_of(p, problem, loan) if p.coded else None)
+    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
     tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
@@ -257,6 +257,5 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         scratch_bytes=scratch,
         sum_traffic=16 if sum_scratch else 8,
         gradient_bytes=gradient.itemsize,
-        direct=problem.backend.code_block > 0,
         weight_owned=problem.weight_grad is not None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -102,6 +103,23 @@ def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:
     half = (x for x in dtypes if _half_on_cpu(x, device))
     packs = any(products.chosen(dtype) == "brgemm" for dtype in half)
     return products.PACKED_BYTES * torch.get_num_threads() * packs
+
+
+def rate(dtype: torch.dtype) -> float:
+    """Return the multiply-adds a second of a CPU's products, measured once for some 50 ms."""
+    return _rate(dtype, way())
+
+
+@functools.cache
+def _rate(dtype: torch.dtype, way: object) -> float:
+    rows, depth, width = 512, 1024, 2048
+    a, b = torch.ones(rows, depth, dtype=dtype), torch.ones(width, depth, dtype=dtype)
+    out, times = torch.empty(rows, width, dtype=logits_dtype(dtype, a.device)), []
+    for _ in range(4):
+        begin = time.perf_counter()
+        mm(a, b.t(), out)
+        times.append(time.perf_counter() - begin)
+    return rows * depth * width / min(times)
 
 
 def way() -> object:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Code
+from bgkernels.backends.code import Code, row_words
 from bgkernels.rows.extras import Extra, Tilt
-from bgkernels.streaming import coding, gemm
+from bgkernels.streaming import gemm
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
 
@@ -41,7 +41,7 @@ class Loan:
 
 
 class Codes:
-    """Pairs of tiles of a chunk of rows, coded: see :mod:`bgkernels.streaming.coding`.
+    """Pairs of tiles of a chunk of rows, which primitives write in pass 1, and read later.
 
     Args:
         plan: the tiling.
@@ -50,8 +50,9 @@ class Codes:
     """
 
     def __init__(self, plan: Plan, problem: Problem, loan: Loan | None) -> None:
-        device, self.caps, self.plan = problem.labels.device, caps_of(problem), plan
-        size = plan.chunk * coding.words(plan.width, plan.width)
+        device = problem.labels.device
+        self.plan, self.block = plan, problem.backend.code_block(device)
+        size = plan.chunk * row_words(plan.width)
         own = torch.empty(plan.coded - plan.lent, size, dtype=torch.float32, device=device)
         self.slots: list[Tensor] = list(own)
         if loan is not None:
@@ -60,98 +61,42 @@ class Codes:
 
     def start(self, labels: Tensor) -> None:
         """Begin a chunk of rows."""
-        self.labels = labels
-        self.compared: dict[int, int] = {}
+        self.rows = len(labels)
+        self.written: set[int] = set()
 
     def _has_slot(self, i: int) -> bool:
         return self.first <= i < self.first + len(self.slots)
 
-    def _slot(self, i: int, width: int, compared: int) -> Tensor:
-        rows, size = len(self.labels), coding.words(width, compared)
-        return self.slots[i - self.first][: rows * size].view(rows, size)
-
     def code(self, i: int, width: int) -> Code | None:
-        """What the primitives write or read of the ``i``-th tiles; here they know of no codes."""
-        return None
-
-    def keep(self, i: int, x: Tensor, v: Tensor | None) -> None:
-        """Keep the ``i``-th tiles, if they have a slot and can be coded."""
-        if not self._has_slot(i):
-            return
-        compared = 0 if v is None else v.shape[1]
-        code = self._slot(i, x.shape[1], compared)
-        if coding.encode(x, v, self.caps, code, self.labels):
-            self.compared[i] = compared
-
-    def restore(self, i: int, width: int, teacher: bool, out: Tensor) -> bool:
-        """Write a model's ``i``-th tile, if it is kept; ``width`` is the student's."""
-        compared = self.compared.get(i)
-        if compared is None:
-            return False
-        code = self._slot(i, width, compared)
-        coding.decode(code, compared, self.caps[teacher], teacher, out, self.labels)
-        return True
-
-
-class DirectCodes(Codes):
-    """The primitives write these codes in pass 1, and read them instead of logits.
-
-    No device is asked whether a row could be coded. One with a NaN or +inf has NaN statistics, and
-    so a NaN gradient whatever its codes are; and beyond 65,504 below a maximum a column counts as
-    ruled out, which is what its probability says (:func:`codable`).
-    """
-
-    def __init__(self, plan: Plan, problem: Problem, loan: Loan | None) -> None:
-        super().__init__(plan, problem, loan)
-        self.block = problem.backend.code_block
-
-    def code(self, i: int, width: int) -> Code | None:
-        """What the primitives write or read of the ``i``-th tiles."""
+        """Where the ``i``-th tiles are coded, if they have a slot."""
         if not self._has_slot(i):
             return None
-        rows, slot = len(self.labels), self.slots[i - self.first]
-        size, blocks = self.plan.chunk * self.plan.width, math.ceil(width / self.block)
-        words = gemm.matrix(slot[:size].view(torch.int32), rows, width)
-        centres = slot[size : size + rows * 2 * blocks].view(rows, 2 * blocks)
+        slot, size = self.slots[i - self.first], self.plan.chunk * self.plan.width
+        words = gemm.matrix(slot[:size].view(torch.int32), self.rows, width)
+        blocks = 2 * math.ceil(width / self.block)
+        centres = slot[size : size + self.rows * blocks].view(self.rows, blocks)
         return Code(words, centres, self.block)
 
-    def keep(self, i: int, x: Tensor, v: Tensor | None) -> None:
-        """Remember that pass 1 has written a code."""
+    def keep(self, i: int) -> None:
+        """Remember that pass 1 has written the ``i``-th tiles' code, if they have a slot."""
         if self._has_slot(i):
-            self.compared[i] = 0 if v is None else v.shape[1]
-
-    def restore(self, i: int, width: int, teacher: bool, out: Tensor) -> bool:
-        """Tell whether a tile is kept; nobody looks at its logits."""
-        return i in self.compared
-
-
-def codes_of(plan: Plan, problem: Problem, loan: Loan | None) -> Codes:
-    """Where pairs of tiles are kept."""
-    kind = DirectCodes if problem.backend.code_block else Codes
-    return kind(plan, problem, loan)
-
-
-def caps_of(problem: Problem) -> coding.Caps:
-    """The maps from raw to real logits of the student and its first teacher."""
-    (spec, *_), *_ = problem.layout[0]
-    return spec.student, spec.teacher
+            self.written.add(i)
 
 
 def codable(problem: Problem) -> bool:
     """Whether kept tiles may be coded: those of two heads with 16-bit operands.
 
-    By the primitives, if the backend has codes; else by functions of their own, on a CPU.
+    No statistic may depend on columns that a code rules out.
     """
     (teacher, *others), (hidden, *head) = problem.teacher.parts, problem.student
     if others or not head or not teacher.dense or len(teacher.tensors) == 1:
         return False
     operands = [x for x in (hidden, teacher.tensors[0]) if x is not None]
-    if not all(problem.operand(x).itemsize == 2 for x in operands):
-        return False
-    if problem.backend.code_block:
-        return all(map(_fades, problem.spec.extras))
-    on_cpu = all(x.device.type == "cpu" for x in operands)
-    return on_cpu and all(cap.scale for cap in caps_of(problem))
+    return (
+        problem.backend.code_block(problem.labels.device) > 0
+        and all(problem.operand(x).itemsize == 2 for x in operands)
+        and all(map(_fades, problem.spec.extras))
+    )
 
 
 def _fades(extra: Extra) -> bool:

@@ -29,3 +29,18 @@ class Order:
             return None
         start = int(self.host[first])
         return slice(start, start + 1 + last - first)
+
+
+def reordered(x: Tensor, ids: Tensor, out: Tensor) -> Tensor:
+    """Write the columns ``ids`` of ``x`` into ``out``.
+
+    Args:
+        x: ``(rows, n)``.
+        ids: ``(width,)`` int64.
+        out: ``(rows, width)``, elsewhere in memory.
+    """
+    if x.device.type == "cpu" and x.itemsize == 2:  # in a third of index_select's time there
+        words, into = x.view(torch.int16), out.view(torch.int16)
+        torch.gather(words, 1, ids.expand(len(x), -1), out=into)
+        return out
+    return torch.index_select(x, 1, ids, out=out)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bgkernels.streaming import gemm
 from bgkernels.streaming.heads import LinearHead, LogitsHead
-from bgkernels.streaming.order import Order
+from bgkernels.streaming.order import Order, reordered
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem, Tensors
 
@@ -74,7 +74,7 @@ class PickedLogits(LogitsHead):
             return self.given[self.chunk, run]
         out = gemm.matrix(self.buffer, self.chunk.stop - self.chunk.start, len(ids))
         if self.places is None:
-            return torch.index_select(self.given[self.chunk], 1, ids, out=out)
+            return reordered(self.given[self.chunk], ids, out)
         places = self.places[self.chunk]
         if run is not None:
             return out.copy_(picked_rows(self.given[:, run], places))

@@ -11,8 +11,8 @@ chunks are walked once for each of several *groups* of columns, and the sum is o
 The gradient of a single chunk is written from its end to its beginning, so until then its beginning
 is free memory: the last tiles, which are read again first, are kept there at no cost.
 
-Kept tiles of two heads with 16-bit operands may be *coded* in half the bytes (:mod:`.coding`): that
-takes some time. The last tile of pass 1 is the first of pass 2, and needs no slot.
+Kept tiles of two heads with 16-bit operands may be *coded* in half the bytes
+(:mod:`bgkernels.backends.code`). The last tile of pass 1 is the first of pass 2, and needs no slot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bgkernels.streaming import coding
+from bgkernels.backends.code import row_words
 from bgkernels.streaming.cost import cost_of, total
 
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
@@ -95,7 +95,6 @@ class Workload:
         scratch_bytes: bytes an element of a tile of dW that is multiplied beside its gradient.
         sum_traffic: bytes that are moved to add a product to an element of a sum.
         gradient_bytes: bytes a (row, column) of the gradient of a tile.
-        direct: whether coded tiles are written and read by the primitives themselves.
         weight_owned: whether dW is added to a sum of the caller's.
     """
 
@@ -121,7 +120,6 @@ class Workload:
     scratch_bytes: int = 0
     sum_traffic: int = 8
     gradient_bytes: int = 4
-    direct: bool = False
     weight_owned: bool = False
 
 
@@ -270,7 +268,7 @@ def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
 
 def slot_bytes(chunk: int, width: int, pair_bytes: int) -> int:
     """Of a kept tile; ``pair_bytes`` 0: coded."""
-    return chunk * (pair_bytes * width if pair_bytes else 4 * coding.words(width, width))
+    return chunk * (pair_bytes * width if pair_bytes else 4 * row_words(width))
 
 
 def _sums(work: Workload, chunk: int) -> int:

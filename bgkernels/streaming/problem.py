@@ -35,7 +35,7 @@ class Problem:
             ``(logits (rows, V),)``.
         teacher: with ``rows`` rows.
         labels: ``(rows,)`` int64 codes: a column, ``NONE`` or ``SKIP``.
-        leading: the input's leading shape, of which ``rows`` is the product.
+        leading: the input's leading shape; its product is ``rows``.
         shard: which columns this process holds; those of ``spec`` are the whole vocabulary's.
         budget: bytes of temporaries, or None for the device's default.
         ignore_index: what ``RowStats.label`` shows in rows that take no part.

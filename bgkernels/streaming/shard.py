@@ -1,4 +1,4 @@
-"""The ranks of a process group can share out the vocabulary.
+"""The vocabulary can be split over the ranks of a process group.
 
 Each rank holds a run of consecutive columns, of any length, and in rank order the runs are the
 vocabulary. The tokens are the same on every rank, and labels are columns of the whole vocabulary.
@@ -148,7 +148,7 @@ def join(
 
 
 def check_alike(student: Shard, teachers: Sequence[Shard], compared: int) -> None:
-    """Check that student and teachers share out the columns that are compared in one way.
+    """Check that the compared columns of student and teachers are split in the same way.
 
     Raises:
         ValueError: they do not; the message has both ways.
@@ -158,7 +158,7 @@ def check_alike(student: Shard, teachers: Sequence[Shard], compared: int) -> Non
         theirs = teacher.widths(compared)
         if ours != theirs:
             raise ValueError(
-                f"`vocab_group`: student and teacher must share out the {compared} columns on "
-                f"which they are compared in one way; got {ours} and {theirs} columns on the "
-                "ranks. Shard both at the same columns, the padding at the end of the last"
+                f"`vocab_group`: the {compared} columns on which student and teacher are compared "
+                f"must be split in the same way; got {ours} and {theirs} columns on the ranks. "
+                "Shard both at the same columns, with the padding on the last rank"
             )

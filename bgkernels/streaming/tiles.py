@@ -1,4 +1,4 @@
-"""The tiles of a chunk of rows, of which some stay in memory between the passes."""
+"""The tiles of a chunk of rows; some of them stay in memory between the passes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ class Tiles:
         plan: the tiling.
         columns: those of each tile of the plan; a tile without any is None.
         device: of the tiles.
-        kept: where the kept tiles lie, but for those in memory of their own.
-        teacher: whether the head is the teacher's.
+        kept: where the kept tiles lie, except those in memory of their own.
     """
 
     def __init__(
-        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept,
-        *, teacher: bool = False,
-    ) -> None:  # fmt: skip
-        self.head, self.plan, self.codes, self.teacher = head, plan, kept.codes, teacher
+        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept
+    ) -> None:
+        self.head, self.plan, self.codes = head, plan, kept.codes
         self.columns = columns
-        self.widths = [c.stop - c.start for c in plan.tiles()]
         self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1
         memory = torch.empty(count, self.size, dtype=head.dtype, device=device)
@@ -60,14 +57,13 @@ class Tiles:
         tile = gemm.matrix(buffer, self.rows, width) if self.size else None
         held = tile is not None and self.owner.get(slot) == i
         self.owner[slot] = i
-        if held or self._restored(i, tile):
+        if held or (tile is not None and self._coded(i)):
             return tile
         return self.head.logits(columns, buffer)
 
-    def _restored(self, i: int, tile: Tensor | None) -> bool:
-        if tile is None or self.codes is None:
-            return False
-        return self.codes.restore(i, self.widths[i], self.teacher, tile)
+    def _coded(self, i: int) -> bool:
+        """Tell whether a tile is kept in a code; nobody looks at its logits."""
+        return self.codes is not None and i in self.codes.written
 
     def wanted(self, i: int) -> Tensor:
         """The ``i``-th tile, of a head that has a column in each."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bgkernels.training.errors import extra
-from bgkernels.training.figure import OWN, PARTS, TAUGHT, picture, title
+from bgkernels.training.figure import OWN, PARTS, TAUGHT, picture
 from bgkernels.training.methods import find
-from bgkernels.training.report import caption, figure, mark
+from bgkernels.training.report import figure, mark
 from bgkernels.training.results import DemoResult
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def table(result: DemoResult) -> Table:
         from rich.table import Table
     grid = Table(
         title="Students of one teacher by method, in nats per token",
-        caption=f"{caption(result)} {cost(result)}".strip(),
+        caption=f"{result.caption} {cost(result)}".strip(),
         caption_justify="left",
     )
     for name in ("method", *(name for *_, name in COMPARED), "time"):
@@ -75,7 +75,7 @@ PANELS = {
 def draw(result: DemoResult, path: Path) -> None:
     """Write the picture as a PNG: a line for each method."""
     methods = list(result.students)
-    with picture(path, (14, 1.6 + 0.3 * len(methods)), title(result)) as figure:
+    with picture(path, (14, 1.6 + 0.3 * len(methods)), result.title) as figure:
         panels = figure.subplots(1, len(PANELS), sharey=True)
         for axes, (name, measures) in zip(panels, PANELS.items(), strict=True):
             for label, (measure, part, colour) in measures.items():

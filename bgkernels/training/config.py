@@ -94,7 +94,7 @@ class TrainConfig:
 
 
 def given(share: float, length: int) -> int:
-    """Tokens of the prompt of a sequence, of which it is such a share: at least one."""
+    """Tokens of the prompt of a sequence, for this share of the sequence: at least one."""
     return max(1, int(share * length))
 
 
@@ -147,6 +147,8 @@ class DemoConfig:
         output: folder of checkpoints, table, figure and trained models.
         teacher, student: a Hugging Face model, by path or name; None: a small Llama of
             ``teacher_shape`` or ``student_shape``, trained from nothing.
+        schooling: of a student that has random weights, how it reads the text by itself before it
+            is distilled into; None: not at all.
         teacher_url: of the servers that run the teacher, of which only head and tokenizer are read
             here; None: it is loaded.
         generate_with: of servers that write the text of the teacher or the student, whichever they
@@ -176,6 +178,7 @@ class DemoConfig:
         1200, 5e-3, validate_every=100, checkpoint_every=200
     )
     student_training: TrainConfig = TrainConfig(1000, 5e-3)
+    schooling: TrainConfig | None = None
     loss: LossConfig = LossConfig()
     evaluation: EvalConfig = EvalConfig()
     lora: int | None = None

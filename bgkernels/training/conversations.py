@@ -22,7 +22,7 @@ STAND_IN = "\ue000\ue001\ue002"
 
 @dataclass(frozen=True)
 class Conversation:
-    r"""Turns of a conversation, of which the assistant's are learnt.
+    r"""Turns of a conversation; those of the assistant are learnt.
 
     Args:
         turns: role and content of each.
@@ -120,7 +120,7 @@ class Rendering:
         answers = [i for i, turn in enumerate(self.chat.turns) if turn[0] == "assistant"]
         wanted = [i for i in answers if i >= self.chat.first]
         if wanted and not any(learnt):
-            raise CorpusError("the chat template marks no answer of it with {% generation %}")
+            raise CorpusError("the chat template marks none of its answers with {% generation %}")
         start = _last_runs(learnt, len(wanted)) if len(wanted) < len(answers) else 0
         return list(made["input_ids"]), [x and i >= start for i, x in enumerate(learnt)]
 

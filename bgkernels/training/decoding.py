@@ -47,7 +47,7 @@ class Decoder:
         return self._read(token[:, None])
 
     def _read(self, tokens: Tensor) -> Tensor:
-        with torch.compiler.set_stance("force_eager"):  # or each length would be compiled anew
+        with torch.compiler.set_stance("force_eager"):  # or each length would be compiled again
             out = self.body(input_ids=tokens, past_key_values=self.past, use_cache=True)
         self.past = out.past_key_values
         state: Tensor = out.last_hidden_state[:, -1]

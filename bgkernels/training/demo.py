@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from bgkernels.training import models, ranks, report
 from bgkernels.training.config import DemoConfig
-from bgkernels.training.corpus import Corpus, load_corpus
+from bgkernels.training.corpus import load_corpus
 from bgkernels.training.distill import make_objective, train_student, train_teacher
-from bgkernels.training.evaluate import own_cost, score
+from bgkernels.training.evaluate import own_cost
+from bgkernels.training.excerpts import can_be_asked, excerpts
 from bgkernels.training.files import write_json
 from bgkernels.training.loop import History
 from bgkernels.training.marks import examine_by_name
@@ -19,11 +21,9 @@ from bgkernels.training.recall import RecallingLM
 from bgkernels.training.results import (
     CorpusFacts,
     DemoResult,
-    Passage,
     StudentResult,
     TeacherFacts,
 )
-from bgkernels.training.tokens import Batch
 
 
 def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
@@ -44,23 +44,17 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
         >>> result.students["entropy"].measures["kl"]["bridge"].mean  # doctest: +SKIP
     """
     display, started = display or Silent(), time.perf_counter()
-    with display.working("reading and encoding the corpus"):
-        corpus = load_corpus(config.data)
-        materials = prepare(config, corpus)
+    materials, facts = begin(config, display)
     for method in config.methods:  # a wrong option is found now, not after the teacher is trained
         make_objective(config, method, materials.student, materials.teacher, materials.second)
-    facts = corpus_facts(corpus, materials)
-    if materials.unusable:
-        display.say(report.left_out(materials.unusable))
-    display.say(report.describe(facts))
-    if materials.coverage:
-        display.say(report.two_tokenizers(materials.coverage))
     if materials.teacher is None:
         teacher, history = train_teacher(config, materials, display)
     else:
         teacher, history = materials.teacher, History()
     if len(config.methods) > 1 and config.parallel == "ddp":
         teacher = RecallingLM.of(teacher)
+    if config.schooling and config.student is None:
+        materials = replace(materials, student=_schooled(config, materials, display))
     students = {m: train_student(config, materials, m, teacher, display) for m in config.methods}
     with display.working("scoring held-out files and the students' own text"):
         result = DemoResult(
@@ -68,7 +62,9 @@ def run_demo(config: DemoConfig, display: Display | None = None) -> DemoResult:
             corpus=facts,
             teacher=_teacher_facts(config, materials, teacher, history),
             students=_examine(materials, teacher, students, config.data.task),
-            passage=_passage(materials, next(iter(students.values()))[0], teacher),
+            passages=excerpts(
+                materials, teacher, {"teacher": teacher, **{m: s for m, (s, _) in students.items()}}
+            ),
             seconds=time.perf_counter() - started,
         )
     if ranks.first():
@@ -101,36 +97,46 @@ def _examine(
     }
 
 
-def corpus_facts(corpus: Corpus, materials: Materials) -> CorpusFacts:
-    """Size and origin of a corpus."""
-    return CorpusFacts(
+def begin(config: DemoConfig, display: Display) -> tuple[Materials, CorpusFacts]:
+    """Read what a run is made of, and say what that is."""
+    with display.working("reading and encoding the corpus"):
+        corpus = load_corpus(config.data)
+        materials = prepare(config, corpus)
+    facts = CorpusFacts(
         origin=str(corpus.origin),
         digest=corpus.digest,
         files=(len(corpus.train), len(corpus.held_out)),
         tokens=materials.tokens,
         vocab=len(materials.tokenizer),
     )
+    if materials.unusable:
+        display.say(report.left_out(materials.unusable))
+    display.say(facts.description)
+    if materials.coverage:
+        display.say(report.two_tokenizers(materials.coverage))
+    return materials, facts
+
+
+def _schooled(config: DemoConfig, materials: Materials, display: Display) -> CausalLM:
+    """The student from which all start: one that has read the text for a while, without a teacher.
+
+    One of the same configuration is found again.
+    """
+    assert config.schooling
+    display.say("the student reads the text by itself first; all students start from there:")
+    run = replace(config, output=config.output / "schooling", student_training=config.schooling)
+    return train_student(run, materials, "hard", None, display)[0]
 
 
 def _teacher_facts(
     config: DemoConfig, materials: Materials, teacher: CausalLM, history: History
 ) -> TeacherFacts:
-    exam = materials.exam
+    exam, task = materials.exam, config.data.task
     return TeacherFacts(
         name=config.teacher or "trained here",
         parameters=teacher.parameters,
         cross_entropy=own_cost(teacher, exam.files),
         curve_cross_entropy=own_cost(teacher, exam.few),
         history=history,
+        marks=examine_by_name(teacher, task).measures() if task and can_be_asked(teacher) else None,
     )
-
-
-def _passage(materials: Materials, student: CausalLM, teacher: CausalLM) -> Passage:
-    """The held-out window whose share of bridges is the median one."""
-    exam, tokenizer = materials.exam, materials.tokenizer
-    tokens = score(student, teacher, Batch.of(exam.windows))
-    ambiguity = tokens.ambiguity.where(tokens.soft, exam.config.threshold)  # white in the picture
-    share = (ambiguity < exam.config.threshold).float().mean(-1)
-    index = int(share.argsort()[len(share) // 2])
-    text = [str(tokenizer.decode([token])) for token in exam.windows[index, 1:].tolist()]
-    return Passage(tuple(text), tuple(ambiguity[index].tolist()))

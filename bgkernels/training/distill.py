@@ -42,7 +42,7 @@ class Objective:
         method: what tells this way to distil from others.
         config: what all ways share.
         steps: of the whole run, for schedules.
-        second: another teacher, weighed against the first as configured.
+        second: another teacher; the configuration has its weight.
         server: writes the text of one of the models; None: both write here.
     """
 
@@ -204,7 +204,7 @@ def train_teacher(
 ) -> tuple[CausalLM, History]:
     """A small Llama trained on the text by cross-entropy, or the one that was trained before.
 
-    Its folder is named by its configuration: the same one is found again, another one starts anew.
+    Its folder is named by its configuration, so another configuration starts from the beginning.
     """
     shape, length = config.teacher_shape, config.data.sequence_length
     teacher = small_llama(shape, len(materials.tokenizer), length, config.seed)
@@ -288,7 +288,7 @@ def ready(model: CausalLM, training: TrainConfig, config: DemoConfig) -> Any:
         getattr(network, name, network.gradient_checkpointing_enable)()
     if training.compile:
         if config.parallel == "fsdp":
-            raise OptionError("--compile takes a model in one piece; it needs --parallel ddp")
+            raise OptionError("--compile does not work with sharded models; use --parallel ddp")
         model.body.compile()
     return sharding.place(model, config, training.bf16).network
 

@@ -71,7 +71,7 @@ def enough_memory(name: str, step: int) -> Iterator[None]:
         raise OutOfMemory(
             f"{name}: out of memory at step {step}. Lower --memory-budget (temporaries of the "
             "loss), then --batch-size with as much more --accumulate, then --sequence-length; "
-            "--gradient-checkpointing saves activations, --parallel fsdp shares out models"
+            "--gradient-checkpointing saves activations, --parallel fsdp splits the models"
         ) from error
 
 

@@ -63,7 +63,7 @@ def picture(path: Path, size: tuple[float, float], title: str) -> Iterator[Figur
 
 def draw(result: DemoResult, path: Path) -> None:
     """Write the picture of a few methods as a PNG."""
-    with picture(path, (11, 11.4), title(result)) as figure:
+    with picture(path, (11, 11.4), result.title) as figure:
         axes = figure.subplot_mosaic(
             [["loss", "divergence"], ["parts", "excess"], ["passage", "passage"]],
             height_ratios=[1, 1, 0.9],
@@ -80,15 +80,7 @@ def draw(result: DemoResult, path: Path) -> None:
         axes["parts"].set_title("KL(teacher‖student), by kind of token")
         _bars(axes["excess"], result, {"exposure_bias": "own − teacher's text"})
         axes["excess"].set_title("Exposure bias: excess KL on the student's own text")
-        paint(axes["passage"], result.passage, result.config.evaluation.threshold)
-
-
-def title(result: DemoResult) -> str:
-    """Who learnt from whom."""
-    student = next(iter(result.students.values()))
-    sizes = (f"{x / 1e6:.2f} M" for x in (result.teacher.parameters, student.parameters))
-    teacher, small = sizes
-    return f"A teacher of {teacher} parameters, and {len(result.students)} students of {small}"
+        paint(axes["passage"], result.passages[0], result.config.evaluation.threshold)
 
 
 def _color(method: str) -> Any:

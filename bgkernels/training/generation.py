@@ -1,8 +1,8 @@
 """Text that a model says next: a prompt is read once, and what follows token by token.
 
 The sample of a row depends on the model, the prompt, and random numbers of the row's own. So a text
-is the same whichever others are written beside it, but for rounding: a product of more rows may be
-summed up in another order.
+does not depend on the texts that are written at the same time, except for rounding: a product of
+more rows may be summed up in another order.
 """
 
 from __future__ import annotations

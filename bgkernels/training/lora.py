@@ -1,4 +1,4 @@
-"""Students of which only a low-rank adapter is trained (LoRA, Hu et al. 2021)."""
+"""Students that train only a low-rank adapter (LoRA, Hu et al. 2021)."""
 
 from __future__ import annotations
 

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+
+import bgkernels as bg
 
 PACKAGES = ("bgkernels", "torch", "transformers")
 
 
-def machine() -> dict[str, str | int]:
-    """Processor, threads that torch uses, and versions, to be kept beside results.
+def machine() -> dict[str, Any]:
+    """Processor, threads that torch uses, versions and backends, to be kept beside results.
 
     Example:
         >>> machine()["torch"] == torch.__version__
         True
     """
-    found: dict[str, str | int] = {
+    found: dict[str, Any] = {
         "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
-    return found | {"torch": torch.__version__}
+    return found | {"torch": torch.__version__, "backends": bg.show_config().splitlines()}
 
 
 def _processor() -> str:
@@ -43,7 +49,7 @@ def _processor() -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: models and tensors this small lose by being shared out."""
+    """Let torch use one thread: models and tensors this small are slower with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -27,6 +27,32 @@ class Marks:
     sampled: tuple[tuple[Verdict, ...], ...]
     greedy: tuple[Verdict, ...]
 
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        problems: Sequence[Problem],
+        sampled: Sequence[Sequence[str]],
+        greedy: Sequence[str],
+    ) -> Marks:
+        """Verdicts on texts.
+
+        Args:
+            task: whose problems these are.
+            problems: that were to be solved.
+            sampled: of each problem, what was sampled at temperature 1.
+            greedy: of each problem, the text of the most probable tokens.
+        """
+        return cls(
+            tuple(
+                tuple(task.check(problem, text) for text in texts)
+                for problem, texts in zip(problems, sampled, strict=True)
+            ),
+            tuple(
+                task.check(problem, text) for problem, text in zip(problems, greedy, strict=True)
+            ),
+        )
+
     def measures(self) -> dict[str, float]:
         """What the verdicts say.
 
@@ -125,13 +151,7 @@ def examine(
     """
     sampled = write_solutions(model, task, problems, samples=samples, seed=seed)
     greedy = write_solutions(model, task, problems, samples=1, temperature=0.0)
-    return Marks(
-        tuple(
-            tuple(task.check(problem, text) for text in texts)
-            for problem, texts in zip(problems, sampled, strict=True)
-        ),
-        tuple(task.check(problem, text) for problem, (text,) in zip(problems, greedy, strict=True)),
-    )
+    return Marks.of(task, problems, sampled, [text for (text,) in greedy])
 
 
 def write_solutions(

@@ -160,8 +160,8 @@ def _coverage(teacher: TranslatedLM, tokenizer: PreTrainedTokenizerBase, text: s
     found = coverage(match, tokenizer, its_own, [text])
     if not found.aligned:
         raise ModelError(
-            "--teacher and --student: their tokenizers give no position of the text in common; "
-            "does one of them change it (lower case, NFKC)? Normalise the text first"
+            "--teacher and --student: their tokenizers have no position of the text in common; "
+            "does one of them change the text (lower case, NFKC)? Normalise the text first"
         )
     return found
 

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 import bgkernels as bg
 from bgkernels.integrations import heads
+from bgkernels.integrations.probe.reading import positions
 from bgkernels.training import ranks
 from bgkernels.training.checkpoint import WHOLE
 from bgkernels.training.config import ModelShape
@@ -72,6 +73,11 @@ class CausalLM:
     def vocab(self) -> int:
         """Columns of the head; at least the tokenizer's size."""
         return self.head.out_features
+
+    @property
+    def limit(self) -> int | None:
+        """The longest text, if positions are looked up; None: any length."""
+        return positions(self.network)
 
     @property
     def parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""A piece of text, each token on the colour of the teacher's uncertainty about it."""
+"""The picture of a passage: each token on the colour of the teacher's uncertainty about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bgkernels.training.results import Passage
+from bgkernels.training.maps import TokenMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ COLUMNS, LINES = 104, 13
 """The grid of characters; what does not fit is left out."""
 
 
-def paint(axes: Axes, passage: Passage, threshold: float) -> None:
+def paint(axes: Axes, passage: TokenMap, threshold: float) -> None:
     """Draw the passage, purple at bridges and green in gardens.
 
     Args:

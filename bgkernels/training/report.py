@@ -1,4 +1,4 @@
-"""The demo in words and figures: the corpus in a line, a table, and tables as Markdown."""
+"""The demo in words and figures: its table, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bgkernels.training.errors import extra
 from bgkernels.training.evaluate import Estimate
 from bgkernels.training.methods import find
-from bgkernels.training.results import CorpusFacts, DemoResult
+from bgkernels.training.results import DemoResult
 from bgkernels.vocabularies import Coverage
 
 if TYPE_CHECKING:
@@ -58,15 +58,8 @@ MARKED = {
     "wrong_garden": "first wrong in a garden",
 }
 """What the marks of a task's solutions say."""
-
-
-def describe(facts: CorpusFacts) -> str:
-    """The corpus in a line."""
-    (files, held_out), (tokens, held_out_tokens) = facts.files, facts.tokens
-    return (
-        f"{files} files with {tokens:,} tokens to train on, {held_out} with {held_out_tokens:,} "
-        f"held out, from {facts.origin}"
-    )
+BETTER_HIGH = ("right", "greedy")
+"""Those of them of which more is better."""
 
 
 def two_tokenizers(found: Coverage) -> str:
@@ -86,19 +79,25 @@ def left_out(unusable: Sequence[str]) -> str:
 def table(result: DemoResult) -> Table:
     """Every measure of every student, in nats a token, with standard errors over the prompts.
 
-    The lowest value of a line is bold.
+    What a task's solutions are worth comes first. The best value of a line is bold.
     """
     with extra():
         from rich.table import Table
     students = result.students.values()
     grid = Table(
         title="Students of one teacher, in nats per token",
-        caption=caption(result),
+        caption=result.caption,
         caption_justify="left",
     )
     grid.add_column("")
     for method in result.students:
         grid.add_column(find(method).title, justify="right")
+    if marks := [student.marks for student in students if student.marks]:
+        grid.add_row("[bold cyan]Solutions of test problems[/]")
+        for name, title in MARKED.items():
+            best = max(values[name] for values in marks) if name in BETTER_HIGH else None
+            grid.add_row(f"  {title}", *(mark(f"{x[name]:.1%}", x[name] == best) for x in marks))
+        grid.add_section()
     for section, rows in SECTIONS.items():
         shares = [student.measures[rows[0].name]["bridge"].share for student in students]
         grid.add_row(f"[bold cyan]{section}[/]")
@@ -112,25 +111,8 @@ def table(result: DemoResult) -> Table:
                 grid.add_row(f"  {label}", *_cells(estimates, row.lower_is_better))
         grid.add_row("  bridges : gardens", *(f"{x:.1%} : {1 - x:.1%}" for x in shares))
         grid.add_section()
-    if all(student.marks for student in students):
-        grid.add_row("[bold cyan]Solutions of test problems[/]")
-        for name, title in MARKED.items():
-            grid.add_row(f"  {title}", *(f"{(s.marks or {})[name]:.1%}" for s in students))
-        grid.add_section()
     grid.add_row("Training time", *(f"{student.history.seconds:.0f} s" for student in students))
     return grid
-
-
-def caption(result: DemoResult) -> str:
-    """How to read the table."""
-    threshold = result.config.evaluation.threshold
-    return (
-        f"± standard error over {result.prompts} prompts. Bridges: tokens where the teacher's "
-        f"entropy is below {threshold:g}·log V; gardens: the others. The teacher's own "
-        f"cross-entropy on the held-out files is {result.teacher.cross_entropy:.3f}. The excess is "
-        "exposure bias: how much further from the teacher a student is on what it wrote itself "
-        "than on what the teacher wrote."
-    )
 
 
 def markdown(*parts: Table | str) -> str:

@@ -50,6 +50,12 @@ class ServedLM(CausalLM):
         return False
 
     @property
+    def limit(self) -> int | None:
+        """The longest text that the server takes, where it says so."""
+        limit: int | None = self.served.limit
+        return limit
+
+    @property
     def parameters(self) -> int:
         """Of the whole model."""
         return self.count
@@ -119,7 +125,7 @@ def load_served(
 
     Args:
         url: of its servers, separated by commas.
-        name: path or name of its checkpoint, of which only the head and the tokenizer are read.
+        name: path or name of its checkpoint; only the head and the tokenizer are read.
         option: the command-line option that named it, for messages.
         length: the longest sequence it will see.
 

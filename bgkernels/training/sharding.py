@@ -1,4 +1,4 @@
-"""Models whose parameters are shared out among the processes, and gathered where they are used.
+"""Models whose parameters are split over the processes, and gathered where they are used.
 
 FSDP2 (:func:`torch.distributed.fsdp.fully_shard`) gathers a decoder layer for the layer's forward
 and backward, and what is outside of the layers (embedding, last norm, head) for the model's own. We
@@ -64,7 +64,7 @@ def shard(model: CausalLM, device: torch.device, bf16: bool = False) -> None:
     """
     if not ranks.together():
         raise OptionError(
-            "--parallel fsdp shares out models among the processes of torchrun; start this as "
+            "--parallel fsdp splits models over the processes of torchrun; start this as "
             "`torchrun --nproc-per-node N -m bgkernels.training ...`"
         )
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bf16 else MixedPrecisionPolicy()

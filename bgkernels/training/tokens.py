@@ -123,14 +123,14 @@ class Batch:
         return Batch(move(self.tokens.pin_memory()), move(self.labels.pin_memory()))
 
     def until(self, stop: int | None) -> Batch:
-        """The same sequences, of which nothing after the first label ``stop`` counts."""
+        """The same sequences; nothing after the first label ``stop`` counts."""
         if stop is None:
             return self
         ends = self.labels == stop
         return Batch(self.tokens, self.labels.where(ends.cumsum(-1) - ends.long() == 0, IGNORED))
 
     def after(self, given: int) -> Batch:
-        """The same sequences, of which the first ``given`` tokens are a prompt."""
+        """The same sequences, with their first ``given`` tokens as a prompt."""
         labels = self.labels.clone()
         labels[:, : given - 1] = IGNORED
         return Batch(self.tokens, labels)
@@ -169,7 +169,7 @@ class Epochs:
 class Batches:
     """Training batches, each a function of the seed and the step, so that a run can be resumed.
 
-    The stream is cut into windows, of which each epoch visits every one once, in its own order.
+    The stream is cut into windows. Each epoch visits every window once, in an order of its own.
 
     Args:
         stream: ``(tokens,)``.
@@ -206,7 +206,7 @@ class Batches:
 
     @property
     def windows(self) -> int:
-        """Windows of the stream, which do not overlap but for the label of the last token."""
+        """Windows of the stream, which overlap only in the label of the last token."""
         return (len(self.stream) - 1) // self.sequence_length
 
     def __getitem__(self, number: int) -> Batch:

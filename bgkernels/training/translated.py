@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
-from bgkernels.integrations.probe.reading import positions
 from bgkernels.training.errors import ModelError
 from bgkernels.training.models import CausalLM
 from bgkernels.vocabularies import Translator, VocabularyError, VocabularyMatch, agreeing, match
@@ -70,7 +69,7 @@ class TranslatedLM(CausalLM):
     def as_teacher(self, tokens: Tensor) -> bg.MatchedTeacher:  # type: ignore[override]
         """This model as the teacher of ``(batch, length)`` tokens of the student."""
         made = self.reading(tokens)
-        limit = positions(self.network)
+        limit = self.source.limit
         if limit is not None and made.ids.shape[1] > limit:
             raise ModelError(
                 f"--teacher takes at most {limit} tokens, and the text of a sequence has "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,8 +72,8 @@ class VocabularyMatch:
         if not pairs:
             raise VocabularyError(
                 f"the tokenizers share no token: none of the {student.size} tokens of the student "
-                f"has the bytes of one of the teacher's {teacher.size}; were they read as what "
-                "they are?"
+                f"has the bytes of one of the teacher's {teacher.size}; are these the "
+                "tokenizers of the two models?"
             )
         return cls(torch.tensor(sorted(pairs)).T.contiguous(), student, teacher)
 
@@ -150,6 +151,13 @@ class VocabularyMatch:
                     f"{columns} columns; the tokenizer is that of another model, or the model "
                     f"lacks added tokens: {side}.resize_token_embeddings(n)"
                 )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the vocabularies and the pairs."""
+        sha = hashlib.sha256(f"{self.student.fingerprint} {self.teacher.fingerprint}".encode())
+        sha.update(self.pairs.numpy().astype("<i8").tobytes())
+        return sha.hexdigest()
 
     @cached_property
     def readings(self) -> tuple[Reading, Reading]:

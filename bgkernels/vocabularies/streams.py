@@ -123,7 +123,7 @@ class Stream(NamedTuple):
         return found
 
     def unspaced(self, chosen: Array) -> Stream:
-        """The same tokens, of which some begin one byte later: a space before a text.
+        """The same tokens; some of them begin one byte later, after a space before a text.
 
         Args:
             chosen: ``(k,)`` int64 tokens of this stream.

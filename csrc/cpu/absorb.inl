@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/blocks.h"
+#include "cpu/code.inl"
 #include "cpu/vec_math.h"
 #include "math/row_state.h"
 
@@ -20,6 +21,12 @@ struct Block {
   int n;
   bool compared;
   int64_t first, row;  // of the whole input
+  float z_max = kNegInf, v_max = kNegInf;
+
+  void find_maxima() {
+    z_max = block_max(z.x, padded(n));
+    if (compared) v_max = block_max(v.x, padded(n));
+  }
 };
 
 // Scores of the columns as candidates for the label, or null if none of them can win.
@@ -27,7 +34,7 @@ inline const float* scores(const Spec& spec, const Block& b, float best, float* 
   if (spec.rule == kArgmax) return b.v.x;
   // Few draws are lucky enough to win. For the others no logarithm is taken, and in blocks of
   // unlikely columns none is drawn.
-  const int32_t least = least_draw(block_max(b.v.x, padded(b.n)), best);
+  const int32_t least = least_draw(b.v_max, best);
   if (least >= 1 << 23) return nullptr;
   for (int i = 0; i < b.n; i += kStreams * kLanes) {
     IVec draws[kStreams], lucky{};
@@ -69,9 +76,11 @@ inline void hold_out(VecState& state, const Spec& spec, Block& b, int at, Scratc
   state.label.z = b.z.x[at];
   writable(b.z, padded(b.n), scratch.z)[at] = kNegInf;
   state.label.v = kNegInf;
-  if (!b.compared) return;
-  state.label.v = b.v.x[at] * spec.inverse_temperature;
-  writable(b.v, padded(b.n), scratch.v)[at] = kNegInf;
+  if (b.compared) {
+    state.label.v = b.v.x[at] * spec.inverse_temperature;
+    writable(b.v, padded(b.n), scratch.v)[at] = kNegInf;
+  }
+  b.find_maxima();
 }
 
 // One model's tempered logits about a centre.
@@ -147,14 +156,13 @@ __attribute__((noinline)) void absorb_extra(const Statistic& statistic, const Ce
 }
 
 // `at`: where the label is held out, or -1.
-inline void absorb_pair(VecState& state, const Spec& spec, const Block& b, float z_max, int at,
-                        bool& careful) {
-  const float u_max = z_max * spec.inverse_temperature;
-  const float v_real = block_max(b.v.x, padded(b.n)), v_max = v_real * spec.inverse_temperature;
+inline void absorb_pair(VecState& state, const Spec& spec, const Block& b, int at, bool& careful) {
+  const float u_max = b.z_max * spec.inverse_temperature;
+  const float v_max = b.v_max * spec.inverse_temperature;
   if (beats(u_max, b.first, state.m_s, state.argmax_s))
-    state.argmax_s = b.first + first_index(b.z.x, padded(b.n), z_max);
+    state.argmax_s = b.first + first_index(b.z.x, padded(b.n), b.z_max);
   if (beats(v_max, b.first, state.m_t, state.argmax_t))
-    state.argmax_t = b.first + first_index(b.v.x, padded(b.n), v_real);
+    state.argmax_t = b.first + first_index(b.v.x, padded(b.n), b.v_max);
   if (u_max > state.m_s || v_max > state.m_t)
     raise_pair(state, larger(state.m_s, u_max), larger(state.m_t, v_max), spec);
   const Centred s = {b.z, spec.inverse_temperature, shift(state.m_s)};
@@ -188,13 +196,18 @@ inline void absorb_block(VecState& state, const Spec& spec, Block b, int64_t giv
   const int at = choose_label(state, spec, b, given, scratch);
   if (at >= 0) hold_out(state, spec, b, at, scratch);
   if (spec.logit_sum) state.z_sum += sum_except(b, at);
-  const float z_max = block_max(b.z.x, padded(b.n));
-  if (!spec.shared_softmax && z_max > state.m_c) raise_hard(state, z_max);
+  if (!spec.shared_softmax && b.z_max > state.m_c) raise_hard(state, b.z_max);
   if (b.compared) {
-    absorb_pair(state, spec, b, z_max, at, careful);
+    absorb_pair(state, spec, b, at, careful);
   } else if (!spec.shared_softmax) {
     state.d_c += hard_sum(b.z, b.n, shift(state.m_c));
   }
+}
+
+// The label is part of the code.
+inline void encode(const Tile& tile, int64_t row, int64_t first, const Block& b) {
+  if (!b.compared) return encode_alone(tile, row, first, b.n, b.z);
+  encode_block(tile, row, first, b.n, b.z, b.v, b.z_max, b.v_max);
 }
 
 inline void absorb_row(const AbsorbArgs& args, int64_t row) {
@@ -214,6 +227,8 @@ inline void absorb_row(const AbsorbArgs& args, int64_t row) {
                tile.first_column + first,
                tile.first_row + row};
     if (b.compared) b.v = read_block(tile.teacher, row, first, n, scratch.v);
+    b.find_maxima();
+    if (is_coded(tile)) encode(tile, row, first, b);
     absorb_block(state, args.spec, b, args.labels[row], careful, scratch);
     first += n;
   }

@@ -1,7 +1,7 @@
 // Pass 1, second read: the statistics that need both normalisers first.
 #pragma once
 
-#include "cpu/blocks.h"
+#include "cpu/code.inl"
 #include "cpu/vec_math.h"
 #include "math/extras.h"
 #include "math/row_vjp.h"
@@ -37,9 +37,8 @@ inline void absorb_pairs_row(const PairArgs& args, int64_t row) {
   const Column<float> floats(args.floats, row);
   for (int64_t first = 0; first < compared; first += kBlock) {
     const int n = block_size(first, compared, compared);
-    const LogProbs x = {read_block(args.tile.student, row, first, n, z),
-                        read_block(args.tile.teacher, row, first, n, v), args.lse_s[row],
-                        args.lse_t[row], spec.inverse_temperature};
+    const Pair pair = read_pair(args.tile, row, first, n, true, z, v);
+    const LogProbs x = {pair.z, pair.v, args.lse_s[row], args.lse_t[row], spec.inverse_temperature};
     each_extra<VecMath>(spec, [&](const auto& statistic, int, const Offsets& at) {
       if (statistic.kSecondRead) add_extra(statistic, x, n, floats.from(at.sums));
     });

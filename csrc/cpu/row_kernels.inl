@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/absorb.inl"
-#include "cpu/coding.inl"
 #include "cpu/dispatch.h"
 #include "cpu/pairs.inl"
 #include "cpu/parallel.h"
@@ -40,12 +39,6 @@ int over_numbers(const Args& args, int threads) {
   return for_rows<Args, kRow>(args, args.rows, threads_for(args.rows, kLeastRows, threads));
 }
 
-inline int decode_rows(const DecodeArgs& args, int threads) {
-  const int64_t pairs = args.rows * args.out.columns;
-  return for_rows<DecodeArgs, decode_row>(args, args.rows,
-                                          threads_for(pairs, kLeastPairs, threads));
-}
-
 #define BGK_NAME_OF(target) #target
 #define BGK_NAME(target) BGK_NAME_OF(target)
 
@@ -55,8 +48,6 @@ const Kernels kernels = {BGK_NAME(BGK_TARGET),
                          over_tile<PairArgs, absorb_pairs_row>,
                          over_numbers<FinalizeArgs, finalize_row>,
                          over_numbers<FoldArgs, fold_row>,
-                         over_tile<VjpArgs, vjp_row>,
-                         over_tile<EncodeArgs, encode_row>,
-                         decode_rows};
+                         over_tile<VjpArgs, vjp_row>};
 
 }  // namespace bgk::BGK_TARGET

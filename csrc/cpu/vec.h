@@ -136,31 +136,26 @@ struct BF16 {
 struct F16 {
   typedef uint16_t Raw;
 #if defined(__AVX512F__)
-  static BGK_INLINE Vec load(const Raw* p) {
-    return (Vec)_mm512_maskz_cvtph_ps(kAll, load_as<__m256i>(p));
-  }
-  static BGK_INLINE void store(Raw* p, Vec x) {
-    const __m256i narrow =
-        _mm512_maskz_cvtps_ph(kAll, (__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __builtin_memcpy(p, &narrow, sizeof(narrow));
+  static BGK_INLINE Vec widen(HVec x) { return (Vec)_mm512_maskz_cvtph_ps(kAll, (__m256i)x); }
+  static BGK_INLINE HVec narrow(Vec x) {
+    return (HVec)_mm512_maskz_cvtps_ph(kAll, (__m512)x,
+                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 #elif defined(__F16C__)
-  static BGK_INLINE Vec load(const Raw* p) { return (Vec)_mm256_cvtph_ps(load_as<__m128i>(p)); }
-  static BGK_INLINE void store(Raw* p, Vec x) {
-    const __m128i narrow =
-        _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __builtin_memcpy(p, &narrow, sizeof(narrow));
+  static BGK_INLINE Vec widen(HVec x) { return (Vec)_mm256_cvtph_ps((__m128i)x); }
+  static BGK_INLINE HVec narrow(Vec x) {
+    return (HVec)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
 #else
-  static BGK_INLINE Vec load(const Raw* p) {
-    const UVec half = extend(load_as<HVec>(p));
+  static BGK_INLINE Vec widen(HVec x) {
+    const UVec half = extend(x);
     const UVec magnitude = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
     // Scaling by 2^112 moves the exponent and normalises subnormals; infinities and NaNs need
     // theirs set.
     const UVec finite = (UVec)((Vec)magnitude * 0x1p112f);
     return (Vec)((magnitude >= (0x7c00u << 13) ? magnitude | 0x7f800000u : finite) | sign);
   }
-  static BGK_INLINE void store(Raw* p, Vec x) {
+  static BGK_INLINE HVec narrow(Vec x) {
     const UVec bits = (UVec)x, sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
     const UVec rounded = (magnitude - (112u << 23) + (((magnitude >> 13) & 1) + 0xfff)) >> 13;
     // Adding ½ aligns a subnormal's last bit with the float's, so the addition rounds it.
@@ -168,10 +163,14 @@ struct F16 {
     UVec half = magnitude < (113u << 23) ? subnormal : rounded;
     half = magnitude >= 0x47800000u ? UVec{} + 0x7c00u : half;
     half = magnitude > 0x7f800000u ? UVec{} + 0x7e00u : half;
-    const HVec narrow = truncate(half | sign);
-    __builtin_memcpy(p, &narrow, sizeof(narrow));
+    return truncate(half | sign);
   }
 #endif
+  static BGK_INLINE Vec load(const Raw* p) { return widen(load_as<HVec>(p)); }
+  static BGK_INLINE void store(Raw* p, Vec x) {
+    const HVec half = narrow(x);
+    __builtin_memcpy(p, &half, sizeof(half));
+  }
 };
 
 }  // namespace bgk::BGK_TARGET

@@ -1,7 +1,7 @@
 // Pass 2: the gradient in a tile's raw student outputs.
 #pragma once
 
-#include "cpu/blocks.h"
+#include "cpu/code.inl"
 #include "cpu/pairs.inl"
 #include "cpu/vec_math.h"
 #include "math/extras.h"
@@ -134,9 +134,8 @@ inline void vjp_row(const VjpArgs& args, int64_t row) {
   const bool direct = is_direct(plan, args);
   for (int64_t first = 0; first < width;) {
     const int n = block_size(first, compared, width);
-    VjpBlock b = {
-        read_block(tile.student, row, first, n, z), {}, d, n, args.spec.inverse_temperature};
-    if (first < compared && plan.teacher) b.v = read_block(tile.teacher, row, first, n, v);
+    const Pair pair = read_pair(tile, row, first, n, plan.teacher, z, v);
+    VjpBlock b = {pair.z, pair.v, d, n, args.spec.inverse_temperature};
     if (direct && n == padded(n)) b.d = (float*)address(args.out, row, first);
     vjp_block(args, plan, args.labels[row] - tile.first_column - first, b, first < compared);
     store_gradient(args.out, row, first, n, b.d);

@@ -10,22 +10,23 @@ struct MergeArgs {
   int splits;
 };
 
-// Merges what several splits left into the state. A thread a row.
+// Merges what several splits left into the state. A block a row, of which one warp works.
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ MergeArgs args) {
+  __shared__ RowState<ScalarMath> states[kMostSplits + 1];
   const AbsorbArgs& into = args.into;
-  const Spec& spec = into.spec;
-  const int64_t row = (int64_t)block().x * kThreads + thread();
-  if (row >= into.tile.rows || into.labels[row] == kSkip) return;
-  RowState<ScalarMath> total, part;
-  load_state(total, into.state, row, spec);
-  for (int split = 0; split < args.splits; ++split) {
-    load_state(part, part_of(args.parts, split, spec), row, spec);
-    merge(total, part, spec);
+  const int64_t row = block().x;
+  if (warp() > 0 || into.labels[row] == kSkip) return;
+  if (lane() <= args.splits) {
+    const bool part = lane() < args.splits;
+    const State from = part ? part_of(args.parts, lane(), into.spec) : into.state;
+    load_state(states[lane()], from, row, into.spec);
   }
-  store_state(total, into.state, row, spec);
+  merge_lanes<true>(states, args.splits + 1, into.spec);
+  sync_warp();  // all have read what the first writes
+  if (lane() == 0) store_state(states[0], into.state, row, into.spec);
 }
 
-typedef void (*Kernel)(AbsorbArgs);
+typedef void (*Kernel)(Shared<AbsorbArgs>);
 
 BGK_HD Extras extras_of(const Spec& spec) {
   int first_read = 0, powers = 0;
@@ -51,7 +52,8 @@ Kernel pick(const Spec& spec, Extras extras) {
 // About 35 instructions a column pair, 3 of them exponentials (with a power sum; counted in PTX),
 // where an H100 issues about 34 in the time in which its memory delivers those 4 bytes: 16-bit
 // logits keep arithmetic and memory equally busy, 32-bit ones are bound by memory. What a row costs
-// beside its columns: about 50 shuffles a warp, and the merge of its warps' states.
+// beside its columns: about 50 shuffles a warp, and as many where the states of its warps are
+// merged.
 int absorb(const AbsorbArgs& args, const Where& where) {
   const int64_t rows = args.tile.rows;
   if (rows == 0 || args.tile.student.columns == 0) return kOk;
@@ -60,18 +62,20 @@ int absorb(const AbsorbArgs& args, const Where& where) {
   const bool paired = args.tile.teacher.data;
   const Size size = size_of(args.tile.student, paired ? args.tile.teacher : args.tile.student);
   const Extras extras = size == kMixedSizes ? kAny : extras_of(spec);
+  if (args.tile.code.words.data && size != kSingles) return kUnknownDType;
   const Kernel kernel = size == kHalves    ? pick<Half>(spec, extras)
                         : size == kSingles ? pick<Single>(spec, extras)
                                            : absorb_kernel<Mixed, kAny, true>;
   const size_t bytes =
       extras == kAny ? spec.extra_count * kThreads * sizeof(ExtraSums<ScalarMath>) : 0;
-  AbsorbArgs launched = args;
+  if (where.splits > kMostSplits) return kUnknownRule;
+  Shared<AbsorbArgs> launched = shared(args, args.tile.student.columns, where);
   if (where.splits > 1) launched.state = {{where.floats, rows}, {where.ints, rows}};
   const Stream stream = (Stream)where.stream;
   const int status = start(kernel, dim3(rows, where.splits), bytes, stream, launched);
   if (status || where.splits == 1) return status;
   const MergeArgs merging = {args, launched.state, where.splits};
-  return start(merge_kernel, thread_a_row(rows), 0, stream, merging);
+  return start(merge_kernel, dim3(rows), 0, stream, merging);
 }
 
 int probe(int device) {

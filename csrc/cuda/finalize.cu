@@ -6,7 +6,7 @@ namespace bgk::cuda {
 namespace {
 
 // Between the passes: states to statistics. A thread a row.
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 2)
     finalize_kernel(const __grid_constant__ FinalizeArgs args) {
   const int64_t row = (int64_t)block().x * kThreads + thread();
   if (row < args.rows) finalize_row(args, row);

@@ -1,7 +1,7 @@
 // Pass 1: what a lane of a warp does with the columns of a row.
 #pragma once
 
-#include "cuda/rows.cuh"
+#include "cuda/code.cuh"
 #include "math/row_state.h"
 
 namespace bgk::cuda {
@@ -41,7 +41,7 @@ struct Held {
 // exponentials, and the rare rise of a maximum happens to all lanes at once.
 template <class Format, Extras kExtras, bool kChoose>
 struct Lane {
-  const AbsorbArgs& args;
+  const Shared<AbsorbArgs>& args;
   const Spec& spec;
   const RowPair<Format>& rows;
   int64_t row;
@@ -54,10 +54,10 @@ struct Lane {
   float d_c = 0.0f, z_sum = 0.0f, power = 0.0f, power_base2 = 0.0f;
   int power_at = 0;
 
-  BGK_DEVICE Lane(const AbsorbArgs& args, const Spec& spec, const RowPair<Format>& rows,
-                  int64_t row, int given)
+  BGK_DEVICE Lane(const Shared<AbsorbArgs>& args, const RowPair<Format>& rows, int64_t row,
+                  int given)
       : args(args),
-        spec(spec),
+        spec(args.spec),
         rows(rows),
         row(row),
         given(given),
@@ -107,8 +107,9 @@ struct Lane {
   BGK_DEVICE void take(const Step& step, const Batch<Format>& s, const Batch<Format>& t,
                        bool paired) {
     Logits8 x(step);
-    rows.s.real(s, x.z);
-    if (paired) rows.t.real(t, x.v);
+    rows.real(step, paired, s, t, x.z, x.v);
+    if (Format::kVector == 4 && args.tile.code.words.data)
+      CodeSink(args.tile.code, row).put<Format>(step, paired, x.z, x.v);
     if (!step.whole() || step.has(given)) {
       unrolled([&](int k) {
         const int column = step.column<Format>(k);

@@ -6,6 +6,8 @@
 
 namespace bgk::cuda {
 
+constexpr int kMostSplits = 31;  // their states, and the one before them, are a warp's
+
 // Makes `device` current for the calling thread; the caller restores what was.
 struct Where {
   int device;

@@ -1,3 +1,4 @@
+#include "cuda/code.cuh"
 #include "cuda/launch.h"
 #include "cuda/pairs.cuh"
 
@@ -36,10 +37,11 @@ int absorb_pairs(const PairArgs& args, const Where& where) {
   if (tile.rows == 0 || extras == 0 || !tile.teacher.data || tile.teacher.columns == 0) return kOk;
   if (const int status = use(where.device)) return status;
   const Size size = size_of(tile.student, tile.teacher);
-  const auto kernel = size == kHalves    ? pairs_kernel<Half>
-                      : size == kSingles ? pairs_kernel<Single>
-                                         : pairs_kernel<Mixed>;
-  PairArgs launched = args;
+  const auto kernel = args.tile.code.words.data ? pairs_kernel<Coded>
+                      : size == kHalves         ? pairs_kernel<Half>
+                      : size == kSingles        ? pairs_kernel<Single>
+                                                : pairs_kernel<Mixed>;
+  Shared<PairArgs> launched = shared(args, tile.student.columns, where);
   if (where.splits > 1) launched.floats = {where.floats, tile.rows};
   const Stream stream = (Stream)where.stream;
   const int status = start(kernel, dim3(tile.rows, where.splits, extras), 0, stream, launched);

@@ -3,6 +3,7 @@
 // not aligned alike, single elements.
 #pragma once
 
+#include "cuda/launch.h"
 #include "cuda/threads.cuh"
 #include "math/extras.h"
 
@@ -25,7 +26,8 @@ BGK_DEVICE void unrolled(Act act) {
   for (int k = 0; k < kColumns; ++k) act(k);
 }
 
-BGK_HD int bytes_of(DType dtype) { return dtype == kF32 ? 4 : 2; }
+BGK_HD int log_bytes_of(DType dtype) { return dtype == kF32 ? 2 : 1; }
+BGK_HD int bytes_of(DType dtype) { return 1 << log_bytes_of(dtype); }
 
 // Formats: what a lane holds of one model's kColumns logits until it uses them. kVector: columns of
 // one 16-byte load.
@@ -88,15 +90,18 @@ struct Source {
   float scale, cap;
 
   BGK_DEVICE Source(const Logits& x, int64_t r)
-      : row((const char*)x.data + r * x.row_stride * bytes_of(x.dtype)),
+      : row((const char*)x.data + (r * x.row_stride << log_bytes(x.dtype))),
         dtype(x.dtype),
         scale(x.scale),
         cap(x.cap) {}
 
+  BGK_DEVICE static int log_bytes(DType dtype) {
+    return Format::kVector == 8 ? 1 : Format::kVector == 4 ? 2 : log_bytes_of(dtype);
+  }
+
   // Columns from `start` to the next 16-byte boundary.
   BGK_DEVICE int misaligned(int64_t start) const {
-    const int bytes = bytes_of(dtype);
-    return (int)(-(((intptr_t)row / bytes + start)) & (Format::kVector - 1));
+    return -((int)((intptr_t)row >> log_bytes(dtype)) + start) & (Format::kVector - 1);
   }
 
   BGK_DEVICE void fetch(const Step& step, Batch<Format>& to) const {
@@ -147,11 +152,11 @@ struct Source {
 struct Range {
   int start, body, body_stop, stop, vector_steps;
 
-  // `vector`: columns of a 16-byte load; 1 where there are none.
-  BGK_DEVICE Range(int start, int stop, int head, int vector) : start(start), stop(stop) {
-    const bool some = vector > 1 && start + head + vector <= stop;
+  // Vectors come in multiples of `grain` columns, a power of two; 1: there are none.
+  BGK_DEVICE Range(int start, int stop, int head, int grain) : start(start), stop(stop) {
+    const bool some = grain > 1 && start + head + grain <= stop;
     body = some ? start + head : start;
-    body_stop = some ? body + (stop - body) / vector * vector : start;
+    body_stop = some ? body + ((stop - body) & -grain) : start;
     vector_steps = (body_stop - body + kStep - 1) / kStep;
   }
   BGK_DEVICE int steps() const {
@@ -165,14 +170,25 @@ struct Range {
   }
 };
 
-// The share of one of `count` blocks in a tile's columns, where the models are compared or not.
+// What a kernel of a tile is told besides: the columns of a block.
+template <class Args>
+struct Shared : Args {
+  int each;
+};
+
+template <class Args>
+Shared<Args> shared(const Args& args, int64_t columns, const Where& where) {
+  const int64_t each = (columns + where.splits - 1) / where.splits;
+  return {args, (int)((each + kStep - 1) / kStep * kStep)};
+}
+
+// The share of a block in a tile's columns, where the models are compared or not.
 struct Share {
   int start, pair_stop, stop;
 
-  BGK_DEVICE Share(const Tile& tile, int which, int count) {
+  BGK_DEVICE Share(const Tile& tile, int which, int each) {
     const int width = (int)tile.student.columns;
     const int compared = tile.teacher.data ? (int)tile.teacher.columns : 0;
-    const int each = ((width + count - 1) / count + kStep - 1) / kStep * kStep;
     const int64_t from = (int64_t)which * each;
     start = from < width ? (int)from : width;
     stop = from + each < width ? (int)(from + each) : width;
@@ -187,15 +203,42 @@ struct RowPair {
 
   BGK_DEVICE RowPair(const Tile& tile, int64_t row) : s(tile.student, row), t(tile.teacher, row) {}
 
-  // `also`: whether something else allows vectors from a column on.
+  BGK_DEVICE void fetch(const Step& step, bool teacher, Batch<Format>& to_s,
+                        Batch<Format>& to_t) const {
+    s.fetch(step, to_s);
+    if (teacher) t.fetch(step, to_t);
+  }
+  BGK_DEVICE void real(const Step&, bool teacher, const Batch<Format>& from_s,
+                       const Batch<Format>& from_t, float* z, float* v) const {
+    s.real(from_s, z);
+    if (teacher) t.real(from_t, v);
+  }
+  BGK_DEVICE float student_at(int column) const { return s.at(column); }
+  BGK_DEVICE float teacher_at(int column) const { return t.at(column); }
+
+  // `also`: whether something else allows vectors from a column on. `grain`: of Range.
   template <class Also>
-  BGK_DEVICE Range range(int start, int stop, bool paired, Also also) const {
+  BGK_DEVICE Range range(int start, int stop, bool paired, Also also,
+                         int grain = Format::kVector) const {
     const int head = s.misaligned(start);
     const bool alike = (!paired || t.misaligned(start) == head) && also(start + head);
-    return Range(start, stop, head, alike ? Format::kVector : 1);
+    return Range(start, stop, head, alike ? grain : 1);
   }
   BGK_DEVICE Range range(int start, int stop, bool paired) const {
     return range(start, stop, paired, [](int) { return true; });
+  }
+};
+
+// A warp's next step, on its way. `teacher`: whether both models' logits are asked for.
+template <class Format>
+struct Ahead {
+  Batch<Format> s, t = {};
+  Step step;
+
+  BGK_DEVICE void fetch(const RowPair<Format>& rows, const Range& range, int i, bool teacher) {
+    if (i >= range.steps()) return;
+    step = range.step(i);
+    rows.fetch(step, teacher, s, t);
   }
 };
 
@@ -208,8 +251,9 @@ BGK_DEVICE T reduced(T x, Act act) {
 BGK_DEVICE float warp_max(float x) {
   return reduced(x, [](float a, float b) { return fmaxf(a, b); });
 }
-BGK_DEVICE int warp_min(int x) {
-  return reduced(x, [](int a, int b) { return b < a ? b : a; });
+template <class T>
+BGK_DEVICE T warp_min(T x) {
+  return reduced(x, [](T a, T b) { return b < a ? b : a; });
 }
 BGK_DEVICE float warp_sum(float x) {
   return reduced(x, [](float a, float b) { return a + b; });

@@ -16,7 +16,8 @@ struct Sink {
   // Whether `count` columns from one on can be stored at once.
   BGK_DEVICE bool aligned(int64_t column, int count) const {
     const int bytes = bytes_of(dtype) * count;
-    return ((intptr_t)row + column * bytes_of(dtype)) % (bytes < 16 ? bytes : 16) == 0;
+    const int most = bytes < 16 ? bytes : 16;  // a power of two
+    return (((intptr_t)row + column * bytes_of(dtype)) & (most - 1)) == 0;
   }
   BGK_DEVICE uint32_t narrowed(float x) const { return dtype == kBF16 ? to_bf16(x) : to_f16(x); }
 

@@ -23,11 +23,13 @@ int vjp(const VjpArgs& args, const Where& where) {
   if (const int status = use(where.device)) return status;
   const bool extras = reach_student(args.spec);
   const Size size = size_of(tile.student, tile.teacher.data ? tile.teacher : tile.student);
-  const auto kernel = size == kMixedSizes ? vjp_kernel<Mixed, true>
-                      : size == kHalves
-                          ? (extras ? vjp_kernel<Half, true> : vjp_kernel<Half, false>)
-                          : (extras ? vjp_kernel<Single, true> : vjp_kernel<Single, false>);
-  return start(kernel, dim3(tile.rows, where.splits), 0, (Stream)where.stream, args);
+  const auto kernel =
+      args.tile.code.words.data ? (extras ? vjp_kernel<Coded, true> : vjp_kernel<Coded, false>)
+      : size == kMixedSizes     ? vjp_kernel<Mixed, true>
+      : size == kHalves         ? (extras ? vjp_kernel<Half, true> : vjp_kernel<Half, false>)
+                                : (extras ? vjp_kernel<Single, true> : vjp_kernel<Single, false>);
+  const Shared<VjpArgs> launched = shared(args, tile.student.columns, where);
+  return start(kernel, dim3(tile.rows, where.splits), 0, (Stream)where.stream, launched);
 }
 
 }  // namespace bgk::cuda

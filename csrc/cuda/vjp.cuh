@@ -1,6 +1,7 @@
 // Pass 2: the gradient in a tile's raw student outputs, which it may be written over.
 #pragma once
 
+#include "cuda/code.cuh"
 #include "cuda/pairs.cuh"
 #include "cuda/sink.cuh"
 
@@ -35,12 +36,12 @@ BGK_DEVICE void prepare(const VjpArgs& args, const RowPair<Format>& rows, int64_
   if (thread() == 0) {
     out.plan = plan_row(args, row);
     const VjpRow& x = out.plan.row;
-    out.probs = {Centre(x.lse_s), Centre(x.lse_t), spec.inverse_temperature};
+    out.probs = LogProbs(x.lse_s, x.lse_t, spec.inverse_temperature);
     const int label = column_in(args.tile, args.labels[row]);
     if (label >= 0) {
       const bool compared = args.tile.teacher.data && label < args.tile.teacher.columns;
-      const float v = compared && out.plan.teacher ? rows.t.at(label) : 0.0f;
-      out.at_label = (float)vjp_label(x, rows.s.at(label), v, spec, compared);
+      const float v = compared && out.plan.teacher ? rows.teacher_at(label) : 0.0f;
+      out.at_label = (float)vjp_label(x, rows.student_at(label), v, spec, compared);
     }
   }
   if (thread() >= spec.extra_count) return;
@@ -84,72 +85,92 @@ BGK_DEVICE void vjp_extras(const VjpShared& row, const Spec& spec, const float* 
   }
 }
 
-// `label`: its column of the tile, or -1.
+// The columns of a block's share where the models are compared, or the others.
+template <class Format>
+BGK_DEVICE Range range_of(const RowPair<Format>& rows, const Sink& out, const Share& share,
+                          bool compared) {
+  const int start = compared ? share.start : share.pair_stop;
+  const int stop = compared ? share.pair_stop : share.stop;
+  return rows.range(start, stop, compared,
+                    [&](int column) { return out.aligned(column, Format::kVector); });
+}
+
+// `label`: its column of the tile, or -1. `next`: the first step, fetched.
 template <class Format, bool kExtras>
 BGK_DEVICE void vjp_range(const Spec& spec, float cap, const RowPair<Format>& rows, const Sink& out,
-                          int label, const Range& range, bool compared, const VjpShared& shared) {
+                          int label, const Range& range, bool compared, Ahead<Format>& next,
+                          const VjpShared& shared) {
   const bool extras = kExtras && compared && shared.extras(spec);
   const bool teacher = compared && (shared.plan.teacher || extras);
+  constexpr bool early = !kExtras || Format::kWords == 4;  // else registers do not suffice
   const int steps = range.steps();
-  Batch<Format> s, t, next_s, next_t = {};
-  Step step, next;
-  auto fetch = [&](int i) {
-    next = range.step(i);
-    rows.s.fetch(next, next_s);
-    if (teacher) rows.t.fetch(next, next_t);
-  };
-  int i = warp();
-  if (i < steps) fetch(i);
-  for (; i < steps; i += kWarps) {
-    step = next, s = next_s, t = next_t;
-    if (i + kWarps < steps) fetch(i + kWarps);  // in flight under the arithmetic
+  for (int i = warp(); i < steps; i += kWarps) {
+    const Ahead<Format> now = next;
+    if (early) next.fetch(rows, range, i + kWarps, teacher);  // in flight under the arithmetic
     float z[kColumns], v[kColumns], g[kColumns];
-    rows.s.real(s, z);
-    if (teacher) rows.t.real(t, v);
+    rows.real(now.step, teacher, now.s, now.t, z, v);
     vjp_base(shared.plan, spec.inverse_temperature, compared, z, v, g);
-    if (step.has(label)) {
+    if (now.step.has(label)) {
       unrolled([&](int k) {
-        if (step.column<Format>(k) == label) g[k] = shared.at_label;
+        if (now.step.template column<Format>(k) == label) g[k] = shared.at_label;
       });
     }
     if (kExtras && extras) vjp_extras(shared, spec, z, v, g);
     if (cap != 0.0f) {
       unrolled([&](int k) { g[k] *= 1.0f - (z[k] / cap) * (z[k] / cap); });
     }
-    out.put<Format>(step, g);
+    out.put<Format>(now.step, g);
+    if (!early) next.fetch(rows, range, i + kWarps, teacher);
   }
 }
 
-// A block's share of a row; `skip`: its gradient is zero, whatever the logits.
+// A block's share of a row. `next`: the first step of the first of its ranges, fetched.
 template <class Format, bool kExtras>
 BGK_DEVICE void vjp_share(const Spec& spec, float cap, const RowPair<Format>& rows, const Sink& out,
-                          int label, const Share& share, bool skip, const VjpShared& shared) {
+                          int label, const Share& share, Ahead<Format>& next,
+                          const VjpShared& shared) {
   for (int compared = 1; compared >= 0; --compared) {  // a loop, so that the code is there once
-    const int start = compared ? share.start : share.pair_stop;
-    const int stop = compared ? share.pair_stop : share.stop;
-    const Range range = rows.range(
-        start, stop, compared, [&](int column) { return out.aligned(column, Format::kVector); });
-    if (!skip) {
-      vjp_range<Format, kExtras>(spec, cap, rows, out, label, range, compared, shared);
-      continue;
-    }
-    const float zero[kColumns] = {};
+    const Range range = range_of(rows, out, share, compared);
+    if (!compared) next.fetch(rows, range, warp(), false);
+    vjp_range<Format, kExtras>(spec, cap, rows, out, label, range, compared, next, shared);
+  }
+}
+
+// Of a row that takes no part, whatever its logits.
+template <class Format>
+BGK_DEVICE void put_zeros(const RowPair<Format>& rows, const Sink& out, const Share& share) {
+  const float zero[kColumns] = {};
+  for (int compared = 1; compared >= 0; --compared) {
+    const Range range = range_of(rows, out, share, compared);
     for (int i = warp(); i < range.steps(); i += kWarps) out.put<Format>(range.step(i), zero);
   }
 }
 
-// Grid (rows, splits).
+// In sm_80 a few more registers are needed, which must not be spilled.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kVjpBlocks = 2;
+#else
+constexpr int kVjpBlocks = 3;
+#endif
+
+// Grid (rows, splits). The first logits are fetched before the barrier, with the teacher's, whether
+// the gradient depends on them or not: that is known after it.
 template <class Format, bool kExtras>
-__global__ void __launch_bounds__(kThreads, kExtras ? 2 : 3)
-    vjp_kernel(const __grid_constant__ VjpArgs args) {
+__global__ void __launch_bounds__(kThreads, !kExtras && Format::kWords == 4 ? kVjpBlocks : 2)
+    vjp_kernel(const __grid_constant__ Shared<VjpArgs> args) {
   __shared__ VjpShared shared;
   const int64_t row = block().x, label = args.labels[row];
   const RowPair<Format> rows(args.tile, row);
-  if (label != kSkip) prepare(args, rows, row, shared);
+  const Share share(args.tile, (int)block().y, args.each);
+  const Sink out(args.out, row);
+  Ahead<Format> first;
+  const Range range = range_of(rows, out, share, true);
+  first.fetch(rows, range, warp(), true);
+  if (label == kSkip) return put_zeros(rows, out, share);
+  prepare(args, rows, row, shared);
   sync_block();
-  vjp_share<Format, kExtras>(args.spec, args.tile.student.cap, rows, Sink(args.out, row),
-                             column_in(args.tile, label), Share(args.tile, block().y, blocks().y),
-                             label == kSkip, shared);
+  vjp_share<Format, kExtras>(args.spec, args.tile.student.cap, rows, out,
+                             column_in(args.tile, label), share, first, shared);
 }
 
 }  // namespace bgk::cuda

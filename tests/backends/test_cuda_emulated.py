@@ -20,7 +20,7 @@ from bgkernels.rows.arithmetic import NONE, SKIP
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.spec import RowSpec
 from tests.backends.cases import CASES, INF, LABELS, NAN, PADDED, WIDTH, labels_of
-from tests.conformance import KINDS, Case, check, gradient, make, statistics
+from tests.conformance import KINDS, Case, check, check_codes, gradient, make, statistics
 from tests.cuda_emulation import ROOT, Emulated, module
 
 pytest.importorskip("bgkernels.backends.native._C")
@@ -54,6 +54,29 @@ def test_vectors(name: str, layout: str) -> None:
     alike = layout == "alike"
     case = make(spec, labels_of(spec), dtypes, (328, PADDED + 2) if alike else ())
     check(Emulated(1 + alike), lay_out(case, *LAYOUTS[layout]), out=case.student.dtype)
+
+
+CODED = ["plain", "padded, tempered", "capped", "mixed kinds, argmax", "sample"]
+
+
+@pytest.mark.parametrize("layout", ["aligned", "apart"])
+@pytest.mark.parametrize("name", CODED)
+def test_codes_instead_of_logits(name: str, layout: str) -> None:
+    """16-byte stores and loads, or single words; two tiles of which three blocks share a row."""
+    spec, apart = CASES[name][0], layout == "apart"
+    case = make(spec, labels_of(spec), "ff", (520,) if apart else ())
+    assert case.teacher is not None
+    case.student[0, 20:30] = case.teacher[0, 20:300] = -INF
+    case.student[3, 7] = NAN
+    if not apart:
+        case = lay_out(case, 16, WIDTH + 26)
+    check_codes(Emulated(3 if apart else 1), case, STEP, left=2 if apart else 0)
+
+
+def test_codes_are_of_wide_logits() -> None:
+    case = make(RowSpec(8, 8), [1], "bb")
+    with pytest.raises(RuntimeError, match="refused its arguments"):
+        check_codes(Emulated(), case, STEP)
 
 
 EDGES = [1, 7, 8, 9, STEP - 1, STEP + 1, 2 * STEP + 3, 4 * STEP]

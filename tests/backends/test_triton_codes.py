@@ -25,7 +25,7 @@ def plans(monkeypatch: pytest.MonkeyPatch, chunk: int, count: int, coded: bool) 
     asked: list[Plan] = []
 
     def plan(work: Workload, budget: int | None) -> Plan:
-        assert work.codable and work.direct
+        assert work.codable
         tiles = -(-work.columns // 128)
         held = min(count, tiles)
         codes = (held - (work.reads == 1)) * coded

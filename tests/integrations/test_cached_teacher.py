@@ -36,7 +36,7 @@ def documents(teacher: Any) -> list[labels.Document]:
 
 def cached(teacher: Any) -> tuple[CachedTeacher, list[labels.Document]]:
     texts = documents(teacher)
-    return CachedTeacher(SimpleNamespace(info=None, collate=labels.collate)), texts
+    return CachedTeacher(SimpleNamespace(info=None, match=None, collate=labels.collate)), texts
 
 
 def test_all_columns_are_the_teacher() -> None:

@@ -18,17 +18,20 @@ from torch.utils.data import DataLoader
 import bgkernels as bg
 from bgkernels.integrations.lightning import HybridDistillationModule
 from bgkernels.integrations.probe.watch import NotDistillingError
+from tests.integrations.two_tokenizers import Pair
 from tests.models import batch, dense, tiny
 
 LOSS = {"routing": bg.routing.entropy(kind="shannon"), "temperature": 2.0}
 
 
-def fit(module: HybridDistillationModule, folder: Path, steps: int, **changes: Any) -> Trainer:
+def fit(
+    module: HybridDistillationModule, folder: Path, steps: int, batches: Any = None, **changes: Any
+) -> Trainer:
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, **changes,
     )  # fmt: skip
-    data = DataLoader([batch(rows=4)] * 5, batch_size=None)
+    data = DataLoader(batches or [batch(rows=4)] * 5, batch_size=None)
     trainer.fit(module, train_dataloaders=data, val_dataloaders=data)
     return trainer
 
@@ -54,6 +57,23 @@ def test_a_batch_without_labels_is_loud(tmp_path: Path) -> None:
         NotDistillingError, match=r"no `labels` \(it has input_ids, attention_mask\)"
     ):
         module.training_step(data, 0)
+
+
+def test_two_tokenizers(tmp_path: Path) -> None:
+    pair = Pair.make()
+    (reference, teacher), data = (m.double() for m in pair.models()), pair.batch()
+    pair.dense(reference, teacher, data).div((data["labels"][:, 1:] >= 0).sum()).backward()
+    student, teacher = pair.models()
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    module = HybridDistillationModule(
+        student, teacher, **pair.both, loss={"routing": "static"}, optimizer=sgd
+    )
+    fit(module, tmp_path, 1, [data], enable_checkpointing=False)
+    assert "teacher_input_ids" in module.on_before_batch_transfer(data, 0)
+    for name, p in reference.named_parameters():
+        expected = p.detach() - 0.1 * p.grad
+        torch.testing.assert_close(student.get_parameter(name).double(), expected, msg=name,
+                                   rtol=1e-4, atol=1e-5)  # fmt: skip
 
 
 def test_fifty_steps_learn(tmp_path: Path) -> None:

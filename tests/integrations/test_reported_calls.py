@@ -18,7 +18,7 @@ from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
 
 
-def test_a8_a_teacher_that_cannot_see_is_refused() -> None:
+def test_a_teacher_that_cannot_see_is_refused() -> None:
     student, teacher = tiny(), tiny(seed=1)
     attach(student, teacher)
     student.forward.__func__.attachment.student.original = lambda self, pixel_values, **kwargs: (
@@ -28,7 +28,7 @@ def test_a8_a_teacher_that_cannot_see_is_refused() -> None:
         student(**batch(), pixel_values=torch.rand(3, 3, 4, 4))
 
 
-def test_a17_the_head_that_the_model_would_use() -> None:
+def test_the_head_that_the_model_would_use() -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `integrations`: peft")
     config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
     base, teacher = tiny(), tiny(seed=1)
@@ -49,7 +49,7 @@ def test_a17_the_head_that_the_model_would_use() -> None:
     assert abs(trained - plain) > 0.1
 
 
-def test_a17_a_teacher_around_the_student_is_the_student() -> None:
+def test_a_teacher_around_the_student_is_the_student() -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `integrations`: peft")
     base = tiny()
     wrapped = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"]))
@@ -58,7 +58,7 @@ def test_a17_a_teacher_around_the_student_is_the_student() -> None:
             attach(*pair)
 
 
-def test_a18_outputs_are_as_asked_for() -> None:
+def test_outputs_are_as_asked_for() -> None:
     student, inputs = tiny(), batch()
     plain = student(**inputs, output_hidden_states=True)
     attach(student, tiny(seed=1), routing="hard")
@@ -71,7 +71,7 @@ def test_a18_outputs_are_as_asked_for() -> None:
     torch.testing.assert_close(as_tuple[0], plain.loss)
 
 
-def test_a18_only_what_the_teacher_can_read_is_passed_on() -> None:
+def test_only_what_the_teacher_can_read_is_passed_on() -> None:
     student, inputs = tiny(), batch()
     attach(student, tiny(seed=1, hidden_size=16))
     embeddings = student.get_input_embeddings()(inputs.pop("input_ids")).detach()
@@ -88,7 +88,7 @@ def test_a18_only_what_the_teacher_can_read_is_passed_on() -> None:
     assert student(**packed, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds).loss.isfinite()
 
 
-def test_a20_a_teacher_of_too_few_positions_or_tokens() -> None:
+def test_a_teacher_of_too_few_positions_or_tokens() -> None:
     gpt = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     student, inputs = tiny(), batch(length=9)
     attach(student, make("GPT2LMHeadModel", "GPT2Config", **gpt, n_positions=8))
@@ -102,7 +102,7 @@ def test_a20_a_teacher_of_too_few_positions_or_tokens() -> None:
         student(**inputs)
 
 
-def test_a20_nothing_is_left_of_it() -> None:
+def test_nothing_is_left_of_it() -> None:
     student, teacher = tiny(), tiny(seed=1)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in student.modules()]
     names = [set(m.__dict__) for m in student.modules()]

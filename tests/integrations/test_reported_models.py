@@ -91,7 +91,7 @@ def assert_soft_loss(model: Any, teacher: Any, inputs: Any, logits: Any, shift: 
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_a3_encoder_decoders_work_from_their_decoder(name: str, config: dict[str, Any]) -> None:
+def test_encoder_decoders_work_from_their_decoder(name: str, config: dict[str, Any]) -> None:
     config = config | ({"decoder_layerdrop": 0} if "M2M" in name else {})
     model, teacher, inputs = make(name, **config), make(name, seed=1, **config), data()
     inputs["input_ids"] = inputs["input_ids"].flip(0)[:, :7]  # another text than the labels
@@ -105,7 +105,7 @@ def test_a3_encoder_decoders_work_from_their_decoder(name: str, config: dict[str
     assert_soft_loss(model, teacher, inputs, logits, shift=False)
 
 
-def test_a3_kinds_are_not_mixed() -> None:
+def test_kinds_are_not_mixed() -> None:
     bart, llama = make("BartForConditionalGeneration", **BART), make("LlamaForCausalLM", **SIZE)
     with pytest.raises(HeadError, match=r"student Bart.* is an encoder–decoder and the teacher"):
         attach(bart, llama)
@@ -114,7 +114,7 @@ def test_a3_kinds_are_not_mixed() -> None:
 
 
 @pytest.mark.parametrize("name", ["MBartForCausalLM", "BartForCausalLM", "TrOCRForCausalLM"])
-def test_a4_the_models_own_alignment(name: str) -> None:
+def test_the_models_own_alignment(name: str) -> None:
     config = BART | DROP | {"is_decoder": True, "is_encoder_decoder": False}
     if "TrOCR" in name:
         config |= {"decoder_layerdrop": 0.0, "hidden_size": 32}
@@ -131,7 +131,7 @@ BAMBA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a5_an_extra_loss_of_the_logits_is_refused() -> None:
+def test_an_extra_loss_of_the_logits_is_refused() -> None:
     teacher = make("LlamaForCausalLM", **SIZE)
     spoilt = make("BambaForCausalLM", **BAMBA, z_loss_coefficient=0.1)
     with pytest.raises(HeadError, match=r"another loss .*config\.z_loss_coefficient=0\.1"):
@@ -139,7 +139,7 @@ def test_a5_an_extra_loss_of_the_logits_is_refused() -> None:
     assert_own_loss(make("BambaForCausalLM", **BAMBA, z_loss_coefficient=0.0), teacher, data())
 
 
-def test_a5_a_setting_that_changes_later_is_seen() -> None:
+def test_a_setting_that_changes_later_is_seen() -> None:
     """The class reads it at each call, so the probe is made anew."""
 
     class Sharp(transformers.LlamaForCausalLM):
@@ -158,7 +158,7 @@ def test_a5_a_setting_that_changes_later_is_seen() -> None:
 
 
 @pytest.mark.parametrize("when", ["config", "call", "later"])
-def test_a5_a_routers_loss_is_kept(when: str) -> None:
+def test_a_routers_loss_is_kept(when: str) -> None:
     """By the factor that was measured: before attach, at the call, or set in between."""
     before = {"output_router_logits": True} if when == "config" else {}
     model = make("MixtralForCausalLM", **SIZE, **MOE, **before)
@@ -177,7 +177,7 @@ def test_a5_a_routers_loss_is_kept(when: str) -> None:
         assert expected - without > 0.1
 
 
-def test_a6_a_teachers_own_loss_does_not_matter() -> None:
+def test_a_teachers_own_loss_does_not_matter() -> None:
     spoilt = make("MixtralForCausalLM", **SIZE, **MOE, output_router_logits=True)
     model = make("LlamaForCausalLM", **SIZE, seed=1)
     attach(model, spoilt, routing="soft")
@@ -206,7 +206,7 @@ REMBERT: dict[str, Any] = {
     ],
     ids=["Llama4", "RemBert"],
 )
-def test_a7_the_body_is_what_feeds_the_head(name: str, config: str, options: Any) -> None:
+def test_the_body_is_what_feeds_the_head(name: str, config: str, options: Any) -> None:
     model, other = make(name, config, **options), make("LlamaForCausalLM", **SIZE, seed=1)
     assert_own_loss(model, other, data()).remove()
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a7_the_body_is_what_feeds_the_head(name: str, config: str, options: Any
     assert other(**data()).loss.isfinite()
 
 
-def test_a9_states_are_cast_as_the_model_casts() -> None:
+def test_states_are_cast_as_the_model_casts() -> None:
     config = {**SIZE, "state_size": 4, "residual_in_fp32": True}
     config.pop("head_dim")
     mamba = make("MambaForCausalLM", **config).bfloat16()
@@ -263,7 +263,7 @@ GRIFFIN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a10_a_cap_by_any_name_is_measured() -> None:
+def test_a_cap_by_any_name_is_measured() -> None:
     teacher = make("LlamaForCausalLM", **SIZE, seed=1)
     griffin = make("RecurrentGemmaForCausalLM", **GRIFFIN, logits_soft_cap=3.0)
     assert_own_loss(griffin, teacher, data())
@@ -275,7 +275,7 @@ def test_a10_a_cap_by_any_name_is_measured() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a10_a_scale_that_no_setting_names(dtype: torch.dtype) -> None:
+def test_a_scale_that_no_setting_names(dtype: torch.dtype) -> None:
     teacher = make("LlamaForCausalLM", **SIZE, seed=1).to(dtype)
     model = scaled(lambda z: z * 1.025, dtype)
     expected = model(**data()).loss
@@ -295,7 +295,7 @@ def test_a10_a_scale_that_no_setting_names(dtype: torch.dtype) -> None:
     ],
     ids=["mask", "bias", "square", "cut", "gate"],
 )
-def test_a10_what_is_no_scale_is_named(change: Any, said: str) -> None:
+def test_what_is_no_scale_is_named(change: Any, said: str) -> None:
     for pair in ((scaled(change), tiny()), (tiny(), scaled(change))):
         with pytest.raises(HeadError, match=rf"Scaled does more to its logits .*\({said}"):
             attach(*pair)

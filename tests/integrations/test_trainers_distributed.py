@@ -11,16 +11,19 @@ pytest.importorskip("transformers", reason="needs the extra `integrations`: tran
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
 from tests.integrations.steps import sgd_step
+from tests.integrations.two_tokenizers import Pair
 from tests.models import batch, dense, tiny
 from tests.pairs import saved_by_two
 
 pytestmark = pytest.mark.slow
+PAIR = Pair.make()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What process 0 of two saved."""
     folder = tmp_path_factory.mktemp("distributed")
+    PAIR.save(folder)
     return saved_by_two("tests.distributed_step", folder)
 
 
@@ -28,6 +31,15 @@ def test_ddp(found: dict[str, Any]) -> None:
     expected = sgd_step(tiny())
     for name, p in found["ddp"].items():
         torch.testing.assert_close(p.double(), expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_fsdp2_with_two_tokenizers(found: dict[str, Any]) -> None:
+    student, teacher = (m.double() for m in PAIR.models())
+    data = PAIR.batch(rows=4)
+    (PAIR.dense(student, teacher, data) / (data["labels"][:, 1:] != -100).sum()).backward()
+    for name, p in student.named_parameters():
+        got = found["two tokenizers"][name].double()
+        torch.testing.assert_close(got, p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("case", ["fsdp", "fsdp tied", "fsdp apart"])

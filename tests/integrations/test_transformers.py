@@ -144,7 +144,7 @@ def test_rows_are_counted_where_the_batch_is_made() -> None:
 
 
 def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
-    """A20: what needs logits, or another model, is refused by name."""
+    """What needs logits, or another model, is refused by name."""
     with pytest.raises(ValueError, match="label_smoothing_factor"):
         trained(tiny(), tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(ValueError, match=r"`use_liger_kernel` replaces the model's forward"):
@@ -161,7 +161,7 @@ def test_arguments_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_teacher_has_two_names(tmp_path: Path) -> None:
-    """A20: TRL's word is accepted."""
+    """TRL's word is accepted."""
     args, teacher = arguments(tmp_path), tiny(seed=1)
     made = HybridDistillationTrainer(tiny(), args, teacher_model=teacher)
     assert made.attachment.teacher.model is teacher

@@ -16,7 +16,10 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from bgkernels.integrations.trl import HybridGKDTrainer, HybridOnPolicyTrainer
+from bgkernels.vocabularies import Translator, match
+from tests.integrations.two_tokenizers import Pair, coarse
 from tests.models import sentence, tiny, tokenizer
+from tests.vocabularies import toys
 
 COMMON: dict[str, Any] = {
     "max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
@@ -82,6 +85,55 @@ def test_distillation_is_trls_own_loss_with_soft_labels(tmp_path: Path, beta: fl
     trainer.model.train()
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     assert_same_loss(trainer, DistillationTrainer, inputs, None)
+
+
+def of_two_tokenizers(
+    folder: Path, pair: Pair, padding: int = 6, **loss: Any
+) -> HybridOnPolicyTrainer:
+    student, teacher = pair.models(padding)
+    data = Dataset.from_list([{"prompt": text[:20]} for text in toys.TEXTS * 2])
+    args = DistillationConfig(str(folder), **COMMON | {"max_completion_length": 9})
+    return HybridOnPolicyTrainer(
+        student, teacher, args, train_dataset=data, processing_class=pair.student,
+        teacher_tokenizer=pair.teacher, loss=loss,
+    )  # fmt: skip
+
+
+def test_on_policy_with_two_tokenizers(tmp_path: Path) -> None:
+    """KL of coarse distributions where the teacher speaks, over all tokens that were generated."""
+    pair = Pair.make()
+    trainer = of_two_tokenizers(tmp_path, pair, padding=0, divergence="forward_kl")
+    trainer.model.train()
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=None)
+    trainer.attachment.remove()
+    found, models = match(pair.student, pair.teacher), (trainer.model, pair.models()[1])
+    translate, terms = Translator(found, pair.teacher), []
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    for prompt, start, said, mask in zip(*(inputs[name] for name in names), strict=True):
+        own = torch.cat([prompt[start.bool()], said[mask.bool()]])
+        rows = coarse(*models, own, translate(own[None]).ids[0], found)
+        terms += [kl for _, kl in rows][int(start.sum()) - 1 :]
+    spoken = [kl for kl in terms if kl is not None]
+    assert 0 < len(spoken) < len(terms)
+    expected = torch.stack(spoken).sum() / inputs["num_items_in_batch"]
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_on_policy_trains_with_two_tokenizers(tmp_path: Path) -> None:
+    trainer = of_two_tokenizers(tmp_path, Pair.make())
+    before = trainer.model.lm_head.weight.detach().clone()
+    trainer.train()
+    logged = [e for e in trainer.state.log_history if "loss" in e]
+    assert len(logged) == 2 and all(e["soft_loss"] > 0 for e in logged)
+    assert not torch.equal(trainer.model.lm_head.weight, before)
+
+
+def test_a_hard_label_that_is_the_student_s_own_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`routing` must be 'soft' .*; got 'static'"):
+        of_two_tokenizers(tmp_path, Pair.make(), routing="static")
+    with pytest.raises(ValueError, match=r"use HybridSFTTrainer .* or HybridOnPolicyTrainer"):
+        HybridGKDTrainer(tiny(), tiny(seed=1), teacher_tokenizer=tokenizer())
 
 
 @pytest.mark.parametrize("lmbda", [0.0, 1.0], ids=["data", "generated"])

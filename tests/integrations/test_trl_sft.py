@@ -227,7 +227,7 @@ def test_liger_keeps_to_the_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_a1_a2_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, order: str) -> None:
+def test_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, order: str) -> None:
     """TRL computes a loss of its own, whatever the model has."""
     student, teacher = tiny(), tiny(seed=1)
     if order == "before":
@@ -243,7 +243,7 @@ def test_a1_a2_a_plain_sft_trainer_says_that_it_does_not_distil(tmp_path: Path, 
     assert torch.equal(student.lm_head.weight, weights)
 
 
-def test_a1_under_peft_too(tmp_path: Path) -> None:
+def test_under_peft_too(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="needs the extra `integrations`: peft")
     student = tiny()
     attach(student, tiny(seed=1))

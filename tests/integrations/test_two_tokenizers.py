@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("transformers", reason="needs the extra `integrations`: transformers")
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
@@ -16,63 +14,24 @@ from bgkernels.integrations.causal_lm import attach
 from bgkernels.integrations.heads import HeadError
 from bgkernels.integrations.transformers import HybridDistillationTrainer
 from bgkernels.integrations.translated import TranslatedTeacher
-from bgkernels.vocabularies import VocabularyError, VocabularyMatch, align, match
+from bgkernels.vocabularies import VocabularyError, match
 from tests.integrations.steps import arguments
+from tests.integrations.two_tokenizers import Pair
 from tests.models import tiny
 from tests.vocabularies import toys
 
-STUDENT = toys.fast(toys.byte_level(330), eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-TEACHER = toys.fast(toys.spaced(500), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-SIZE: dict[str, Any] = {"max_position_embeddings": 128, "eos_token_id": None, "bos_token_id": None}
-
-
-def models() -> tuple[Any, Any]:
-    student = tiny(vocab_size=len(STUDENT) + 6, pad_token_id=None, **SIZE)
-    teacher = tiny(seed=1, vocab_size=len(TEACHER), hidden_size=24, pad_token_id=None, **SIZE)
-    return student, teacher
-
-
-def batch() -> dict[str, Tensor]:
-    made = STUDENT(toys.TEXTS[:3], return_tensors="pt", padding=True)
-    labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
-    return {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]} | {
-        "labels": labels
-    }
-
-
-def expected(student: Any, teacher: Any, data: dict[str, Tensor], found: VocabularyMatch) -> Tensor:
-    """Half the cross-entropy and half KL of the coarse distributions, dense, row by row."""
-    terms = []
-    for ids, mask, labels in zip(*data.values(), strict=True):
-        own = ids[mask.bool()]
-        text = STUDENT.decode(own)
-        theirs = torch.tensor(TEACHER(text, add_special_tokens=False)["input_ids"])
-        p, q = (
-            m(x[None]).logits[0].double().log_softmax(-1)
-            for m, x in ((student, own), (teacher, theirs))
-        )
-        places = align(found, own[None], theirs[None]).positions[0]
-        for i in range(len(own) - 1):
-            hard = -p[i, labels[i + 1]]
-            if places[i] < 0:
-                terms.append(hard)
-                continue
-            row = q[places[i]].detach()
-            kept = [x.exp()[ids] for x, ids in ((row, found.pairs[1]), (p[i], found.pairs[0]))]
-            t, s = (torch.cat([x, 1 - x.sum(0, keepdim=True)]).clamp(min=1e-300) for x in kept)
-            terms.append(0.5 * hard + 0.5 * (t * (t.log() - s.log())).sum())
-    return torch.stack(terms).mean()
+PAIR = Pair.make()
 
 
 def test_a_step_is_the_dense_one_of_the_coarse_definition() -> None:
-    student, teacher = (m.double() for m in models())
-    data, found = batch(), match(STUDENT, TEACHER)
-    wanted = expected(student, teacher, data, found)
+    student, teacher = (m.double() for m in PAIR.models())
+    data, found = PAIR.batch(), match(PAIR.student, PAIR.teacher)
+    wanted = PAIR.dense(student, teacher, data, found) / (data["labels"][:, 1:] >= 0).sum()
     wanted.backward()
     gradients = {n: p.grad.clone() for n, p in student.named_parameters()}
     student.zero_grad()
     attachment = attach(
-        student, teacher, tokenizer=STUDENT, teacher_tokenizer=TEACHER,
+        student, teacher, **PAIR.both,
         routing="static", backend="eager",
     )  # fmt: skip
     loss = student(**data).loss
@@ -86,26 +45,26 @@ def test_a_step_is_the_dense_one_of_the_coarse_definition() -> None:
 
 
 def test_a_collator_gives_both_models_their_tokens() -> None:
-    student, teacher = models()
-    source = TranslatedTeacher(teacher, match(STUDENT, TEACHER), TEACHER)
+    student, teacher = PAIR.models()
+    source = TranslatedTeacher(teacher, match(PAIR.student, PAIR.teacher), PAIR.teacher)
     attach(student, source)
-    whole = source.collator(lambda items: items)(batch())
+    whole = source.collator(lambda items: items)(PAIR.batch())
     assert whole["teacher_input_ids"].shape == whole["teacher_attention_mask"].shape
-    assert torch.equal(student(**whole).loss, student(**batch()).loss)
+    assert torch.equal(student(**whole).loss, student(**PAIR.batch()).loss)
     cut = {name: x[1:] for name, x in whole.items()}  # accelerate may cut batches
-    rows = {name: x[1:] for name, x in batch().items()}
+    rows = {name: x[1:] for name, x in PAIR.batch().items()}
     torch.testing.assert_close(student(**cut).loss, student(**rows).loss)
 
 
 def test_the_trainer_takes_the_tokenizer_of_the_teacher(tmp_path: Path) -> None:
-    student, teacher = models()
-    data = batch()
+    student, teacher = PAIR.models()
+    data = PAIR.batch()
     trainer = HybridDistillationTrainer(
         student,
         arguments(tmp_path, max_steps=12, optim="adamw_torch", learning_rate=1e-2),
         teacher=teacher,
-        teacher_tokenizer=TEACHER,
-        processing_class=STUDENT,
+        teacher_tokenizer=PAIR.teacher,
+        processing_class=PAIR.student,
         train_dataset=[{name: x[i] for name, x in data.items()} for i in range(3)],
         data_collator=lambda items: {n: torch.stack([x[n] for x in items]) for n in items[0]},
     )
@@ -123,7 +82,7 @@ def test_trl_fine_tunes_with_two_tokenizers(tmp_path: Path) -> None:
 
     from bgkernels.integrations.trl import HybridSFTTrainer
 
-    student, teacher = models()
+    student, teacher = PAIR.models()
     args = SFTConfig(
         output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[],
         use_cpu=True, max_length=64, save_strategy="no", logging_steps=1, bf16=False,
@@ -132,8 +91,8 @@ def test_trl_fine_tunes_with_two_tokenizers(tmp_path: Path) -> None:
         student,
         args,
         teacher=teacher,
-        teacher_tokenizer=TEACHER,
-        processing_class=STUDENT,
+        teacher_tokenizer=PAIR.teacher,
+        processing_class=PAIR.student,
         train_dataset=datasets.Dataset.from_list([{"text": x} for x in toys.TEXTS * 2]),
     )
     trainer.train()
@@ -142,19 +101,17 @@ def test_trl_fine_tunes_with_two_tokenizers(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_refused() -> None:
-    student, teacher = models()
+    student, teacher = PAIR.models()
     with pytest.raises(TypeError, match="`tokenizer` and `teacher_tokenizer`"):
-        attach(student, teacher, teacher_tokenizer=TEACHER)
+        attach(student, teacher, teacher_tokenizer=PAIR.teacher)
     with pytest.raises(ValueError, match="`target` must be 'labels'"):
-        attach(
-            student, teacher, target="teacher_argmax", tokenizer=STUDENT, teacher_tokenizer=TEACHER
-        )
+        attach(student, teacher, target="teacher_argmax", **PAIR.both)
     with pytest.raises(VocabularyError, match="head of the teacher has 64 columns"):
-        attach(student, tiny(seed=1), tokenizer=STUDENT, teacher_tokenizer=TEACHER)
+        attach(student, tiny(seed=1), **PAIR.both)
     with pytest.raises(VocabularyError, match="head of the student has 64 columns"):
-        attach(tiny(), teacher, tokenizer=STUDENT, teacher_tokenizer=TEACHER)
-    attach(student, teacher, tokenizer=STUDENT, teacher_tokenizer=TEACHER)
-    data = batch()
+        attach(tiny(), teacher, **PAIR.both)
+    attach(student, teacher, **PAIR.both)
+    data = PAIR.batch()
     packed = torch.arange(data["input_ids"].shape[1]) % 7
     with pytest.raises(ValueError, match="packed documents"):
         student(**data, position_ids=packed.expand_as(data["input_ids"]))
@@ -169,17 +126,17 @@ def test_encoder_decoders_have_one_tokenizer() -> None:
     )  # fmt: skip
     with pytest.raises(HeadError):
         attach(
-            T5ForConditionalGeneration(config), models()[1],
-            tokenizer=STUDENT, teacher_tokenizer=TEACHER,
+            T5ForConditionalGeneration(config), PAIR.models()[1],
+            **PAIR.both,
         )  # fmt: skip
 
 
 def test_the_tokens_of_another_tokenizer_are_seen() -> None:
     """A batch that another tokenizer made is text of another kind, with nothing in common."""
-    student, teacher = models()
-    source = TranslatedTeacher(teacher, match(STUDENT, TEACHER), TEACHER)
+    student, teacher = PAIR.models()
+    source = TranslatedTeacher(teacher, match(PAIR.student, PAIR.teacher), PAIR.teacher)
     attach(student, source)
-    data = batch()
+    data = PAIR.batch()
     wrong = source.read(data)
     wrong["teacher_input_ids"] = wrong["teacher_input_ids"].flip(0, 1)
     before = student(**source.read(data)).loss

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("accelerate", reason="needs the extra `integrations`: accelerate")
 
+from tests.integrations.two_tokenizers import Pair
 from tests.integrations.zero3 import CASES, RATE, steps, student, teacher
 from tests.models import dense
 from tests.pairs import saved_by_two
@@ -20,12 +21,14 @@ pytestmark = [
         importlib.util.find_spec("deepspeed") is None, reason="needs the extra `deepspeed`"
     ),
 ]
+PAIR = Pair.make()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What process 0 of two saved."""
     folder = tmp_path_factory.mktemp("zero3")
+    PAIR.save(folder)
     teacher().save_pretrained(folder / "teacher")
     environment = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     return saved_by_two("tests.zero3_step", folder, **environment)
@@ -44,6 +47,15 @@ def test_updates_are_those_of_one_process(found: dict[str, Any], case: str) -> N
     for name, p in model.named_parameters():
         got = found[case][name].double()
         torch.testing.assert_close(got, p.detach(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_tokenizers(found: dict[str, Any]) -> None:
+    model, other = (m.double() for m in PAIR.models())
+    data = PAIR.batch(rows=4)
+    (PAIR.dense(model, other, data) / (data["labels"][:, 1:] != -100).sum()).backward()
+    for name, p in model.named_parameters():
+        got = found["two tokenizers"][name].double()
+        torch.testing.assert_close(got, p - RATE * p.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_parts_are_refused_by_name(found: dict[str, Any]) -> None:

@@ -215,7 +215,7 @@ def test_lines_that_are_no_responses(line, tmp_path):
 
 
 def echoed(**changes):
-    """A15: the completion above as it comes with ``echo=true``."""
+    """The completion above as it comes with ``echo=true``."""
     response = copy.deepcopy(COMPLETION)
     choice, logprobs = response["choices"][0], response["choices"][0]["logprobs"]
     prompt = [None, {f"token_id:{t}": x for t, x in TOP.items()}]
@@ -228,7 +228,7 @@ def echoed(**changes):
 
 
 @pytest.mark.parametrize("token_ids", [[4, 30], [5, 9, 4, 30], None])
-def test_a15_an_echoed_prompt_is_read_once(tmp_path, token_ids):
+def test_an_echoed_prompt_is_read_once(tmp_path, token_ids):
     plain, echo = tmp_path / "plain.jsonl", tmp_path / "echo.jsonl"
     plain.write_text(json.dumps(COMPLETION))
     echo.write_text(json.dumps(echoed(token_ids=token_ids)))
@@ -240,7 +240,7 @@ def test_a15_an_echoed_prompt_is_read_once(tmp_path, token_ids):
 
 @pytest.mark.parametrize("kind", ["completion", "chat", "echo"])
 @pytest.mark.parametrize("token_ids", [[4, 30, 2], [4, 31]])
-def test_a15_tokens_without_their_labels_are_noticed(tmp_path, kind, token_ids):
+def test_tokens_without_their_labels_are_noticed(tmp_path, kind, token_ids):
     response = {
         "completion": copy.deepcopy(COMPLETION), "chat": copy.deepcopy(CHAT), "echo": echoed()
     }[kind]  # fmt: skip

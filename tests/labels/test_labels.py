@@ -288,7 +288,7 @@ def test_other_labels_are_not_mixed_in(teacher, copy):
         ({"k": 61}, [[1]], r"k must lie in \[1, 60\], the teacher's columns; got 61"),
         ({"k": 9, "vocab_size": 8}, [[1]], r"k must lie in \[1, 8\]"),
         ({"vocab_size": 61}, [[1]], r"vocab_size must lie in \[1, 60\]"),
-        ({}, [[1], [2, 60]], "document 1 has the token 60, and the teacher has 60 columns"),
+        ({}, [[1], [2, 60]], "document 1 has the token 60, and the vocabulary has 60 tokens"),
         ({}, [[-1]], "document 0 has the token -1"),
         ({}, [], "there are no documents"),
         ({"batch_size": 0}, [[1]], "batch_size must be at least 1; got 0"),

@@ -1,4 +1,4 @@
-"""A19: the labels of a document do not depend on the one beside it."""
+"""The labels of a document do not depend on the one beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def teacher(kind: str) -> CausalLM:
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic", "fixed"])
-def test_a19_short_documents_stay_short(tmp_path, kind):
+def test_short_documents_stay_short(tmp_path, kind):
     model, seen = teacher(kind), []
     generate(model, DOCUMENTS, tmp_path, CaptureConfig(k=8, batch_size=6))
     model.network.model.register_forward_hook(lambda *a: seen.append(1))

@@ -1,4 +1,4 @@
-"""A14: conversations as people have them, each a kind of record that ended a run."""
+"""Conversations as people have them, each a kind of record that ended a run."""
 
 from __future__ import annotations
 
@@ -75,6 +75,17 @@ def test_a_newline_that_merges_with_the_header(tmp_path: Any, words: Any) -> Non
     text, answer = learnt(words, CHATML, document)
     assert text == "<|user|>\nwhat is one<|end|>\n<|assistant|>\n\nit is three<|end|>\n"
     assert answer.lstrip("\n") == "it is three<|end|>\n"
+
+
+def test_a_tokenizer_without_offsets_cuts_at_the_answers(tmp_path: Any, words: Any) -> None:
+    """It sees answers and the rest as texts of their own, and learns the same."""
+
+    class Slow(type(words)):  # type: ignore[misc]
+        is_fast = False
+
+    slow = Slow(tokenizer_object=words.backend_tokenizer)
+    (document,) = read(tmp_path, {"messages": chat("what is one", "it is three")})
+    assert learnt(slow, CHATML, document) == learnt(words, CHATML, document)
 
 
 def test_a_template_that_wants_a_user(tmp_path: Any, words: Any) -> None:

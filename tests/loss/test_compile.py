@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_t25_compiled_equals_eager(name: str) -> None:
+def test_compiled_equals_eager(name: str) -> None:
     torch._dynamo.reset()
     args = tensors()
     eager = CASES[name](args)
@@ -93,7 +93,7 @@ def test_t25_compiled_equals_eager(name: str) -> None:
         torch.testing.assert_close(ours, ref, rtol=1e-4, atol=1e-6)
 
 
-def test_t25_inductor() -> None:
+def test_inductor() -> None:
     torch._dynamo.reset()
     args = tensors()
     compiled = torch.compile(CASES["default"], fullgraph=True)(args)

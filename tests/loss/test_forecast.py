@@ -32,6 +32,7 @@ class Step:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.plans: list[driver.Plan] = []
         self.multiplied = 0.0
+        monkeypatch.setattr(gemm, "rate", lambda dtype: 1e9)  # it multiplies to find out
         for name in ("mm", "add_mm_", "mm_narrow"):
             monkeypatch.setattr(gemm, name, self._counted(name, getattr(gemm, name)))
         real = driver.planned
@@ -121,3 +122,28 @@ def test_nothing_is_computed_and_errors_are_those_of_the_loss(
 def test_a_step_without_a_teacher_has_a_product_less() -> None:
     x, w, _, y = arguments(torch.bfloat16)
     assert bg.plan(x, w, None, y, routing="hard").products == 3
+
+
+def test_the_expected_time_is_of_all_walks_and_grows_with_their_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gemm, "rate", lambda dtype: 1e9)
+    plans = [
+        bg.plan(*arguments(torch.float32), mode=mode, memory_budget=budget << 10)
+        for mode, budget in (("fused", 1 << 20), ("fused", 700), ("recompute", 1 << 20))
+    ]
+    most, least, recomputed = (plan.seconds for plan in plans)
+    assert plans[1].products > plans[0].products and len(plans[2].walks) > 1
+    assert most is not None and least is not None and recomputed is not None
+    assert 0 < most < least and most < recomputed
+    assert recomputed == sum(walk.seconds or 0.0 for walk in plans[2].walks)
+    bare = ROWS * VOCAB * (3 * HIDDEN + HIDDEN_T) / 1e9
+    assert bare < most < 10 * bare
+
+
+def test_the_rate_of_products_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gemm._rate.cache_clear()
+    rate = gemm.rate(torch.float32)
+    assert rate > 0
+    monkeypatch.setattr(gemm, "mm", None)
+    assert gemm.rate(torch.float32) == rate

@@ -37,7 +37,7 @@ from tests.yardstick import rel_max
 
 @pytest.mark.parametrize("noise", [1.0, 0.03, 0.005])
 @pytest.mark.parametrize("scale", [1.0, 8.0, 64.0, 640.0])
-def test_t01_nearly_equal_models_and_large_logits(noise: float, scale: float) -> None:
+def test_nearly_equal_models_and_large_logits(noise: float, scale: float) -> None:
     """What rounding the logits to fp32 does to the gradient is all that goes wrong.
 
     Where the models share no token the gradient vanishes, and the rounding of its terms remains:
@@ -54,7 +54,7 @@ def test_t01_nearly_equal_models_and_large_logits(noise: float, scale: float) ->
 
 
 @pytest.mark.parametrize("p", [0.99, 0.999, 0.99999])
-def test_t02_gradient_of_a_well_known_label(p: float) -> None:
+def test_gradient_of_a_well_known_label(p: float) -> None:
     logits = torch.zeros(1, V)
     logits[0, 3] = math.log(p / (1 - p) * (V - 1))
     _, d = both(logits, torch.randn(1, V), torch.tensor([3]), routing="hard")
@@ -66,7 +66,7 @@ def test_t02_gradient_of_a_well_known_label(p: float) -> None:
 
 
 @pytest.mark.parametrize("multiplied", ways("bf16"), indirect=True)
-def test_t03_dw_error_is_independent_of_chunks(multiplied: str, tiling: Tiling) -> None:
+def test_dw_error_is_independent_of_chunks(multiplied: str, tiling: Tiling) -> None:
     """It is rounded once, and where products are narrow, so are the tiles that it is made of."""
     t = pair(1.0, dtype=torch.bfloat16)
     reference = dense(t)[2]
@@ -78,7 +78,7 @@ def test_t03_dw_error_is_independent_of_chunks(multiplied: str, tiling: Tiling) 
 
 
 @pytest.mark.parametrize("mode", ["auto", "recompute"])
-def test_t04_none_takes_each_tokens_upstream_gradient(mode: str) -> None:
+def test_none_takes_each_tokens_upstream_gradient(mode: str) -> None:
     t, upstream = pair(1.0), torch.randn(N) * (torch.rand(N) > 0.3)
     x = t["x"].detach().requires_grad_()
     teacher = bg.LinearTeacher(t["h"], t["w_t"])
@@ -97,7 +97,7 @@ def test_t04_none_takes_each_tokens_upstream_gradient(mode: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jeffreys", "generalized_jsd"])
-def test_t05_a_divergence_is_never_negative(name: str) -> None:
+def test_a_divergence_is_never_negative(name: str) -> None:
     z = torch.randn(64, V) * 5
     loss, d = both(z, z + 1e-4 * torch.randn(64, V), torch.zeros(64, dtype=torch.int64),
                    divergence=name, routing="soft", reduction="none")  # fmt: skip
@@ -105,13 +105,13 @@ def test_t05_a_divergence_is_never_negative(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(bg.divergences.registry))
-def test_t06_low_temperature_keeps_gradients_finite(name: str) -> None:
+def test_low_temperature_keeps_gradients_finite(name: str) -> None:
     z, v = torch.randn(8, V) * 3, torch.randn(8, V) * 3
     loss, d = both(z, v, torch.zeros(8, dtype=torch.int64), divergence=name, temperature=0.05)
     assert loss.isfinite() and d.isfinite().all()
 
 
-def test_t07_gradients_over_bf16_logits_are_rounded_once() -> None:
+def test_gradients_over_bf16_logits_are_rounded_once() -> None:
     z, v = torch.randn(16, V).bfloat16(), torch.randn(16, V).bfloat16()
     y = torch.randint(V, (16,))
     _, apart = both(z, v, y)
@@ -124,7 +124,7 @@ def test_t07_gradients_over_bf16_logits_are_rounded_once() -> None:
     assert rel_max(apart, exact) <= 2 * ULP
 
 
-def test_t08_disjoint_supports_and_a_range_of_a_thousand() -> None:
+def test_disjoint_supports_and_a_range_of_a_thousand() -> None:
     z = torch.linspace(-500, 500, V).repeat(4, 1)
     for name in ("generalized_jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation"):
         loss, d = both(
@@ -134,7 +134,7 @@ def test_t08_disjoint_supports_and_a_range_of_a_thousand() -> None:
 
 
 @pytest.mark.parametrize("name", list(bg.divergences.registry))
-def test_t09_columns_masked_in_both_models_change_nothing(name: str) -> None:
+def test_columns_masked_in_both_models_change_nothing(name: str) -> None:
     z, v, y = torch.randn(8, V), torch.randn(8, V), torch.randint(V, (8,))
     mask = torch.full((8, 7), -math.inf)
     loss, d = both(z, v, y, divergence=name)
@@ -156,7 +156,7 @@ def fixed_entropy(vocab: int, gamma: float = 0.1) -> bg.routing.Policy:
     return bg.routing.Policy("entropy", weights, (bg.Tilt(0.0, gamma),))
 
 
-def test_t09_a_column_that_only_the_student_masks() -> None:
+def test_a_column_that_only_the_student_masks() -> None:
     z, v = torch.randn(2, V), torch.randn(2, V)
     z[:, 5] = -math.inf
     v[0, 5] = -math.inf
@@ -174,19 +174,19 @@ def test_t09b_entropy_of_a_one_hot_row() -> None:
 
 
 @pytest.mark.parametrize("name", list(bg.divergences.registry))
-def test_t10_nothing_to_learn_is_zero(name: str) -> None:
+def test_nothing_to_learn_is_zero(name: str) -> None:
     loss, d = both(torch.randn(3, V), torch.randn(3, V), torch.full((3,), -100), divergence=name)
     assert loss == 0 and not d.any()
 
 
 @pytest.mark.parametrize("bad", [V, -1, 10**9])
-def test_t11_a_label_out_of_range_never_looks_plausible(bad: int) -> None:
+def test_a_label_out_of_range_never_looks_plausible(bad: int) -> None:
     z, v, y = torch.randn(2, V), torch.randn(2, V), torch.tensor([0, bad])
     with pytest.raises(ValueError, match=f"got {bad}"):
         both(z, v, y)
 
 
-def test_t11_a_label_that_could_not_be_refused_is_nan() -> None:
+def test_a_label_that_could_not_be_refused_is_nan() -> None:
     """Where looking would wait for the device, as in a compiled graph."""
     z, v, y = torch.randn(3, V), torch.randn(3, V), torch.tensor([0, V, -1])
     torch._dynamo.reset()
@@ -198,7 +198,7 @@ def test_t11_a_label_that_could_not_be_refused_is_nan() -> None:
     assert loss.isnan().tolist() == [False, True, True]
 
 
-def test_t12_micro_batches_equal_one_batch() -> None:
+def test_micro_batches_equal_one_batch() -> None:
     t = pair(1.0)
     t["y"][[1, 2, 3, 9]] = -100
     whole = run(t)
@@ -210,7 +210,7 @@ def test_t12_micro_batches_equal_one_batch() -> None:
     torch.testing.assert_close(sum(c[2] for c in cut), whole[2], rtol=1e-5, atol=1e-7)
 
 
-def test_t13_defaults_are_the_documented_formula() -> None:
+def test_defaults_are_the_documented_formula() -> None:
     t = pair(1.0)
     z, v = t["x"] @ t["w"].t(), t["h"] @ t["w_t"].t()
     lp, lq = F.log_softmax(z, -1), F.log_softmax(v, -1)
@@ -220,7 +220,7 @@ def test_t13_defaults_are_the_documented_formula() -> None:
     torch.testing.assert_close(run(t)[0], ((1 - soft) * ce + soft * kl).mean())
 
 
-def test_t14_both_terms_reach_the_gradient() -> None:
+def test_both_terms_reach_the_gradient() -> None:
     t = pair(1.0)
     hard, soft = (run(t, routing=name)[1] for name in ("hard", "soft"))
     mixed = run(t, routing=bg.routing.additive(0.3, 0.7))[1]
@@ -228,7 +228,7 @@ def test_t14_both_terms_reach_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("temperature", [2.0, 4.0])
-def test_t15_squared_temperature_in_value_and_gradient(temperature: float) -> None:
+def test_squared_temperature_in_value_and_gradient(temperature: float) -> None:
     t = {n: x.double() if n != "y" else x for n, x in pair(1.0).items()}
     options = {"routing": "soft", "temperature": temperature}
     direction = torch.randn(N, D, dtype=torch.float64)
@@ -243,7 +243,7 @@ def test_t15_squared_temperature_in_value_and_gradient(temperature: float) -> No
     torch.testing.assert_close(run(t, **options)[0], plain)
 
 
-def test_t16_scale_and_softcap_are_not_dropped() -> None:
+def test_scale_and_softcap_are_not_dropped() -> None:
     t = pair(1.0, scale=20.0)
     ours = run(t, logit_scale=0.0625, logit_softcap=3.0)
     x, w = (t[n].double().requires_grad_() for n in "xw")
@@ -253,21 +253,21 @@ def test_t16_scale_and_softcap_are_not_dropped() -> None:
         assert rel_max(a, b) < NEAR
 
 
-def test_t17_a_teacher_of_another_width() -> None:
+def test_a_teacher_of_another_width() -> None:
     t = pair(1.0) | {"h": torch.randn(N, 3 * D + 1), "w_t": torch.randn(V, 3 * D + 1)}
     for a, b in zip(run(t), dense(t), strict=True):
         assert rel_max(a, b) < NEAR
 
 
 @pytest.mark.parametrize("value", [0.0, -30.0, 1e4])
-def test_t18_padding_of_the_teacher_changes_nothing(value: float) -> None:
+def test_padding_of_the_teacher_changes_nothing(value: float) -> None:
     z, v, y = torch.randn(8, V), torch.randn(8, V), torch.randint(V, (8,))
     padded = torch.cat([v, torch.full((8, 28), value)], 1)
     for a, b in zip(both(z, padded, y), both(z, v, y), strict=True):
         assert torch.equal(a, b)
 
 
-def test_t18_padding_of_the_student_changes_nothing_where_vocab_size_says_so() -> None:
+def test_padding_of_the_student_changes_nothing_where_vocab_size_says_so() -> None:
     z, v, y = torch.randn(8, V), torch.randn(8, V), torch.randint(V, (8,))
     padded = torch.cat([z, torch.randn(8, 28) * 9], 1)
     loss, d = both(padded, v, y, vocab_size=V)

@@ -25,7 +25,7 @@ from tests.problems import WIDEN, ways
 from tests.yardstick import rel_max
 
 
-def test_t20_expanded_upstream_gradients_and_t21_views() -> None:
+def test_expanded_upstream_gradients_and_views() -> None:
     t = pair(1.0)
     big = torch.randn(2, D, N).transpose(1, 2).requires_grad_()  # (2, N, D), not contiguous
     teacher = bg.LinearTeacher(t["h"].expand(2, N, D), t["w_t"])
@@ -39,7 +39,7 @@ def test_t20_expanded_upstream_gradients_and_t21_views() -> None:
     torch.testing.assert_close(ours.reshape(-1, D), ref, rtol=1e-5, atol=1e-6)
 
 
-def test_t22_logits_that_others_use_are_left_alone() -> None:
+def test_logits_that_others_use_are_left_alone() -> None:
     leaf = torch.randn(8, V, requires_grad=True)
     before = leaf.detach().clone()
     activated = torch.tanh(leaf)
@@ -53,7 +53,7 @@ def test_t22_logits_that_others_use_are_left_alone() -> None:
         loss.backward()  # tanh saved what was overwritten
 
 
-def test_t23_more_elements_than_int32_can_count() -> None:
+def test_more_elements_than_int32_can_count() -> None:
     rows, vocab = 70_000, 31_000
     z = torch.randn(1, vocab).expand(rows, vocab)
     v = torch.randn(1, vocab).expand(rows, vocab)
@@ -66,7 +66,7 @@ def test_t23_more_elements_than_int32_can_count() -> None:
 
 
 @pytest.mark.parametrize("multiplied", ways("bf16"), indirect=True)
-def test_t26_autocast_casts_like_a_linear_layer(multiplied: str) -> None:
+def test_autocast_casts_like_a_linear_layer(multiplied: str) -> None:
     """These numbers are the same in bf16."""
     t = pair(1.0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -112,7 +112,7 @@ def test_t22b_saved_tensor_hooks_are_honoured(mode: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "recompute"}, {"routing": "risk_guided"}])
-def test_t24_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # A meta tensor has no values: whatever would copy one to the host raises.
     monkeypatch.setitem(cost.COST, "meta", cost.COST["cuda"])
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
@@ -123,7 +123,7 @@ def test_t24_nothing_waits_for_a_device(options: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.gpu
-def test_t27_a_device_that_is_not_the_current_one() -> None:
+def test_a_device_that_is_not_the_current_one() -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     t = {n: x.to("cuda:1") for n, x in pair(1.0).items()}

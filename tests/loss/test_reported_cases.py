@@ -31,7 +31,7 @@ def gradients(x: Any, w: Any, teacher: Any, y: Any, items: int, mode: str) -> tu
 
 @pytest.mark.parametrize("mode", ["auto", "fused", "recompute"])
 @pytest.mark.parametrize("items", [8_192, 131_072, 1_000_000])
-def test_a11_fp16_under_a_loss_scale(mode: str, items: int) -> None:
+def test_fp16_under_a_loss_scale(mode: str, items: int) -> None:
     """What a step of many tokens leaves of a token's gradient is small before it is scaled."""
     x, w, h, v, y = problem(torch.float16)
     teacher = bg.LinearTeacher(h, v)
@@ -64,7 +64,7 @@ def made_for_inference(kind: str) -> tuple[Any, Any]:
     [{"mode": "fused"}, {"mode": "recompute"}, {"reduction": "none"}],
     ids=["fused", "recompute", "none"],
 )
-def test_a13_teachers_made_for_inference(kind: str, options: dict[str, str]) -> None:
+def test_teachers_made_for_inference(kind: str, options: dict[str, str]) -> None:
     x, w, _, _, y = problem(torch.float32)
     found = []
     for teacher in made_for_inference(kind):
@@ -77,7 +77,7 @@ def test_a13_teachers_made_for_inference(kind: str, options: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize("kind", ["linear", "logits", "top-k"])
-def test_a13_statistics_of_them(kind: str) -> None:
+def test_statistics_of_them(kind: str) -> None:
     x, w, _, _, y = problem(torch.float32)
     found = []
     for teacher in made_for_inference(kind):

@@ -168,7 +168,7 @@ def test_a_run_from_the_command_line_to_the_page(tmp_path: Path) -> None:
     publish.main([str(output), "--root", str(tmp_path)])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "former" not in text
-    assert "MiB** beside inputs" in text
+    assert "MiB** besides inputs" in text
     assert "| fused, 128 MiB |" in choosing.read_text()
     assert "**bgkernels, fused, 128 MiB**" in (tmp_path / "docs" / "benchmarks.md").read_text()
     with pytest.raises(ValueError, match="once each"):

@@ -192,6 +192,8 @@ def check(command: str, line: str) -> None:
         assert all(w in text(Path(found.origin)) for w in rest if w.startswith("--")), line
     elif program == "vllm":
         assert rest[0] == "serve", line  # tests/integrations/test_served_page.py starts it
+    elif program == "chromium":
+        assert rest[-1].startswith("file://"), line  # tests/training/test_report.py starts it
     elif program == "-c":
         exec(rest[0], {})
     elif program.startswith(".venv/bin/"):
@@ -235,7 +237,7 @@ def test_tables_name_what_is_registered() -> None:
     features = dict(re.findall(r"^\| \*\*(\w+)\*\* \| (.*)", text(DOCS / "features.md"), re.M))
     assert names([features["Divergences"]]) == divergences
     assert names([features["Routing"]]) == policies
-    methods = names(column(DOCS / "training.md", "| | |", 1))
+    methods = names(column(DOCS / "training.md", "| kind | methods |", 1))
     assert {n for n in methods if not n.startswith("--")} == set(METHODS)
     fields = {f.name for f in dataclasses.fields(NumpyRowStats)}
     assert names(column(DOCS / "integrations" / "numpy.md", "| field |")) == fields
@@ -276,7 +278,9 @@ def anchors(page: Path) -> set[str]:
     return found | set(re.findall(r"^::: (\S+)", prose, re.M))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"], ids=lambda p: p.stem
+)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
         if "://" in target:
@@ -287,6 +291,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             known = anchors(path)
             assert anchor in known or any(anchor.startswith(f"{x}.") for x in known), target
+
+
+def test_ten_questions_are_answered_two_clicks_from_the_readme() -> None:
+    """The first click opens the questions, the second each answer."""
+    assert "(docs/faq.md)" in text(ROOT / "README.md")
+    questions = column(DOCS / "faq.md", "| question |")
+    answers = column(DOCS / "faq.md", "| question |", 1)
+    assert len(questions) == 10
+    for question, answer in zip(questions, answers, strict=True):
+        assert re.search(r"\]\(\S+\)", answer), f"{question} has no link"
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +37,22 @@ def test_the_file_for_citations_speaks_of_this_version() -> None:
     assert citation["license"] == PROJECT["project"]["license"]
 
 
+@pytest.mark.parametrize("tree", ["", "https://host/owner/bgkernels/blob/v1"])
+def test_the_readme_on_a_package_index_has_no_relative_link(tree: str, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools")
+    variables = os.environ | {"BGKERNELS_NATIVE": "OFF", "BGKERNELS_TREE": tree}
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, env=variables)
+    (written,) = tmp_path.glob("*/PKG-INFO")
+    metadata = email.message_from_string(written.read_text(encoding="utf-8"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    page = metadata.get_payload()
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)\s]+)\)", page)
+    assert links and all("://" in target for _, target in links)
+    assert bool(tree) == (("", f"{tree}/docs/faq.md") in links)
+    assert bool(tree) == any(image and "/raw/v1/" in target for image, target in links)
+
+
 def test_workflows_test_what_the_metadata_promises() -> None:
     """Each Python of the classifiers, from `requires-python` on, and the oldest torch."""
     project = PROJECT["project"]
@@ -55,6 +73,31 @@ def pinned(package: str) -> str:
     """Its version in `constraints.txt`."""
     (version,) = re.findall(rf"(?m)^{package}==([^;\s]+)", (ROOT / "constraints.txt").read_text())
     return version
+
+
+def test_every_command_of_the_workflows_can_be_run_here() -> None:
+    """``.ci/steps`` lists them, with the values of each matrix in place."""
+    listed = [sys.executable, ROOT / ".ci" / "steps", "--list"]
+    shown = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
+    assert "versions 3.10 2.8.0: pip install torch==2.8.0; " in shown and "${{" not in shown
+    for path in WORKFLOWS:
+        for name, job in read(path)["jobs"].items():
+            assert f"{path.stem} {name}" in shown
+            plain = [s["run"] for s in job["steps"] if "run" in s and "${{" not in s["run"]]
+            assert all(command in shown for command in plain)
+
+
+def test_the_wheel_has_what_is_not_python() -> None:
+    """Each file of the package that is read when it runs matches a pattern of `package-data`."""
+    package = ROOT / "bgkernels"
+    patterns = PROJECT["tool"]["setuptools"]["package-data"]["bgkernels"]
+    shipped = {path for pattern in patterns for path in package.glob(pattern)}
+    there = {
+        path
+        for path in package.rglob("*.*")
+        if path.suffix not in (".py", ".pyc", ".pyi", ".so", ".pyd")
+    }
+    assert there == shipped
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)

@@ -33,7 +33,7 @@ def sections(results):
 def test_shares_of_right_answers_are_the_means_of_the_rows(path) -> None:
     results = json.loads(path.read_text(encoding="utf-8"))
     _, _, table = PAGE.partition(f"**Students of one teacher on {results['config']['task']}")
-    table = table.partition("Shares in %")[0]
+    table = table.partition("right: share of")[0]
     for setting, methods in sections(results).items():
         part = table.partition(f"| {setting} ")[2]
         lines = {x.split("|")[1].strip(): x for x in reversed(part.splitlines()) if x[:1] == "|"}

@@ -10,13 +10,12 @@ from torch import Tensor
 
 import bgkernels as bg
 from tests import oracle
-from tests.problems import Loss, Params, make, normal
+from tests.problems import Loss, Params, called, make, normal, with_gradients
+from tests.streaming.categories import mean_loss
 
 V_S, V_T, MATCHED = 83, 97, 61
 LEADING, TEACHER_ROWS = (3, 8), 31
 INF = float("inf")
-Pair = tuple[Tensor, Tensor]
-"""Log-probabilities of student and teacher."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +57,15 @@ class Unlike:
         return bg.MatchedTeacher(inner, self.pairs, self.rest, self.positions)
 
     def ours(self, loss: Loss, teacher: Any = None, **run: Any) -> list[Tensor]:
-        leaves = self.leaves()
-        rest, teacher = dict(leaves), teacher or self.library_teacher()
+        leaves, teacher = self.leaves(), teacher or self.library_teacher()
         options = {**loss.library(), **(self.student_cap or {}), **run}
-        if "logits" in rest:
-            value = bg.hybrid_distillation(rest["logits"], teacher, self.target, **options)
-        else:
-            x, w = rest.pop("input"), rest.pop("linear_weight")
-            value = bg.linear_hybrid_distillation(x, w, teacher, self.target, **rest, **options)
-        return [value.detach(), *torch.autograd.grad(value.sum(), list(leaves.values()))]
+        return with_gradients(called(leaves, teacher, self.target, **options), leaves)
 
     def dense(self, loss: Loss) -> list[Tensor]:
         leaves = self.leaves()
         z = _logits(leaves, self.student_cap or {}).reshape(-1, V_S)
         t = _logits(self.teacher, self.teacher_cap or {}).reshape(-1, V_T)
-        value = dense_loss(z, t, self, **loss.oracle())
-        return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+        return with_gradients(dense_loss(z, t, self, **loss.oracle()), leaves)
 
 
 def _logits(tensors: dict[str, Tensor], cap: Params) -> Tensor:
@@ -133,10 +125,8 @@ def dense_loss(
     row = oracle.Row(
         tuple(problem.target.shape), z, lp_s, lp_t, label, valid, oracle._at(lp_s, label), logp_t
     )
-    hard, soft, *hard_term = oracle.POLICIES[routing](row, **(routing_params or {}))
-    hard, soft = hard.masked_fill(~present, 1.0), soft.masked_fill(~present, 0.0)
-    d = oracle.DIVERGENCES[divergence](*coarse, **(divergence_params or {}))
-    ce = hard_term[0] if hard_term else oracle.cross_entropy(z, label, label_smoothing)
-    total = oracle._product(hard, ce) + oracle._product(soft, temperature**2 * d)
-    total = total + z_loss * z.logsumexp(-1).square()
-    return total.masked_fill(~valid, 0.0).sum() / valid.sum()
+    return mean_loss(
+        row, oracle.DIVERGENCES[divergence](*coarse, **(divergence_params or {})),
+        routing=routing, routing_params=routing_params, temperature=temperature,
+        label_smoothing=label_smoothing, z_loss=z_loss, absent=~present,
+    )  # fmt: skip

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 import bgkernels as bg
+from bgkernels.backends.code import Code
 from bgkernels.backends.native import products
-from bgkernels.rows.spec import Cap
-from bgkernels.streaming import coding, driver, planner
+from bgkernels.streaming import driver, planner
+from bgkernels.streaming.kept import Codes
 from bgkernels.streaming.planner import Plan, Workload
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Loss, labels, make, ways
@@ -112,46 +113,33 @@ def test_the_gradient_is_as_exact_as_with_fp32_tiles(
     assert_as_exact_as_kept_in_fp32(heads(gap, std), temperature, kept, TILINGS)
 
 
-def _no_centre(real: Any) -> Any:
-    def decode(
-        code: Tensor, compared: int, cap: Cap, teacher: bool, out: Tensor, y: Tensor
-    ) -> None:
-        real(code, compared, cap, teacher, out, y)
-        for columns, centres, *_ in coding.blocks(code, compared):
-            out[:, columns] -= centres[:, int(teacher), None] / cap.scale
-
-    return decode
+def _no_centre(code: Code) -> None:
+    code.centres.zero_()
 
 
-def _flipped_gap(real: Any) -> Any:
-    def decode(
-        code: Tensor, compared: int, cap: Cap, teacher: bool, out: Tensor, y: Tensor
-    ) -> None:
-        flipped = code.clone()
-        for *_, gap in coding.blocks(flipped, compared):
-            gap.neg_()
-        real(flipped, compared, cap, teacher, out, y)
-
-    return decode
+def _flipped_gap(code: Code) -> None:
+    code.words.bitwise_xor_(-(2**31))
 
 
-def _rounded_apart(real: Any) -> Any:
+def _rounded_apart(code: Code) -> None:
     """Both logits in fp16 each, as wide as a pair of differences."""
-
-    def decode(
-        code: Tensor, compared: int, cap: Cap, teacher: bool, out: Tensor, y: Tensor
-    ) -> None:
-        real(code, compared, cap, teacher, out, y)
-        out.copy_(out.half())
-
-    return decode
+    code.write(*(x.half().float() for x in code.read(code.words.shape[1])))
 
 
-@pytest.mark.parametrize("mutant", [_no_centre, _flipped_gap, _rounded_apart])
+@pytest.mark.parametrize("mutate", [_no_centre, _flipped_gap, _rounded_apart])
 def test_wrong_codes_do_not_pass(
-    mutant: Any, kept: Coding, monkeypatch: pytest.MonkeyPatch
+    mutate: Callable[[Code], None], kept: Coding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coding, "decode", mutant(coding.decode))
+    keep = Codes.keep
+
+    def mutant(codes: Codes, i: int) -> None:
+        keep(codes, i)
+        columns = codes.plan.tiles()[i]
+        code = codes.code(i, columns.stop - columns.start)
+        if code is not None:
+            mutate(code)
+
+    monkeypatch.setattr(Codes, "keep", mutant)
     with pytest.raises(AssertionError):
         assert_as_exact_as_kept_in_fp32(heads(0.01), 1.0, kept, TILINGS[:1])
 
@@ -159,7 +147,12 @@ def test_wrong_codes_do_not_pass(
 @pytest.mark.parametrize("mode", ["fused", "recompute"])
 @pytest.mark.parametrize("divergence", list(bg.divergences.registry))
 def test_every_divergence_of_coded_tiles(divergence: str, mode: str, kept: Coding) -> None:
-    """With padding, masked columns, ignored tokens, caps and temperature, in several chunks."""
+    """With padding, masked columns, ignored tokens, caps and temperature, in several chunks.
+
+    The gradient of total variation jumps where both models say the same: there, eleven bits may
+    take the other side.
+    """
+    least = 5e-3 if divergence == "total_variation" else 2.5e-3
     problem = make(
         hidden=(16, 24), vocab=(1300, 1210), target=labels((3, 16), 1210),
         student_cap={"logit_scale": 0.5, "logit_softcap": 20.0}, teacher_cap={"logit_scale": -0.7},
@@ -175,22 +168,24 @@ def test_every_divergence_of_coded_tiles(divergence: str, mode: str, kept: Codin
             errors.append(distances(tuple(ours), tuple(exact)))
             assert any(p.coded for p in plans) == coded or mode == "recompute"
         for plain, error in zip(*errors, strict=True):
-            assert error <= max(1.1 * plain, 2.5e-3), (chunk, width, error, plain)
+            assert error <= max(1.1 * plain, least), (chunk, width, error, plain)
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_bad_rows_get_what_fp32_tiles_give_them(dtype: str, kept: Coding) -> None:
-    """Their tiles are multiplied again; the others are not."""
+def test_bad_rows_get_what_fp32_tiles_give_them(dtype: str, backend: str, kept: Coding) -> None:
+    """NaN, and nothing of it reaches other rows."""
     x, w, w_t = heads(0.1, dtype=DTYPES[dtype])
     for value in (NAN, INF):
         x[3, 0] = value
         results = []
         for coded in (False, True):
             kept(96, 512, coded=coded)
-            results.append(gradients((x, w, w_t)))
+            results.append(gradients((x, w, w_t), backend=backend))
         for plain, ours in zip(*results, strict=True):
-            assert torch.equal(plain.isnan(), ours.isnan())
-            assert torch.equal(plain.nan_to_num(), ours.nan_to_num()), "no tile was coded"
+            assert torch.equal(plain.isnan(), ours.isnan()) and ours.isnan().any()
+            plain, ours = plain.nan_to_num(), ours.nan_to_num()
+            assert (ours - plain).double().norm() <= 2.5e-3 * plain.double().norm()
 
 
 def test_masked_columns_get_no_gradient(kept: Coding) -> None:
@@ -270,9 +265,6 @@ def test_only_pairs_of_16_bit_heads_are_coded(tiling: Tiling) -> None:
     x, w, w_t = heads(0.1)
     assert all(work.codable for work in works(x, w, w_t))
     assert not any(work.codable for work in works(*(t.float() for t in (x, w, w_t))))
-    assert not any(
-        work.codable for work in works(x, w, w_t, divergence="forward_kl", logit_scale=0.0)
-    )
 
 
 def test_a_budget_holds_twice_the_tiles() -> None:
@@ -291,9 +283,9 @@ def test_a_budget_holds_twice_the_tiles() -> None:
     assert planner.plan(work, 1 << 29).kept == len(planner.plan(work, 1 << 29).tiles())
 
 
-def test_a_pair_takes_a_word_and_a_row_two_more_in_512_columns() -> None:
+def test_a_pair_takes_a_word_and_a_row_two_more_in_256_columns() -> None:
     p = Plan(64, 4096, 64, 1024, 4, 0, pair_bytes=8, coded=3)
-    assert p.slot_bytes == 64 * 4 * (1024 + 4)
+    assert p.slot_bytes == 64 * 4 * (1024 + 8)
     assert Plan(64, 4096, 64, 1024, 4, 0, pair_bytes=8).slot_bytes == 64 * 1024 * 8
 
 

@@ -15,23 +15,21 @@ from bgkernels.backends import BACKENDS
 from bgkernels.streaming.teachers import matched_walk
 from tests.conftest import Tiling
 from tests.mutants import Mutant
-from tests.problems import DTYPES, Loss, cells, runs, ways, widest
+from tests.problems import DIVERGENCES, DTYPES, PAIRS, Loss, agree, cells, runs, ways, widest
+from tests.streaming.categories import CAPS, multiplied
 from tests.streaming.matched import V_S, Unlike, unlike
-from tests.yardstick import assert_each_close
 
 RESTS = ("bucket", "drop")
-DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
-PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
 
 
 def check(problem: Unlike, loss: Loss, dtype: str, runs: list[dict[str, Any]]) -> None:
-    mine = problem.to(DTYPES[dtype])
-    ref = mine.to(torch.float64).dense(loss)
-    yard = ref if dtype == "fp64" else mine.dense(loss)
-    for run in runs:
-        got = mine.ours(loss, **run)
-        eps = torch.finfo(DTYPES[dtype]).eps
-        assert_each_close(["loss", *mine.student], got, ref, yard, eps, run)
+    agree(
+        problem,
+        lambda made, **run: made.ours(loss, **run),
+        lambda made: made.dense(loss),
+        DTYPES[dtype],
+        runs,
+    )
 
 
 SETTINGS = [
@@ -61,9 +59,6 @@ def test_16_bits(rest: str, multiplied: str, backend: str, dtype: str, tiling: T
     tiling(chunk=13, width=48, kept=1)
     loss = Loss("generalized_jsd", "entropy", options={"temperature": 1.7})
     check(unlike("linear", rest), loss, dtype, runs(backend, loss))
-
-
-CAPS = [{"logit_scale": 0.7}, {"logit_scale": -0.7}, {"logit_scale": 2.0, "logit_softcap": 3.0}]
 
 
 @pytest.mark.parametrize(("backend", "dtype"), widest())
@@ -260,25 +255,7 @@ def test_budgets_agree_and_each_column_is_multiplied_once() -> None:
     inner = bg.LinearTeacher(torch.randn(50, 12), torch.randn(1100, 12))
     teacher, y = bg.MatchedTeacher(inner, pairs), torch.randint(900, (50,))
     assert bg.plan(x, w, teacher, y).products == 4
-    products: list[int] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = f.name().split("::")[1].split(".")[0]
-            if name in ("mm", "addmm_", "addmm"):
-                a, b = args[-2:]
-                products.append(a.shape[0] * a.shape[1] * b.shape[1])
-            return f(*args, **(kwargs or {}))
-
-    made = {}
-    for budget in (200_000, None):
-        products.clear()
-        with Watch():
-            loss = bg.linear_hybrid_distillation(x, w, teacher, y, memory_budget=budget)
-        made[budget] = torch.autograd.grad(loss, (x, w))
-    for a, b in zip(*made.values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert sum(products) == 50 * (3 * 8 * 900 + 12 * 1100)
+    assert multiplied(x, w, teacher, y, 200_000) == 50 * (3 * 8 * 900 + 12 * 1100)
 
 
 def test_pairs_that_change_are_checked_again() -> None:

@@ -66,7 +66,7 @@ def test_compilation_is_refused() -> None:
     def loss(z: Tensor) -> Any:
         return bg.hybrid_distillation(z, MATCHED, y)
 
-    with pytest.raises(Exception, match=r"torch\.compile does not carry this MatchedTeacher"):
+    with pytest.raises(Exception, match=r"torch\.compile does not support this MatchedTeacher"):
         torch.compile(loss, fullgraph=True, backend="eager")(torch.randn(2, 9))
 
 

@@ -12,21 +12,11 @@ from torch import Tensor
 import bgkernels as bg
 from tests import oracle
 from tests.conftest import Tiling
-from tests.problems import DTYPES, Loss, runs, widest
+from tests.problems import DTYPES, Loss, agree, runs, widest, with_gradients
+from tests.streaming.categories import TAIL_SETTINGS, mean_loss
 from tests.streaming.matched import LEADING, TEACHER_ROWS, V_S, V_T, Unlike, unlike
-from tests.yardstick import assert_each_close
 
 K = 7
-TAILS = ("bucket", "renormalize", "drop")
-ENDLESS = ("reverse_kl", "jeffreys", "adaptive_kl")
-DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
-PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
-SETTINGS = [
-    pytest.param(tail, ("linear", "logits")[i % 2], pair, id="-".join((tail, *pair)))
-    for i, pair in enumerate(PAIRS)
-    for tail in TAILS
-    if not (tail == "renormalize" and pair[0] in ENDLESS)
-]
 
 
 @dataclass
@@ -42,16 +32,17 @@ class Kept:
         return bg.MatchedTeacher(inner, self.problem.pairs, rest, self.problem.positions)
 
 
-def kept(kind: str) -> Kept:
+def kept(kind: str, k: int = K) -> Kept:
     """Ragged rows; one keeps nothing that matches."""
     problem = unlike(kind)
     x = torch.randn(TEACHER_ROWS, V_T, dtype=torch.float64, generator=torch.Generator())
-    best = (2 * x).log_softmax(-1).topk(K)
+    best = (2 * x).log_softmax(-1).topk(k)
     indices = best.indices.clone()
     indices[::3, 5:] = -1
     assert problem.positions is not None
     alone = torch.ones(V_T, dtype=torch.bool).index_fill(0, problem.pairs[1], False).nonzero()
-    indices[problem.positions[0, 0]] = alone[:K, 0]
+    indices[problem.positions[0, 0], : len(alone)] = alone[:k, 0]
+    indices[problem.positions[0, 0], len(alone) :] = -1
     return Kept(problem, indices, best.values.float().double().masked_fill(indices < 0, torch.nan))
 
 
@@ -81,17 +72,15 @@ def dense_loss(
     valid = target != -100
     lp_s, lp_t, logp_s, logp_t = (torch.stack(x) for x in zip(*rows, strict=True))
     row = oracle.Row(LEADING, z, lp_s, lp_t, target.masked_fill(~valid, 0), valid, logp_s, logp_t)
-    hard, soft, *hard_term = oracle.POLICIES[routing](row, **(routing_params or {}))
-    absent = torch.tensor(hard_rows)
-    hard, soft = hard.masked_fill(absent, 1.0), soft.masked_fill(absent, 0.0)
     measure = oracle.DIVERGENCES[divergence]
     d = torch.stack([
         0 * u.sum() if gone else measure(s[None], t[None], **(divergence_params or {}))[0]
         for u, gone, (s, t) in zip(z, hard_rows, coarse, strict=True)
     ])  # fmt: skip
-    ce = hard_term[0] if hard_term else oracle.cross_entropy(z, row.label, label_smoothing)
-    total = oracle._product(hard, ce) + oracle._product(soft, temperature**2 * d)
-    return total.masked_fill(~valid, 0.0).sum() / valid.sum()
+    return mean_loss(
+        row, d, routing=routing, routing_params=routing_params, temperature=temperature,
+        label_smoothing=label_smoothing, absent=torch.tensor(hard_rows),
+    )  # fmt: skip
 
 
 def _categories(
@@ -137,25 +126,36 @@ def _routed(
 
 
 @pytest.mark.parametrize(("backend", "dtype"), widest())
-@pytest.mark.parametrize(("tail", "kind", "pair"), SETTINGS)
+@pytest.mark.parametrize(("tail", "kind", "pair"), TAIL_SETTINGS)
 def test_every_divergence_and_policy(
     tail: str, kind: str, pair: tuple[str, str], backend: str, dtype: str, tiling: Tiling
 ) -> None:
     tiling(chunk=13, width=48)
     loss = Loss(*pair, options={} if tail == "bucket" else {"temperature": 1.7})
-    made = kept(kind)
-    mine = made.problem.to(DTYPES[dtype])
+    agrees(kept(kind), tail, loss, backend, dtype)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), widest())
+def test_more_columns_are_kept_than_the_student_has(backend: str, dtype: str) -> None:
+    made = kept("linear", k=V_T - 1)
+    place = (made.indices == made.problem.pairs[1][:, None, None]).nonzero()[:, 2]
+    assert place.max() > V_S  # of some label, as the kernels number what is kept
+    agrees(made, "bucket", Loss("forward_kl", "static"), backend, dtype)
+
+
+def agrees(made: Kept, tail: str, loss: Loss, backend: str, dtype: str) -> None:
+    """Assert that loss and gradients are the dense ones."""
 
     def dense(problem: Unlike) -> list[Tensor]:
         leaves = problem.leaves()
         z = leaves["logits"] if "logits" in leaves else oracle.real_logits(*leaves.values())  # type: ignore[arg-type]
         value = dense_loss(z.reshape(-1, V_S), made, tail, **loss.oracle())
-        return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+        return with_gradients(value, leaves)
 
-    ref = dense(mine.to(torch.float64))
-    yard = ref if dtype == "fp64" else dense(mine)
-    for run in runs(backend, loss):
-        got = mine.ours(loss, made.teacher(tail), **run)
-        assert_each_close(
-            ["loss", *mine.student], got, ref, yard, torch.finfo(DTYPES[dtype]).eps, run
-        )
+    agree(
+        made.problem,
+        lambda mine, **run: mine.ours(loss, made.teacher(tail), **run),
+        dense,
+        DTYPES[dtype],
+        runs(backend, loss),
+    )

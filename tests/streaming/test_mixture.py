@@ -14,9 +14,11 @@ from tests import oracle
 from tests.conftest import Tiling
 from tests.problems import (
     DTYPES,
+    PAIRS,
     WIDEN,
     Loss,
     Problem,
+    called,
     cells,
     labels,
     make,
@@ -24,12 +26,11 @@ from tests.problems import (
     runs,
     ways,
     widest,
+    with_gradients,
 )  # fmt: skip
 from tests.yardstick import assert_each_close
 
 V, ROWS = 61, (3, 7)
-DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
-PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
 KINDS = ("sum", "distribution")
 SETTINGS = [
     pytest.param(("linear", "logits")[i % 2], 1.5 if i % 3 else 1.0, pair, id="-".join(pair))
@@ -60,14 +61,8 @@ def lam(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def ours(ps: list[Problem], weights: Any, kind: str, loss: Loss, **run: Any) -> list[Tensor]:
     teacher = bg.MixtureTeacher([p.library_teacher() for p in ps], weights, kind)
-    leaves = ps[0].leaves()
-    rest, options = dict(leaves), {**loss.library(), **ps[0].student_cap, **run}
-    if "logits" in rest:
-        value = bg.hybrid_distillation(rest["logits"], teacher, ps[0].target, **options)
-    else:
-        x, w = rest.pop("input"), rest.pop("linear_weight")
-        value = bg.linear_hybrid_distillation(x, w, teacher, ps[0].target, **rest, **options)
-    return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+    leaves, options = ps[0].leaves(), {**loss.library(), **ps[0].student_cap, **run}
+    return with_gradients(called(leaves, teacher, ps[0].target, **options), leaves)
 
 
 def dense(ps: list[Problem], weights: Tensor, kind: str, loss: Loss) -> list[Tensor]:
@@ -85,7 +80,7 @@ def dense(ps: list[Problem], weights: Tensor, kind: str, loss: Loss) -> list[Ten
         parts = [(t / heat).log_softmax(-1) + weights[..., i, None].log() for i, t in enumerate(ts)]
         mixed = heat * torch.stack(parts).logsumexp(0)
         value = oracle.hybrid_loss(z, mixed, ps[0].target, **options)
-    return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+    return with_gradients(value, leaves)
 
 
 @functools.cache

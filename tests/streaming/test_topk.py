@@ -13,17 +13,33 @@ from torch import Tensor
 import bgkernels as bg
 from tests import oracle
 from tests.conftest import Tiling
-from tests.problems import DTYPES, Loss, cells, labels, make, runs, ways, widest
-from tests.yardstick import assert_each_close
+from tests.problems import (
+    DIVERGENCES,
+    DTYPES,
+    PAIRS,
+    Loss,
+    agree,
+    called,
+    cells,
+    labels,
+    make,
+    runs,
+    ways,
+    widest,
+    with_gradients,
+)  # fmt: skip
+from tests.streaming.categories import (
+    CAPS,
+    ENDLESS,
+    TAIL_SETTINGS,
+    TAILS,
+    Pair,
+    mean_loss,
+    multiplied,
+)  # fmt: skip
 
 INF = float("inf")
 V, C, K = 83, 79, 7  # the student's columns, those compared, those kept
-TAILS = ("bucket", "renormalize", "drop")
-ENDLESS = ("reverse_kl", "jeffreys", "adaptive_kl")
-"""Divergences that are infinite where the teacher rules out what the student may say."""
-
-DIVERGENCES, POLICIES = list(bg.divergences.registry), list(bg.routing.registry)
-PAIRS = [(d, "static") for d in DIVERGENCES] + [("forward_kl", r) for r in POLICIES]
 
 
 @dataclass
@@ -48,19 +64,12 @@ class Kept:
         return {name: x.detach().clone().requires_grad_() for name, x in self.student.items()}
 
     def ours(self, loss: Loss, teacher: bg.TopKTeacher, **run: Any) -> list[Tensor]:
-        leaves = self.leaves()
-        rest, options = dict(leaves), loss.library() | self.cap | run
-        if "logits" in rest:
-            value = bg.hybrid_distillation(rest["logits"], teacher, self.target, **options)
-        else:
-            x, w = rest.pop("input"), rest.pop("linear_weight")
-            value = bg.linear_hybrid_distillation(x, w, teacher, self.target, **rest, **options)
-        return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+        leaves, options = self.leaves(), loss.library() | self.cap | run
+        return with_gradients(called(leaves, teacher, self.target, **options), leaves)
 
     def dense(self, loss: Loss, tail: str) -> list[Tensor]:
         leaves = self.leaves()
-        value = dense_loss(self, leaves, tail, **loss.oracle())
-        return [value.detach(), *torch.autograd.grad(value, list(leaves.values()))]
+        return with_gradients(dense_loss(self, leaves, tail, **loss.oracle()), leaves)
 
 
 def problem(kind: str = "linear", seed: int = 0, **cap: float) -> Kept:
@@ -96,16 +105,11 @@ def dense_loss(
         tuple(kept.target.shape), z, lp_s, lp_t, label, valid,
         oracle._at(lp_s, label), oracle._at(lp_t, label),
     )  # fmt: skip
-    hard, soft, *hard_term = oracle.POLICIES[routing](row, **(routing_params or {}))
-    d = oracle.DIVERGENCES[divergence](*coarse, **(divergence_params or {}))
-    ce = hard_term[0] if hard_term else oracle.cross_entropy(z, label, label_smoothing)
-    total = oracle._product(hard, ce) + oracle._product(soft, temperature**2 * d)
-    total = total + z_loss * z.logsumexp(-1).square()
-    return total.masked_fill(~valid, 0.0).sum() / valid.sum()
-
-
-Pair = tuple[Tensor, Tensor]
-"""Log-probabilities of student and teacher."""
+    return mean_loss(
+        row, oracle.DIVERGENCES[divergence](*coarse, **(divergence_params or {})),
+        routing=routing, routing_params=routing_params, temperature=temperature,
+        label_smoothing=label_smoothing, z_loss=z_loss,
+    )  # fmt: skip
 
 
 def distributions(kept: Kept, z: Tensor, tail: str, temperature: float) -> tuple[Pair, Pair]:
@@ -134,26 +138,17 @@ def _scattered(like: Tensor, ids: Tensor, logp: Tensor) -> Tensor:
 
 
 def check(kept: Kept, loss: Loss, tail: str, dtype: str, runs: list[dict[str, Any]]) -> None:
-    mine = kept.to(DTYPES[dtype])
-    ref = mine.to(torch.float64).dense(loss, tail)
-    yard = ref if dtype == "fp64" else mine.dense(loss, tail)
-    for run in runs:
-        got = mine.ours(loss, mine.teacher(tail), **run)
-        eps = torch.finfo(DTYPES[dtype]).eps
-        assert_each_close(["loss", *mine.student], got, ref, yard, eps, run)
-
-
-SETTINGS = [
-    pytest.param(tail, ("linear", "logits")[i % 2], pair, id="-".join((tail, *pair)))
-    for i, pair in enumerate(PAIRS)
-    for tail in TAILS
-    if not (tail == "renormalize" and pair[0] in ENDLESS)
-]
-"""Each tail with each divergence and policy, and a kind of student."""
+    agree(
+        kept,
+        lambda made, **run: made.ours(loss, made.teacher(tail), **run),
+        lambda made: made.dense(loss, tail),
+        DTYPES[dtype],
+        runs,
+    )
 
 
 @pytest.mark.parametrize(("backend", "dtype"), widest())
-@pytest.mark.parametrize(("tail", "kind", "pair"), SETTINGS)
+@pytest.mark.parametrize(("tail", "kind", "pair"), TAIL_SETTINGS)
 def test_every_divergence_and_policy(
     tail: str, kind: str, pair: tuple[str, str], backend: str, dtype: str, tiling: Tiling
 ) -> None:
@@ -170,9 +165,6 @@ def test_16_bits(tail: str, multiplied: str, backend: str, dtype: str, tiling: T
     tiling(chunk=13, width=48)
     loss = Loss("generalized_jsd", "entropy")
     check(problem("linear"), loss, tail, dtype, runs(backend, loss))
-
-
-CAPS = [{"logit_scale": 0.7}, {"logit_scale": -0.7}, {"logit_scale": 2.0, "logit_softcap": 3.0}]
 
 
 @pytest.mark.parametrize(("backend", "dtype"), widest())
@@ -351,23 +343,4 @@ def test_budgets_agree_and_no_teacher_is_multiplied() -> None:
     x, w = torch.randn(50, 8).requires_grad_(), torch.randn(900, 8).requires_grad_()
     kept = torch.randn(50, 900).log_softmax(-1).topk(5)
     teacher, y = bg.TopKTeacher(kept.indices, kept.values), torch.randint(900, (50,))
-    products: list[int] = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, f: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            name = f.name().split("::")[1].split(".")[0]
-            if name in ("mm", "addmm_", "addmm"):
-                a, b = args[-2:]
-                products.append(a.shape[0] * a.shape[1] * b.shape[1])
-            return f(*args, **(kwargs or {}))
-
-    ref = None
-    for budget in (60_000, None):
-        products.clear()
-        with Watch():
-            loss = bg.linear_hybrid_distillation(x, w, teacher, y, memory_budget=budget)
-        got = torch.autograd.grad(loss, (x, w))
-        ref = ref or got
-        for a, b in zip(got, ref, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert sum(products) == 3 * 50 * 8 * 900
+    assert multiplied(x, w, teacher, y, 60_000) == 3 * 50 * 8 * 900

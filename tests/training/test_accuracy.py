@@ -1,4 +1,4 @@
-"""The comparison by accuracy: rows that can be had again, rates by validation, claims by seed."""
+"""The comparison by accuracy: rows that can be reproduced, rates by validation, claims by seed."""
 
 from __future__ import annotations
 

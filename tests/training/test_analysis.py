@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 import bgkernels as bg
 from bgkernels.training import evaluate, generation, models
-from bgkernels.training.analysis import page
-from bgkernels.training.analysis.maps import LAYERS, TokenMap, read_passage
+from bgkernels.training.analysis.passages import read_passage
 from bgkernels.training.analysis.risk import choice_risk
 from bgkernels.training.cli import app
 from bgkernels.training.config import ModelShape
+from bgkernels.training.maps import LAYERS
 from bgkernels.training.tokens import train_tokenizer
 from tests.training.notes import WORDS, write_notes
 
@@ -124,14 +124,6 @@ def test_maps_equal_dense_torch(pair, tokenizer, text):
     assert "risk" not in found.layers() and len(found.tokens) == 6
 
 
-def test_page_shows_every_token_and_escapes_it():
-    tokens = ("<b>", "&", "\n", '"')
-    passage = TokenMap(tokens, (0.0, 0.5, 1.0, 0.2), (1.0,) * 4, (0.1,) * 4, (-1.0, 0, 2, 0))
-    html = page.render([passage], "a < b")
-    assert "<b>" not in html and "&lt;b&gt;" in html and "a &lt; b" in html
-    assert html.count("<span") == 4 * len(LAYERS) and "risk -1.000" in html
-
-
 # ---- the command line
 
 
@@ -164,10 +156,16 @@ def test_analysis_end_to_end(saved, tmp_path):
     assert result.exit_code == 0, result.output
     assert "ExAccErr" in result.output and "exposure bias" in result.output
     found = json.loads((tmp_path / "analysis.json").read_text())
-    assert found["prompts"] == 4 and set(found["passages"][0]) == {"tokens", *LAYERS}
+    assert found["prompts"] == 4 and set(found["passages"][0]) == {
+        "tokens",
+        "given",
+        "voices",
+        *LAYERS,
+    }
     longest = list(found["accumulation"].values())[-1]["all"]["mean"]
     assert longest == pytest.approx(found["measures"]["excess_error"]["all"]["mean"])
-    assert "<pre>" in (tmp_path / "analysis.html").read_text()
+    assert found["passages"][0]["voices"].keys() == {"teacher", "student"}
+    assert "exposure bias" in (tmp_path / "report.html").read_text()
     assert (tmp_path / "analysis.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -198,7 +198,7 @@ def importance_of(model, layers):
         ("Olmo2", {}),
     ],
 )
-def test_a12_layers_keep_what_is_theirs(text, kind, config):
+def test_layers_keep_what_is_theirs(text, kind, config):
     """Settings with an entry a layer go with their layers."""
     model = model_of(kind, num_hidden_layers=8, pad_token_id=0, **config)
     kept = [0, 2, 3, 5, 7]
@@ -207,13 +207,13 @@ def test_a12_layers_keep_what_is_theirs(text, kind, config):
     torch.testing.assert_close(logits(small, text), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a12_norms_over_all_heads_are_refused_by_name(text):
+def test_norms_over_all_heads_are_refused_by_name(text):
     model = model_of("Olmo2", pad_token_id=0)
     with pytest.raises(ModelError, match=r"--heads .*self_attn\.q_norm\.weight.* span all"):
         pruning.prune(model, pruning.measure(model, text), Shape(3, 1, 24))
 
 
-def test_a12_blocks_that_look_at_their_numbers_are_refused(text):
+def test_blocks_that_look_at_their_numbers_are_refused(text):
     """Of any kind: what is left is compared with the same parts of the whole."""
     model = model_of("Llama")
     for i, block in enumerate(model.network.model.layers):

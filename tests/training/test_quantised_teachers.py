@@ -1,4 +1,4 @@
-"""A16: a teacher whose weights need a package says which."""
+"""A teacher whose weights need a package says which."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a16_the_missing_package_is_named(tmp_path, kind):
+def test_the_missing_package_is_named(tmp_path, kind):
     package, settings = KINDS[kind]
     if find_spec(package):
         pytest.skip(f"{package} is installed")

@@ -23,10 +23,11 @@ from bgkernels.training.preference import Preference, sequence_log_probs
 from bgkernels.training.pruning import Shape
 from bgkernels.training.recipe import STAGES, RecipeConfig, RecipeResult, report, run, run_recipe
 from bgkernels.training.recipe.attempts import by_checker, by_likelihood, ended
-from bgkernels.training.recipe.exam import Marks
+from bgkernels.training.recipe.exam import Standing
 from bgkernels.training.recipe.lessons import Lesson, LessonBatches, batch_of
 from bgkernels.training.recipe.prefer import pairs
 from bgkernels.training.report import markdown
+from bgkernels.training.tokens import train_tokenizer
 from tests.training.signals import Signals
 
 QUICK = RecipeConfig.quick()
@@ -225,9 +226,36 @@ def test_the_page_shows_the_result_that_is_kept():
     docs = Path(__file__).parents[2] / "docs"
     saved = json.loads((docs / "recipe.json").read_text(encoding="utf-8"))
     assert saved["config"] == plain(RecipeConfig())
-    names = [f.name for f in fields(Marks)]
-    marks = {k: Marks(**{n: v[n] for n in names}) for k, v in saved["stages"].items()}
+    names = [f.name for f in fields(Standing)]
+    marks = {k: Standing(**{n: v[n] for n in names}) for k, v in saved["stages"].items()}
     assert list(marks) == list(STAGES)
     table = markdown(report.table(RecipeResult(RecipeConfig(), marks)))
     assert table.rstrip("\n") in (docs / "recipe.md").read_text(encoding="utf-8")
     assert saved["processor_seconds"] < 900
+
+
+@pytest.mark.slow
+def test_pre_training_reads_a_corpus(tmp_path):
+    """With teachers that read any text, stage 3 learns from files instead of the lessons."""
+    words = train_tokenizer([Path(__file__).read_text(encoding="utf-8")], 300)
+    for name, width in (("teacher", 32), ("second", 16)):
+        model = small_llama(ModelShape(width, 2, 2), len(words), 64, 0)
+        model.network.save_pretrained(tmp_path / name)
+        words.save_pretrained(tmp_path / name)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    for i in range(3):
+        (notes / f"{i}.txt").write_text(f"the {i}th note of the corpus, and a few words. " * 40)
+    config = replace(
+        QUICK,
+        teacher=str(tmp_path / "teacher"),
+        second_teacher=str(tmp_path / "second"),
+        corpus=notes,
+        sequence_length=48,
+        output=tmp_path / "run",
+    )
+    marks = run_recipe(config).marks
+    assert marks["pretrained"].parameters == marks["pruned"].parameters
+    changed = replace(config, corpus=tmp_path / "nowhere")
+    with pytest.raises(CorpusError, match="is not a folder"):
+        run_recipe(changed)

@@ -160,8 +160,8 @@ def test_a_sequence_of_a_batch_is_one_text(name) -> None:
     "text, message",
     [
         ("algebra", "must be one of arithmetic, programs; got 'algebra'"),
-        ("arithmetic:depth=3", "no knob 'depth'; it has terms"),
-        ("arithmetic:terms", "name:knob=value"),
+        ("arithmetic:depth=3", "no parameter 'depth'; it has terms"),
+        ("arithmetic:terms", "name:parameter=value"),
         ("arithmetic:terms=1", "from 2 to 100; got 1"),
         ("arithmetic:terms=many", "got 'many'"),
         ("arithmetic:operations=+^", "must be some of"),

@@ -278,6 +278,11 @@ def test_quick_demo_end_to_end(corpus, tmp_path):
         assert len(student["history"]["losses"]) == 12
         assert student["measures"]["exposure_bias"]["all"]["mean"] is not None
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
+    page = (output / "report.html").read_text()
+    assert "entropy-routed" in page and str(output / "report.html") in result.output
+    assert all(
+        set(x["voices"]) == {"teacher", "hard", "soft", "entropy"} for x in found["passages"]
+    )
     loaded, _ = models.load_pretrained(str(output / "models" / "entropy"), "--student", 16)
     assert loaded.parameters == found["students"]["entropy"]["parameters"]
 

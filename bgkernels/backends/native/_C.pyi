@@ -5,6 +5,7 @@ primitives for device memory, is there where it was built with CUDA.
 """
 
 MAX_EXTRAS: int
+CODE_BLOCK: int
 
 Rows = tuple[int, int, int, int]
 """Logits: address, row stride, columns, dtype; address 0 for no such model."""
@@ -12,6 +13,8 @@ Corner = tuple[int, int, int]
 """Rows of a tile, its first row and column."""
 Numbers = tuple[int, int]
 """A matrix of one number a row in each of its rows: address and stride."""
+Codes = tuple[Numbers, Numbers]
+"""Words and centres of a tile's code; zeros for none."""
 
 class Spec:
     def __init__(
@@ -34,6 +37,7 @@ def absorb(
     student: Rows,
     teacher: Rows,
     corner: Corner,
+    codes: Codes,
     floats: Numbers,
     ints: Numbers,
     labels: int,
@@ -45,6 +49,7 @@ def absorb_pairs(
     student: Rows,
     teacher: Rows,
     corner: Corner,
+    codes: Codes,
     floats: Numbers,
     labels: int,
     lse_s: int,
@@ -76,6 +81,7 @@ def vjp(
     student: Rows,
     teacher: Rows,
     corner: Corner,
+    codes: Codes,
     out: Rows,
     factors: Numbers,
     labels: int,
@@ -102,25 +108,3 @@ def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
 def set_cpu_target(name: str) -> None: ...
-
-CODE_BLOCK: int
-
-def encode(
-    student: Rows,
-    teacher: Rows,
-    maps: tuple[tuple[float, float], tuple[float, float]],
-    rows: int,
-    words: Numbers,
-    labels: int,
-    threads: int,
-) -> bool: ...
-def decode(
-    words: Numbers,
-    compared: int,
-    rows: int,
-    out: Rows,
-    scale: float,
-    teacher: bool,
-    labels: int,
-    threads: int,
-) -> None: ...

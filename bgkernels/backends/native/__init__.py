@@ -1,7 +1,7 @@
 """The native backend is compiled: C++ with SIMD on the CPU, CUDA on NVIDIA GPUs.
 
 On the CPU, the instruction set is chosen at import by what the processor has;
-``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are shared out among
+``BGKERNELS_CPU_TARGET`` (``baseline``, ``avx2``, ``avx512``) forces one. Rows are distributed over
 ``torch.get_num_threads()`` threads, and results do not depend on their number.
 
 The CUDA kernels (:mod:`.cuda`) are there if a CUDA compiler was found at build time. No GPU has run
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
 from bgkernels.backends.native.call import (
+    CODE_BLOCK,
     DTYPES,
     MISSING,
     Kernels,
+    code_of,
     compiled,
     corner_of,
     dense,
@@ -51,6 +53,9 @@ class NativeBackend(Backend):
             return f"logits must be float32, bfloat16 or float16, got {wrong[0]}"
         return None if device.type == "cpu" else unusable(device)
 
+    def code_block(self, device: torch.device) -> int:
+        return CODE_BLOCK
+
     def kernels(self, device: torch.device) -> Kernels:
         """Return the compiled functions for tensors on this device."""
         return CPU if device.type == "cpu" else Cuda(device)
@@ -71,7 +76,7 @@ class NativeBackend(Backend):
             )
         kernels, tile, labels = self.kernels(floats.device), dense(tile), labels.contiguous()
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
-        args = compiled(spec), *logits, numbers_of(floats)
+        args = compiled(spec), *logits, code_of(tile), numbers_of(floats)
         if normalisers is None:
             places = numbers_of(ints), labels.data_ptr()
             kernels.run("absorb", *args, *places, columns_of=tile.student, written=(floats, ints))
@@ -97,8 +102,8 @@ class NativeBackend(Backend):
         gradient = out if is_dense(out) else out.new_empty(out.shape)
         kernels, tile, labels = self.kernels(out.device), dense(tile), labels.contiguous()
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
-        args = *logits, rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
-        kernels.run("vjp", compiled(spec), *args, columns_of=gradient)
+        places = rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
+        kernels.run("vjp", compiled(spec), *logits, code_of(tile), *places, columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ try:
 except ImportError as error:
     MISSING = str(error)
 
+CODE_BLOCK = 0 if MISSING else _C.CODE_BLOCK
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 RULES = {"index": 0, "argmax": 1, "sample": 2}
 
@@ -100,6 +102,12 @@ def corner_of(tile: Tile) -> _C.Corner:
     return tile.student.size(0), tile.first_row, tile.first_column
 
 
+def code_of(tile: Tile) -> _C.Codes:
+    """Return words and centres of a tile's code; zeros where it has none."""
+    code = tile.code
+    return ((0, 0), (0, 0)) if code is None else (numbers_of(code.words), numbers_of(code.centres))
+
+
 def numbers_of(x: Tensor) -> _C.Numbers:
     """Return address and stride of a matrix ``(·, rows)``."""
     return x.data_ptr(), x.stride(0)
@@ -116,4 +124,4 @@ def dense(tile: Tile) -> Tile:
     if is_dense(student) and (teacher is None or is_dense(teacher)):
         return tile
     teacher = None if teacher is None else teacher.contiguous()
-    return Tile(student.contiguous(), teacher, tile.first_row, tile.first_column)
+    return replace(tile, student=student.contiguous(), teacher=teacher)

@@ -15,6 +15,8 @@ BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
 LEAST_COLUMNS = 8192
 """Of a block that shares a row: it has a fixed cost, and its state has to be merged."""
+MOST_SPLITS = 31
+"""Blocks that may share a row: ``csrc/cuda/launch.h``."""
 CUDA_FAILED = 1000
 """What ``csrc/row_args.h`` adds to an error of CUDA."""
 
@@ -67,7 +69,8 @@ class Cuda(Kernels):
             current = torch.cuda.current_stream(device)
             index, stream = current.device.index, current.cuda_stream
         with torch.cuda.device(device if device.type == "cuda" else -1):
-            status = getattr(self.module, primitive)(*args, (index, stream, splits, floats, ints))
+            where = index, stream, splits, floats, ints
+            status = getattr(self.module, primitive)(*args, where)
         if status >= CUDA_FAILED:
             raise RuntimeError(
                 f"CUDA refused the kernel of `{primitive}` for {shape} on {device}, {splits} "
@@ -78,7 +81,7 @@ class Cuda(Kernels):
     def _splits(self, x: Tensor) -> int:
         rows, columns = x.shape
         wanted = BLOCKS * _processors(self.device) / max(rows, 1)
-        return self.splits or max(1, math.ceil(min(wanted, columns / LEAST_COLUMNS)))
+        return self.splits or max(1, math.ceil(min(wanted, columns / LEAST_COLUMNS, MOST_SPLITS)))
 
 
 def unusable(device: torch.device) -> str | None:

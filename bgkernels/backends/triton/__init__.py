@@ -44,10 +44,12 @@ class TritonBackend(Backend):
 
     name = "triton"
     scratch_bytes = 0
-    code_block = 1024
 
     def __init__(self, launch: Launch | None = None, splits: int | None = None) -> None:
         self.launch, self.splits = launch, splits
+
+    def code_block(self, device: torch.device) -> int:
+        return 1024
 
     def supports(self, device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
         wrong = [d for d in dtypes if d not in DTYPES]

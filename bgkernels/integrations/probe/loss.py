@@ -89,7 +89,7 @@ class _Own:
 
 
 def extra_losses(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of what looks like a loss in a model's output, but for the first."""
+    """Names and values of what looks like a loss in a model's output, except the first."""
     for name, x in dict(output).items():
         if name != "loss" and isinstance(x, Tensor) and x.ndim == 0 and x.is_floating_point():
             yield name, x

@@ -70,7 +70,7 @@ class Reader:
         if self.limit is not None and tokens.shape[-1] > self.limit:
             raise ValueError(
                 f"the teacher {self.name} takes at most {self.limit} tokens, and `input_ids` has "
-                f"{tokens.shape[-1]}; cut the sequences, or choose a teacher of longer ones"
+                f"{tokens.shape[-1]}; cut the sequences, or choose a teacher of longer texts"
             )
 
 

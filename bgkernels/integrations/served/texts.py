@@ -30,7 +30,7 @@ class Text:
 
 
 def texts_of(inputs: Mapping[str, Any], rows: Tensor | None) -> list[Text]:
-    """The texts of which something is wanted; neither padding nor what follows a last label.
+    """The texts that are needed, without padding and without what follows the last label.
 
     Args:
         inputs: ``input_ids (batch, length)``, and with it ``attention_mask`` of that shape and

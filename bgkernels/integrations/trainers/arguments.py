@@ -30,7 +30,7 @@ def check_arguments(trainer: Trainer) -> None:
     if trainer.compute_metrics or trainer.preprocess_logits_for_metrics:
         raise ValueError(
             "`compute_metrics` and `preprocess_logits_for_metrics` need logits, and there are "
-            "none; the parts of the loss are logged at each evaluation, and others can be had by a "
+            "none; the parts of the loss are logged at each evaluation. For other metrics, use a "
             "callback that calls the model without labels"
         )
     if trainer.model_init is not None:

@@ -36,6 +36,7 @@ class ServedStates:
     head: bg.LinearTeacher
     name: str
     weights: str
+    match = None
     whole = True
 
     @property
@@ -66,10 +67,11 @@ class ServedLogProbabilities:
     name: str
     vocab: int
     weights: str = ""
+    match = None
     whole = False
 
     def answers(self, shards: Iterable[list[Tensor]], size: int) -> Iterator[Answer]:
-        """Labels, of which a row has as many as the server sent."""
+        """Labels; a row has as many as the server sent."""
         for parts in in_batches(self.source.client, self._read, shards, size):
             k = max(labels.indices.shape[1] for labels in parts)
             yield bg.SoftLabels(

@@ -150,7 +150,7 @@ class Dense:
         if head is not None:
             columns = plan.leading_tiles(shard.own(self.spec.compared))
             device = problem.labels.device
-            self.tiles = Tiles(head, plan, columns, device, kept, teacher=True)
+            self.tiles = Tiles(head, plan, columns, device, kept)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read
 
@@ -177,7 +177,7 @@ class Dense:
         tile = self._tile(i, x)
         self.problem.backend.absorb_(self.state, tile, self.labels, self.spec, self.normalisers)
         if self.codes is not None and self.normalisers is None:
-            self.codes.keep(i, x, tile.teacher)
+            self.codes.keep(i)
 
     def close(self) -> None:
         """Statistics; those of pairs are right after the second read."""

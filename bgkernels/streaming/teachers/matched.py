@@ -35,34 +35,38 @@ from bgkernels.streaming.teachers.topk_walk import teacher_tilts
 class Pairs(Protocol):
     """Anything with pairs of ids, ``(2, m)`` int64."""
 
-    pairs: Tensor
+    @property
+    def pairs(self) -> Tensor:
+        """Of the student and of the teacher."""
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedTeacher(Teacher):
-    """A matched teacher has another vocabulary than the student, of which some tokens are the same.
+    """A matched teacher has another vocabulary than the student; the two share some tokens.
 
-    Divergences compare the matched columns and one *rest* category, which is all other columns of
-    each model together. So KLs, Jensen–Shannon divergences, Rényi's and the total variation are at
-    most what they would be token by token, and 0 where the models agree. Where one of the models
-    has no other column, there is no rest.
+    Divergences compare the matched columns one by one, and all other columns of each model as one
+    category, the *rest*. So KLs, Jensen–Shannon and Rényi divergences and the total variation are
+    at most what they would be token by token, and 0 if the models agree. If one of the models has
+    no other column, there is no rest.
 
-    Routing sees each model by itself, over its own whole vocabulary, and ``vocab`` is the
-    teacher's. Columns in statistics are the student's: ``argmax_t`` is -1 where it has no match,
-    and ``logp_t`` ``-inf`` where the label has none. The cross-entropy is the student's own.
+    Routing sees each model over its own whole vocabulary, and ``vocab`` is the teacher's size.
+    Columns in statistics are the student's: ``argmax_t`` is -1 if that token has no match, and
+    ``logp_t`` is ``-inf`` if the label has none. The cross-entropy is the student's own.
 
     Args:
         teacher: a :class:`LinearTeacher`, :class:`LogitsTeacher` or :class:`TopKTeacher` of the
-            other vocabulary. A top-k teacher says how large that is (``vocab``). Its kept columns
-            without a match join its tail; a token that keeps none with one has no soft label.
+            other vocabulary. A top-k teacher must have ``vocab``, the size of that vocabulary. Its
+            kept columns without a match join its tail; a token of which no kept column has a match
+            has no soft label.
         pairs: ``(2, m)`` int64, ids of the student and of the teacher for the same token; each id
-            at most once. Or an object that has such ``pairs``. A step whose ``pairs`` is the tensor
-            of an earlier one does not check and sort it again.
-        rest: ``"bucket"``: as above; ``"drop"``: the rest is left out of both models, each
+            at most once. Or an object with such an attribute ``pairs``. If a step passes the same
+            tensor as an earlier one, it is not checked and sorted again.
+        rest: ``"bucket"``: as above; ``"drop"``: the rest is left out of both models, and each is
             renormalised over the matched columns. For a top-k teacher that is ``tail="drop"``.
-        positions: ``(...)`` int64, for each token the row of the teacher, its leading dimensions
-            flattened, that predicts the same next token; -1: none. Such a token has no soft label:
-            its loss is the hard term, whatever routing says of others. None: as they are.
+        positions: ``(...)`` int64: for each of the student's tokens, the row of the teacher (with
+            leading dimensions flattened) that predicts the same next token, or -1 for none. A token
+            with -1 has no soft label: its loss is the hard term with weight 1. None: the rows of
+            student and teacher correspond one to one.
 
     Example:
         >>> import torch, bgkernels as bg

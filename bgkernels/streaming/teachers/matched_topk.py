@@ -1,7 +1,7 @@
 """A top-k teacher of another vocabulary is one of the student's, and what routing sees of its own.
 
-Kept columns without a match join the tail. Routing sees them, but for ``"drop"``, which leaves them
-out.
+Kept columns without a match join the tail. Routing sees them, except with ``"drop"``, which leaves
+them out.
 """
 
 from __future__ import annotations

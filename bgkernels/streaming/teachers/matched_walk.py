@@ -30,6 +30,7 @@ from bgkernels.rows.stats import Statistics
 from bgkernels.rows.vjp import recentred
 from bgkernels.streaming import gemm
 from bgkernels.streaming.kept import Kept
+from bgkernels.streaming.order import reordered
 from bgkernels.streaming.picked import make_picked
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
@@ -85,7 +86,7 @@ class Matched(Comparison):
         self.head = make_picked(teacher.tensors, problem, plan, self.match.teacher, self.positions)
         self.cuts = _cuts(plan, self.match)
         numbers = [cut.matched for cut in self.cuts]
-        self.tiles = Tiles(self.head, plan, numbers, device, kept, teacher=True)
+        self.tiles = Tiles(self.head, plan, numbers, device, kept)
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def _buffer(self, use: str, dtype: torch.dtype) -> Tensor:
@@ -131,7 +132,7 @@ class Matched(Comparison):
         if order is None:
             return x
         out = gemm.matrix(self._buffer("order", x.dtype), *x.shape)
-        return torch.index_select(x, 1, order, out=out)
+        return reordered(x, order, out)
 
     def _pair(self, i: int, x: Tensor) -> Tile | None:
         """Return the ``i``-th tile of both models, or None if it matches nothing."""
@@ -242,7 +243,7 @@ class Matched(Comparison):
             to = d[:, cut.width :]
             self.backend.vjp(to, others, self.by_student, self.outside, self.student_spec)
         if cut.back is not None:
-            torch.index_select(d, 1, cut.back, out=out)
+            reordered(d, cut.back, out)
 
 
 def _alone(whole: RowSpec, columns: int, cap: Cap) -> RowSpec:

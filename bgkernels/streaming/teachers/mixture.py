@@ -36,23 +36,25 @@ Weigh = Callable[[list[RowStats]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class MixtureTeacher(Teacher):
-    """A mixture has several teachers, each weighed per token.
+    """A mixture has several teachers, each with a weight per token.
 
-    * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, ``L_i`` being the loss with teacher i, but for one
-      cross-entropy: its weight is the mean of what routing says of each teacher, weighed by λ. So
-      every teacher's soft label counts by what routing says of that teacher. Statistics that are
-      returned are means weighed by λ too; what is not a number is the first teacher's.
-    * ``kind="distribution"``: one teacher, whose probabilities at the loss's temperature are
-      ``Σ λ_i·p_i``. Each step walks over the teachers' heads once more.
+    * ``kind="sum"``: the loss is ``Σ λ_i·L_i``, where ``L_i`` is the loss with teacher i. The
+      cross-entropy is computed once; its weight is the mean, weighted by λ, of the hard weights
+      that routing gives for each teacher. Each teacher's soft label has the weight that routing
+      gives for that teacher. Returned statistics are means weighted by λ too; those that are not
+      numbers (such as labels) are the first teacher's.
+    * ``kind="distribution"``: there is one teacher, whose probabilities at the loss's temperature
+      are ``Σ λ_i·p_i``. Each step takes one more walk over the teachers' heads.
 
     All are compared on the columns that the student and every teacher have.
 
     Args:
         teachers: two or more; top-k teachers in a sum only.
-        weights: λ, not negative; for a distribution of sum 1. A number for each teacher,
-            ``(..., teachers)``, or a function of the list of the teachers' ``RowStats`` that
-            returns ``(tokens, teachers)``. It sees some tokens at a time, and must treat each
-            alone; in a distribution only fields of the teacher (``entropy_t`` …) mean something.
+        weights: λ, not negative; for a distribution, their sum must be 1. Either a number for each
+            teacher, a tensor ``(..., teachers)``, or a function of the list of the teachers'
+            ``RowStats`` that returns ``(tokens, teachers)``. The function sees some tokens at a
+            time, and must treat each token by itself; in a distribution it may read only fields of
+            the teacher, such as ``entropy_t``.
         kind: ``"sum"`` or ``"distribution"``.
 
     Example:

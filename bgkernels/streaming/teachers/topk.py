@@ -26,32 +26,32 @@ from bgkernels.streaming.teachers.topk_walk import ROW_BYTES, TopK, teacher_tilt
 
 @dataclass(frozen=True, eq=False)
 class TopKTeacher(Teacher):
-    """A top-k teacher is the log-probabilities of each token's likeliest columns, kept before.
+    """A top-k teacher holds stored log-probabilities of each token's most probable columns.
 
-    No head is multiplied: a step takes three products instead of four. The rest of the vocabulary,
-    the *tail*, is one of three things:
+    No teacher's head is multiplied: a step takes three matrix products instead of four. All
+    columns that were not kept form the *tail*, which is handled in one of three ways:
 
-    * ``"bucket"``: one category with the probability that the kept columns leave. Divergences
-      compare ``k + 1`` categories: a lower bound of the true ones, and never negative. Temperature
-      1 only, since nobody knows what the tail is at another one.
-    * ``"renormalize"``: impossible. The teacher is renormalised over the kept columns, and the
-      student's tail is one category. Divergences that are infinite there are refused.
-    * ``"drop"``: left out of both models, each renormalised over the kept columns.
+    * ``"bucket"``: the tail is one category with the probability that the kept columns leave.
+      Divergences compare ``k + 1`` categories: they are a lower bound of the exact ones, and never
+      negative. This needs temperature 1, since the tail's probability at another one is unknown.
+    * ``"renormalize"``: the teacher gives the tail no probability; it is renormalised over the kept
+      columns. The student's tail is one category. Divergences that would be infinite are refused.
+    * ``"drop"``: the tail is left out of both models, and each is renormalised over the kept
+      columns.
 
-    Routing sees the teacher column by column: the tail of a bucket is spread evenly over the
-    columns that were not kept, the flattest way to complete the row, unless ``entropy`` and
-    ``power_sum`` say better. The student's own statistics are those of the whole vocabulary, but
-    for ``"drop"``.
+    Routing sees the teacher column by column. With a bucket, the tail's probability is assumed to
+    be spread evenly over the columns that were not kept, unless ``entropy`` and ``power_sum`` are
+    given. The student's own statistics cover the whole vocabulary, except with ``"drop"``.
 
     Args:
         indices: ``(..., k)`` int64 or int32, the kept columns, each once; -1 pads a short row.
         logprobs: ``(..., k)`` log-probabilities at temperature 1, normalised over the whole
-            vocabulary. Where the index is -1 they are not looked at.
+            vocabulary. Values at index -1 are ignored.
         tail: ``"bucket"``, ``"renormalize"`` or ``"drop"``.
         entropy: ``(...)`` Shannon entropy of the whole distribution in nats, or None.
         power_sum: ``(...)`` ``log Σ p^gamma`` of the whole distribution, or None.
-        gamma: exponent of ``power_sum``; a policy with another one completes the row instead.
-        vocab: columns of the teacher; None: the student's.
+        gamma: exponent of ``power_sum``; a policy with another exponent ignores ``power_sum``.
+        vocab: number of the teacher's columns; None: the student's number.
 
     Example:
         >>> import torch, bgkernels as bg

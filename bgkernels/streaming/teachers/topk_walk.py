@@ -138,6 +138,9 @@ class TopK(Comparison):
         lse = shift(rest["m_s"]) + rest["d_s"].log()
         self.z[:, -1] = self.spec.temperature * lse
         self.backend.absorb_(self.state, self._kept(self.z), self.place, self.real)
+        # A label's place among the kept may lie beyond the student's columns; its column does not.
+        found = self.state["label"]
+        found.copy_(torch.where(self.place >= 0, labels, found))
         whole = self.whole.values
         self.backend.finalize(self.state, labels, self.kernel, whole[: self.kernel.field_count])
         small = Tile(self.z, self.v, self.first_row, 0)

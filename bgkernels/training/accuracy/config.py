@@ -80,7 +80,7 @@ class AccuracyConfig:
         seeds: students by each method and setting; each has its own weights and batches.
         schooling, schooling_texts: of the student before it is distilled: what it has read of the
             task's solutions, so that it writes well and calculates badly.
-        rates: learning rates, of which each method has the best on the validation split.
+        rates: learning rates; each method takes the best one on the validation split.
         steps: of each student.
         batch: texts of a step.
         problems: of the validation split, and as many of the test split.
@@ -106,7 +106,7 @@ class AccuracyConfig:
 
     @classmethod
     def of(cls, task: str, quick: bool = False) -> AccuracyConfig:
-        """The comparison on a task; one without knobs is made easy enough for small models.
+        """The comparison on a task; one without parameters is made easy enough for small models.
 
         Args:
             task: as :func:`bgkernels.training.tasks.parse` reads it.

@@ -74,14 +74,15 @@ def _title(result: Result) -> str:
 def _caption(result: Result) -> str:
     config, teacher = result.config, result.teacher
     return (
-        f"Shares in %: right of {config.problems} × {config.samples} solutions sampled at "
-        "temperature 1, greedy, and of problems with a right one among all samples; first wrong "
-        "token at a bridge, in a garden, and which one it is. EB: exposure bias, thousandths of a "
-        "nat a token. Wording: entropy of what was chosen in gardens, nats. ± half the 95 % "
-        "bootstrap interval over seeds. Rate: the best on the validation split. Processor seconds "
-        f"of a training, and those of them in which text was written. The teacher: "
-        f"{teacher['right']:.1%} right, {teacher['greedy']:.1%} greedy, wording "
-        f"{teacher['wording']:.3f}."
+        f"right: share of {config.problems} × {config.samples} solutions sampled at temperature "
+        "1 that are right, in %; greedy: the same of greedy solutions; pass@n: share of problems "
+        "with a right solution among all samples. wrong at a bridge, in a garden: share of sampled "
+        "solutions whose first wrong token is there, in %; first wrong token: its position. EB: "
+        "exposure bias, thousandths of a nat per token. wording: entropy of the choices in "
+        "gardens, nats. rate: the learning rate that was best on the validation split. seconds: "
+        "CPU time of a training; writing: the part of it in which text was written. ± is half the "
+        f"95 % bootstrap interval over seeds. The teacher: {teacher['right']:.1%} right, "
+        f"{teacher['greedy']:.1%} greedy, wording {teacher['wording']:.3f}."
     )
 
 
@@ -91,16 +92,17 @@ def findings(result: Result) -> Table:
         from rich.table import Table
     grid = Table(
         title="What is claimed, and what was found",
-        caption="Differences are paired by seed (shares as numbers from 0 to 1, nats otherwise), "
-        "positive where the claim holds. It holds or fails where the 95 % interval leaves out 0, "
-        "or where the claim has a margin, the margin; with so few seeds such intervals are narrow.",
+        caption="Differences are paired by seed (shares as numbers from 0 to 1, otherwise nats) "
+        "and positive if the claim is true; the interval has 95 %. seeds: those whose difference "
+        "is positive. A claim holds or fails if the interval excludes 0, or its margin if it names "
+        "one; otherwise it is open. With so few seeds, such intervals are too narrow.",
         caption_justify="left",
     )
     grid.add_column("claim")
     for setting in result.rates:
         grid.add_column(setting, justify="right")
         grid.add_column("seeds", justify="right")
-        grid.add_column("")
+        grid.add_column("verdict")
     every = result.findings()
     for claim in dict.fromkeys(f.claim for f in every):
         by_setting = {f.group: f for f in every if f.claim == claim}
@@ -132,5 +134,5 @@ def costs(result: Result) -> str:
             for method, (seconds, _) in measured.items()
             if method != "soft"
         ]
-        lines.append(f"Training in {setting} against soft-only: {', '.join(ratios)}.")
+        lines.append(f"CPU time of training relative to soft-only, {setting}: {', '.join(ratios)}.")
     return "\n\n".join(lines)

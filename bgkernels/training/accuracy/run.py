@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
 
-import bgkernels as bg
 from bgkernels.training.accuracy.claims import CLAIMS
 from bgkernels.training.accuracy.config import AccuracyConfig, Setting
 from bgkernels.training.accuracy.rows import Row, find_cost, find_row
 from bgkernels.training.accuracy.school import Class, School, appoint
 from bgkernels.training.claims import Finding, Measured, judge
 from bgkernels.training.config import plain
-from bgkernels.training.machine import one_thread
+from bgkernels.training.machine import machine, one_thread
 from bgkernels.training.marks import examine
 from bgkernels.training.methods import find
 from bgkernels.training.progress import Display, Silent
@@ -69,7 +65,7 @@ class Result:
     def plain(self) -> dict[str, Any]:
         """Values for JSON."""
         return {
-            "machine": surroundings(),
+            "machine": machine(),
             "config": plain(self.config),
             "teacher": self.teacher,
             "rates": self.rates,
@@ -78,18 +74,6 @@ class Result:
             "duration": self.duration,
             "rows": [asdict(row) for row in self.rows],
         }
-
-
-def surroundings() -> dict[str, Any]:
-    """What numbers may depend on beside the configuration and the seeds."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers")}
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **versions,
-        "bgkernels": bg.show_config().splitlines(),
-    }
 
 
 def _columns(rows: list[Row]) -> Measured:

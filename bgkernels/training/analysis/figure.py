@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bgkernels.training.analysis.maps import LAYERS
 from bgkernels.training.analysis.run import Analysis
 from bgkernels.training.errors import extra
 from bgkernels.training.figure import PARTS, picture
+from bgkernels.training.maps import LAYERS
 from bgkernels.training.passage import lines_of, pale, write_tokens
 
 if TYPE_CHECKING:

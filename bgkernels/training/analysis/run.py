@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import bgkernels as bg
-from bgkernels.training.analysis.maps import TokenMap, read_passage
+from bgkernels.training.analysis.passages import read_passage
 from bgkernels.training.config import DemoConfig, plain
 from bgkernels.training.corpus import load_corpus
 from bgkernels.training.errors import OptionError
 from bgkernels.training.evaluate import Measures, Parts
+from bgkernels.training.maps import TokenMap
 from bgkernels.training.marks import examine_by_name, finite
 from bgkernels.training.materials import Materials, prepare
 from bgkernels.training.progress import Display, Silent

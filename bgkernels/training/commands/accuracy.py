@@ -11,6 +11,7 @@ from bgkernels.training.accuracy.run import run_accuracy
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import Console, changed, reported
 from bgkernels.training.files import write_json, write_text
+from bgkernels.training.page import write_report
 from bgkernels.training.progress import Terminal
 from bgkernels.training.report import markdown
 
@@ -23,7 +24,7 @@ REFUSED = (
 
 
 def compare_accuracy(given: dict[str, Any], methods: tuple[str, ...] | None) -> None:
-    """Run the comparison, show its tables, and leave them in ``accuracy.json`` and ``.md``.
+    """Run the comparison, show its tables, and leave them in a file of each kind.
 
     Args:
         given: options of the command by name.
@@ -41,6 +42,9 @@ def compare_accuracy(given: dict[str, Any], methods: tuple[str, ...] | None) -> 
         write_json(config.output / "accuracy.json", result.plain())
         parts = (report.table(result), report.findings(result), report.costs(result))
         write_text(config.output / "accuracy.md", markdown(*parts))
+        write_report(config.output)
     for part in parts:
         Console().print(part)
-    console.print(f"Written to {config.output}: accuracy.json and .md", highlight=False)
+    console.print(
+        f"Written to {config.output}: accuracy.json and .md, report.html", highlight=False
+    )

@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from bgkernels.training.analysis import AnalysisConfig, figure, page, report, run_analysis
+from bgkernels.training.analysis import AnalysisConfig, figure, report, run_analysis
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, changed, reported, typer
 from bgkernels.training.config import DemoConfig
-from bgkernels.training.files import write_json, write_text
+from bgkernels.training.files import write_json
 from bgkernels.training.marks import describe
+from bgkernels.training.page import write_report
 from bgkernels.training.progress import Terminal
 from bgkernels.training.tasks import fitted
 
@@ -26,14 +27,14 @@ def analyze(
     student: Annotated[str, typer.Option(help="The same, of the same tokenizer.")],
     config_file: ConfigFile = None,
     output: Annotated[
-        Path, typer.Option(help="Folder of analysis.json, analysis.html and analysis.png.")
+        Path, typer.Option(help="Folder of analysis.json, analysis.png and report.html.")
     ] = Path("runs/analysis"),
     seed: Annotated[int, typer.Option(min=0, help="Of the sampled texts.")] = 0,
     device: o.Device = "auto",
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of text files, of which some are held out.",
+            help="Folder of text files; some of them are held out.",
             show_default="the sources of Python's standard library",
             rich_help_panel=TEXT,
         ),
@@ -108,10 +109,9 @@ def analyze(
             AnalysisConfig(fitted(pair), routing, passages, horizon, rollouts), Terminal(console)
         )
         write_json(output / "analysis.json", analysis.plain())
-        html = page.render(analysis.passages, f"{student} against {teacher}")
-        write_text(output / "analysis.html", html)
+        write_report(output)
         figure.draw(analysis, output / "analysis.png")
     Console().print(report.table(analysis))
     if analysis.marks:
         Console().print(describe(analysis.marks))
-    console.print(f"Written to {output}: analysis.json, .html and .png", highlight=False)
+    console.print(f"Written to {output}: analysis.json and .png, report.html", highlight=False)

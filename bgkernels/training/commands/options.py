@@ -44,7 +44,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         help=f"In place of text, a task whose answers a program checks: {', '.join(TASKS)}, and "
-        "knobs as in arithmetic:terms=5,digits=1. Answers are marked at the end.",
+        "parameters as in arithmetic:terms=5,digits=1. Answers are marked at the end.",
         show_default=False,
         rich_help_panel=TEXT,
     ),

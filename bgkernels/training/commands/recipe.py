@@ -44,7 +44,7 @@ def recipe(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"One of {', '.join(TASKS)}, with knobs: name:knob=value,knob=value.",
+            help=f"One of {', '.join(TASKS)}, with parameters: NAME:PARAMETER=VALUE,...",
             show_default=DEFAULTS.task,
         ),
     ] = None,

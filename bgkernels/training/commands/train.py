@@ -10,6 +10,7 @@ from bgkernels.training.alone import run_training
 from bgkernels.training.commands import options as o
 from bgkernels.training.commands.shared import ConfigFile, Console, reported
 from bgkernels.training.config import DemoConfig
+from bgkernels.training.page import write_report
 from bgkernels.training.progress import terminal
 
 
@@ -58,9 +59,10 @@ def train(
         history = run_training(config, terminal(console))
         if not ranks.first():
             return
+        write_report(config.output)
     last = history.curve[-1]["cross_entropy"]
     console.print(
         f"Cross-entropy on held-out text: {last:.3f} nats a token. Written to {config.output}: "
-        "model/, student-hard/log.jsonl",
+        "model/, report.html, student-hard/log.jsonl",
         highlight=False,
     )

@@ -95,7 +95,7 @@ class Recipe:
         )  # fmt: skip
 
     def store(self, name: str, **identity: Any) -> CheckpointStore:
-        """The checkpoints of a stage, cleared where the recipe is to start anew."""
+        """The checkpoints of a stage, cleared if the recipe starts from the beginning."""
         known = {"task": repr(self.room.task), "seed": self.config.seed, **identity}
         store = CheckpointStore(self.config.output / name, known)
         if self.config.fresh:

@@ -16,7 +16,7 @@ class RecipeConfig:
 
     Args:
         output: folder of checkpoints, results and the last model.
-        task: a name in :data:`~bgkernels.training.tasks.TASKS`, with knobs after a colon.
+        task: a name in :data:`~bgkernels.training.tasks.TASKS`, with parameters after a colon.
         corpus: text that pre-training reads, a folder or a data file; None: the lessons. Other text
             needs models that the user names, since a task's own tokens have no other words.
         sequence_length: tokens of its sequences.
@@ -26,7 +26,7 @@ class RecipeConfig:
         lessons: problems with solutions that all models learn from.
         batch_size: of these in a batch; a pair of answers counts as one.
         teaching, pretraining, finetuning, rejection, preference: of each stage that trains.
-        samples: answers to a problem, at temperature 1, of which the best is learnt.
+        samples: answers to a problem, at temperature 1; the best one is learnt.
         problems: that are answered so, in each of the last two stages.
         judge: who says which answers are best: ``"checker"``, or ``"likelihood"``, the teacher's
             for a token.

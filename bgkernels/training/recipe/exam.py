@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from bgkernels.training.evaluate import score
+from bgkernels.training.marks import Marks
 from bgkernels.training.models import CausalLM
 from bgkernels.training.recipe.attempts import ended, said
 from bgkernels.training.recipe.base import Outcome, Recipe
@@ -16,8 +17,8 @@ from bgkernels.training.tasks import Problem
 
 
 @dataclass(frozen=True)
-class Marks:
-    """A model after a stage.
+class Standing:
+    """What a model can do after a stage.
 
     Args:
         sampled, greedy: share of right answers at temperature 1, and of the most probable tokens.
@@ -48,7 +49,7 @@ def error(share: float, problems: int) -> float:
     return math.sqrt(share * (1 - share) / problems)
 
 
-def examine(recipe: Recipe, name: str, outcome: Outcome, started: float) -> Marks:
+def examine_stage(recipe: Recipe, name: str, outcome: Outcome, started: float) -> Standing:
     """Let a model answer the problems of the test split, unless it has done so before.
 
     Args:
@@ -64,24 +65,25 @@ def examine(recipe: Recipe, name: str, outcome: Outcome, started: float) -> Mark
         problems = recipe.room.task.problems("test", config.examined, config.seed)
         with recipe.display.working(f"{name}: answering {len(problems)} problems"):
             tokens = score(model, None, batch_of(recipe.room.lessons(problems, config.seed)))
-            marks = Marks(
-                _share(recipe, model, problems, temperature=1.0),
-                _share(recipe, model, problems, temperature=0.0),
+            sampled, greedy = (_texts(recipe, model, problems, heat) for heat in (1.0, 0.0))
+            marks = Marks.of(recipe.room.task, problems, [[x] for x in sampled], greedy).measures()
+            standing = Standing(
+                marks["right"],
+                marks["greedy"],
                 float(tokens.nll[tokens.valid].mean()),
                 model.parameters,
                 outcome.seconds,
                 time.process_time() - started,
                 dict(outcome.notes),
             )
-        known = asdict(marks)
+        known = asdict(standing)
         store.save(0, known)
-    return Marks(**known)
+    return Standing(**known)
 
 
-def _share(
+def _texts(
     recipe: Recipe, model: CausalLM, problems: Sequence[Problem], temperature: float
-) -> float:
-    room = recipe.room
+) -> list[str]:
+    """What a model answers; nothing, where it does not come to an end."""
     rows = said(recipe, model, problems, recipe.config.seed, temperature=temperature)
-    right = [room.right(p, ended(row, room.end)) for p, row in zip(problems, rows, strict=True)]
-    return sum(right) / len(right)
+    return [recipe.room.text(ended(row, recipe.room.end)) for row in rows]

@@ -131,8 +131,12 @@ class Classroom:
 
     def right(self, problem: Problem, answer: Sequence[int]) -> bool:
         """Whether an answer ends, and is right."""
+        return self.task.right(problem, self.text(answer))
+
+    def text(self, answer: Sequence[int]) -> str:
+        """An answer without its end; one that has no end says nothing."""
         *said, last = answer
-        return last == self.end and self.task.right(problem, str(self.tokenizer.decode(said)))
+        return str(self.tokenizer.decode(said)) if last == self.end else ""
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

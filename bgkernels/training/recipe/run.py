@@ -17,7 +17,7 @@ from bgkernels.training.materials import named_models
 from bgkernels.training.progress import Display, Silent
 from bgkernels.training.recipe.base import Outcome, Recipe
 from bgkernels.training.recipe.config import RecipeConfig
-from bgkernels.training.recipe.exam import Marks, error, examine
+from bgkernels.training.recipe.exam import Standing, error, examine_stage
 from bgkernels.training.recipe.finetune import finetune
 from bgkernels.training.recipe.lessons import Classroom
 from bgkernels.training.recipe.prefer import prefer
@@ -53,11 +53,11 @@ class RecipeResult:
 
     Args:
         config: what was asked.
-        marks: of the model of each stage.
+        marks: standing of the model of each stage.
     """
 
     config: RecipeConfig
-    marks: dict[str, Marks]
+    marks: dict[str, Standing]
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON."""
@@ -95,12 +95,12 @@ def run_recipe(config: RecipeConfig, display: Display | None = None) -> RecipeRe
     display = display or Silent()
     with display.working("reading the task and the named models"):
         recipe = begun(config, display)
-    marks: dict[str, Marks] = {}
+    marks: dict[str, Standing] = {}
     for name, stage in STAGES.items():
         started = time.process_time()
         outcome = stage.make(recipe)
         recipe.models[name] = outcome.model
-        marks[name] = found = examine(recipe, name, outcome, started)
+        marks[name] = found = examine_stage(recipe, name, outcome, started)
         display.say(
             f"{stage.title}: {found.sampled:.1%} right when sampled, {found.greedy:.1%} greedy"
         )

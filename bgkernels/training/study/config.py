@@ -18,7 +18,7 @@ class WorldConfig:
         garden_choices: good continuations in a garden; even.
         slip: probability with which the teacher says just anything.
         forgiving: whether a wrong token is put right on plain steps and in gardens.
-        seed: of which token means what.
+        seed: seed of the meanings of the tokens.
 
     Raises:
         ValueError: the language cannot be built of these numbers.

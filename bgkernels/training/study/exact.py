@@ -76,7 +76,7 @@ class Exact:
         """``(students, steps)`` of ``Σ_s d_T(s) Σ_a |κ(a|s)|·|π_θ - π_T|(a|s)``.
 
         Args:
-            risk: κ of a reference, so that students are weighed alike: shaped like :attr:`risk`.
+            risk: κ of a reference, so that students are weighted alike: shaped like :attr:`risk`.
         """
         steps = []
         for t in range(self.world.steps):

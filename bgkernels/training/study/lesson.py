@@ -40,7 +40,7 @@ STUDIED: dict[str, Method] = {
     ),
     "on-policy": METHODS["on-policy"],
 }
-"""In the order of the table. All texts are the teacher's own, but for the last two methods."""
+"""In the order of the table. All texts are the teacher's own, except in the last two methods."""
 
 
 @dataclass(frozen=True)

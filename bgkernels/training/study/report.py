@@ -26,7 +26,7 @@ def table(result: StudyResult) -> Table:
     with extra():
         from rich.table import Table
     grid = Table(title=_title(result), caption=_caption(result), caption_justify="left")
-    grid.add_column("")
+    grid.add_column("method")
     for name in SHOWN:
         grid.add_column(MEASURES[name], justify="right")
     grid.add_column("time", justify="right")
@@ -48,10 +48,11 @@ def _title(result: StudyResult) -> str:
 
 def _caption(result: StudyResult) -> str:
     return (
-        "L_T: loss KL(teacher‖student) on the teacher's texts; L_θ: on the student's own; "
-        "EB = L_θ − L_T, exposure bias; nats a token. κ-weighted error: |π_θ − π_T| weighed by "
-        "|κ|, what each token costs later, nats a text. P(broken): of the student's own text. ± "
-        "half the 95 % bootstrap interval over seeds. All of it is computed, none sampled."
+        "L_T: KL(teacher‖student) on the teacher's texts; L_θ: on the student's own texts; EB = "
+        "L_θ − L_T: exposure bias; all in nats per token. κ-weighted error: |π_θ − π_T| weighted "
+        "by |κ|, the later cost of each token, in nats per text. P(broken): share of the student's "
+        "own texts that break. time: CPU time of a training. ± is half the 95 % bootstrap interval "
+        "over seeds. All measures are computed exactly, none is sampled."
     )
 
 
@@ -66,15 +67,16 @@ def findings(result: StudyResult) -> Table:
         from rich.table import Table
     grid = Table(
         title="What is claimed, and what was found",
-        caption=f"The hybrid is the {STUDIED[HYBRID].title} one. Differences are paired by seed, "
-        "positive where the claim holds; it holds or fails where the 95 % interval leaves out 0.",
+        caption=f"The hybrid is the {STUDIED[HYBRID].title} one. Differences are paired by seed "
+        "and positive if the claim is true; the interval has 95 %. seeds: those whose difference "
+        "is positive. A claim holds or fails if the interval excludes 0; otherwise it is open.",
         caption_justify="left",
     )
     grid.add_column("claim")
     for hidden in result.measured:
         grid.add_column(f"{hidden} units", justify="right")
         grid.add_column("seeds", justify="right")
-        grid.add_column("")
+        grid.add_column("verdict")
     claims = dict.fromkeys(f.claim for f in result.findings)
     for claim in claims:
         row = []
@@ -90,7 +92,7 @@ def findings(result: StudyResult) -> Table:
 def summary(result: StudyResult) -> str:
     """The identity, and what on-policy training costs here."""
     return (
-        f"EB = Σ d_θ Σ (π_θ − π_T) κ to {result.identity:.1e} nats a text. On-policy students took "
-        f"{result.on_policy_cost:.1f} × the processor time of soft-only ones in this world. "
+        f"The identity EB = Σ d_θ Σ (π_θ − π_T) κ holds to {result.identity:.1e} nats per text. "
+        f"On-policy students took {result.on_policy_cost:.1f} × the CPU time of soft-only ones. "
         f"The study took {result.duration:.0f} s."
     )

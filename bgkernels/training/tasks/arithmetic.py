@@ -38,7 +38,7 @@ class Arithmetic(Task):
         largest: no total on the way exceeds this.
 
     Raises:
-        OptionError: a knob is out of range.
+        OptionError: a parameter is out of range.
 
     Example:
         >>> task = Arithmetic(terms=3)
@@ -65,11 +65,11 @@ class Arithmetic(Task):
     )
 
     def __post_init__(self) -> None:
-        for knob, low, high in (("terms", 2, 100), ("digits", 1, 9), ("largest", 9, 10**9)):
-            value = getattr(self, knob)
+        for parameter, low, high in (("terms", 2, 100), ("digits", 1, 9), ("largest", 9, 10**9)):
+            value = getattr(self, parameter)
             if not isinstance(value, int) or not low <= value <= high:
                 raise OptionError(
-                    f"`{knob}` of arithmetic must be a whole number from {low} to {high}; "
+                    f"`{parameter}` of arithmetic must be a whole number from {low} to {high}; "
                     f"got {value!r}"
                 )
         if not self.operations or set(self.operations) - set(OPERATIONS):

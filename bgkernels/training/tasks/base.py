@@ -58,11 +58,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A family of problems; the fields of a subclass are its knobs."""
+    """A family of problems; the fields of a subclass are its parameters."""
 
     name: ClassVar[str]
     words: ClassVar[tuple[str, ...]]
-    """The vocabulary, but for end and padding."""
+    """The vocabulary without end and padding."""
 
     @abstractmethod
     def pose(self, draw: random.Random) -> Problem | None:
@@ -122,7 +122,7 @@ class Task(ABC):
             elif (misses := misses + 1) > 10_000:
                 raise OptionError(
                     f"the task {self.name!r} as configured has too few problems: {count} were "
-                    f"wanted for {split}, {len(found)} were found; widen its knobs"
+                    f"wanted for {split}, {len(found)} were found; choose larger parameters"
                 )
         return list(found.values())
 

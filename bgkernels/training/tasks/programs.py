@@ -66,7 +66,7 @@ class Programs(Task):
         conditions, loops: whether steps may have them.
 
     Raises:
-        OptionError: a knob is out of range.
+        OptionError: a parameter is out of range.
 
     Example:
         >>> task = Programs(steps=2)

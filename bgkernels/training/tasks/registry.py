@@ -1,4 +1,4 @@
-"""The tasks by name, with their knobs."""
+"""The tasks by name, with their parameters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from bgkernels.training.tasks.base import Task
 from bgkernels.training.tasks.programs import Programs
 
 TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "programs": Programs}
-"""By the name that the command line knows; the fields of each class are its knobs."""
+"""By the name that the command line knows; the fields of each class are its parameters."""
 
 
-def find(name: str, **knobs: Any) -> Task:
+def find(name: str, **parameters: Any) -> Task:
     """The task of a name.
 
     Args:
         name: a key of :data:`TASKS`.
-        **knobs: of its length and difficulty, the fields of its class; the others keep defaults.
+        **parameters: fields of its class, for length and difficulty; others keep their defaults.
 
     Raises:
-        OptionError: there is no such task or knob, or a knob is out of range.
+        OptionError: there is no such task or parameter, or a parameter is out of range.
 
     Example:
         >>> find("arithmetic", terms=6).terms
@@ -31,16 +31,17 @@ def find(name: str, **knobs: Any) -> Task:
     if name not in TASKS:
         raise OptionError(f"a task must be one of {', '.join(TASKS)}; got {name!r}")
     known = {field.name: field.type for field in dataclasses.fields(TASKS[name])}
-    for knob in knobs:
-        if knob not in known:
+    for parameter in parameters:
+        if parameter not in known:
             raise OptionError(
-                f"the task {name!r} has no knob {knob!r}; it has {', '.join(known) or 'none'}"
+                f"the task {name!r} has no parameter {parameter!r}; "
+                f"it has {', '.join(known) or 'none'}"
             )
-    return TASKS[name](**knobs)
+    return TASKS[name](**parameters)
 
 
 def parse(text: str) -> Task:
-    """The task of a command line: a name, or ``name:knob=value,knob=value``.
+    """The task of a command line: a name, or ``name:parameter=value,...``.
 
     Raises:
         OptionError: as of :func:`find`, or what follows the name is not such a list.
@@ -50,10 +51,10 @@ def parse(text: str) -> Task:
         '+-'
     """
     name, _, rest = text.partition(":")
-    knobs: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
-        knob, equals, value = part.partition("=")
+        parameter, equals, value = part.partition("=")
         if not equals:
-            raise OptionError(f"--task must be a name, or name:knob=value,knob=value; got {text!r}")
-        knobs[knob.strip()] = int(value) if value.strip().isdigit() else value.strip()
-    return find(name, **knobs)
+            raise OptionError(f"--task must be a name, or name:parameter=value,...; got {text!r}")
+        parameters[parameter.strip()] = int(value) if value.strip().isdigit() else value.strip()
+    return find(name, **parameters)
