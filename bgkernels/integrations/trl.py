@@ -202,7 +202,8 @@ class HybridOnPolicyTrainer(HybridLoss, DistillationTrainer):
         own = {"target": "teacher_argmax"}
         teacher = None
         if teacher_tokenizer is not None:  # TRL takes no teacher of another vocabulary, but none
-            teacher, own = given.pop("teacher_model"), {"target": "labels", "routing": "soft"}
+            teacher = the_teacher(None, given.pop("teacher_model", None))
+            own = {"target": "labels", "routing": "soft"}
         super().__init__(**given)
         options: dict[str, Any] = {
             "divergence": bg.divergences.generalized_jsd(self.beta),

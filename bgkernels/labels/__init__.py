@@ -1,8 +1,10 @@
 """Soft labels on disk: run a teacher once, train from its labels many times.
 
-In the order of their use: :mod:`~bgkernels.labels.generation`, or :mod:`~bgkernels.labels.servers`
-for what an inference server returned; :mod:`~bgkernels.labels.shard` and
-:mod:`~bgkernels.labels.store` (the files); :mod:`~bgkernels.labels.dataset`.
+In the order of their use: :mod:`~bgkernels.labels.generation`, with
+:mod:`~bgkernels.labels.translated` where the student has another tokenizer, or
+:mod:`~bgkernels.labels.servers` for what an inference server returned;
+:mod:`~bgkernels.labels.shard` and :mod:`~bgkernels.labels.store` (the files);
+:mod:`~bgkernels.labels.dataset`.
 """
 
 from bgkernels import SoftLabels, capture

@@ -126,8 +126,8 @@ class LabelBatch:
     Attributes:
         tokens: ``(batch, length)`` int64; 0 after a document's end.
         mask: ``(batch, length)`` bool: inside a document. A causal model needs no other mask.
-        target: ``(batch, length)`` the next token; ``-100`` where there is none, or no soft label
-            and one tokenizer.
+        target: ``(batch, length)`` the next token; ``-100`` where there is none. With one tokenizer
+            also where there is no soft label.
         indices, logprobs: ``(batch, length, k)``, as in :class:`~bgkernels.SoftLabels`.
         sample: ``(batch, length)`` a token drawn from the teacher, ``-100`` after the end; or None.
         entropy, power_sum: ``(batch, length)`` of the whole distribution; or None.

@@ -222,9 +222,7 @@ def verify(folder: Path, shard: Shard) -> None:
 
 def _check_size(path: Path, shard: Shard) -> None:
     if not path.is_file():
-        raise CorruptLabels(
-            f"{path} is missing; repeat the command that made these labels to make it"
-        )
+        raise CorruptLabels(f"{path} is missing; run the command that made these labels again")
     size = path.stat().st_size
     if size != shard.bytes:
         raise CorruptLabels(f"{path} has {size} bytes instead of {shard.bytes}; {REDO}")

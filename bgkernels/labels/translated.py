@@ -120,7 +120,7 @@ def _picked(answer: Answer, rows: Tensor) -> Answer:
 
 
 def spread(labels: bg.SoftLabels, at: Tensor) -> bg.SoftLabels:
-    """Labels as those of more tokens, of which the others have none; no token of it is a sample.
+    """Labels as those of more tokens, of which the others have none; samples are left out.
 
     Args:
         labels: of so many tokens as are marked.

@@ -252,7 +252,7 @@ def test_missing_and_cut_files(copy):
     with pytest.raises(CorruptLabels, match=r"shard-00002.* bytes instead of .*delete it"):
         LabelDataset(copy)
     path.unlink()
-    with pytest.raises(CorruptLabels, match=r"shard-00002.* is missing; run what made"):
+    with pytest.raises(CorruptLabels, match=r"shard-00002.* is missing; run the command"):
         LabelDataset(copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(CorruptLabels, match=r"not complete \(3 shards are done\)"):

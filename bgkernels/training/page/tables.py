@@ -8,6 +8,7 @@ from typing import Any
 
 from bgkernels.training.analysis.report import ROWS
 from bgkernels.training.comparison import COMPARED
+from bgkernels.training.marks import PROBLEMS
 from bgkernels.training.page.content import Cell, Table
 from bgkernels.training.report import MARKED
 
@@ -38,7 +39,7 @@ def answers(marks: Mapping[str, Mapping[str, float]]) -> Iterator[Table]:
             )
             for model, values in marks.items()
         },
-        "Of 128 test problems that nobody was taught. Sampled: eight solutions of each at "
+        f"Of {PROBLEMS} test problems that nobody was taught. Sampled: eight solutions of each at "
         "temperature 1, of which this share is right; greedy: one, always the most probable token. "
         "The last two columns are the sampled solutions whose first wrong token is a bridge (one "
         "token is right there) or in a garden (several are).",
