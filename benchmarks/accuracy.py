@@ -147,7 +147,7 @@ def check(name: str, case: Case) -> Check:
 
 def study() -> list[dict[str, Any]]:
     """Gradient errors by dtype, temperature and distance between teacher and student."""
-    variants = itertools.product(("float32", "bfloat16"), (1.0, 4.0), (0.0, 0.3, 0.01))
+    variants = itertools.product(("float32", "bfloat16"), (1.0, 4.0), (0.0, 0.1, 0.01, 1e-3))
     return [
         row
         for dtype, heat, gap in variants
