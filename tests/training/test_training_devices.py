@@ -85,7 +85,7 @@ def test_without_torchrun_nothing_is_joined(monkeypatch):
 
 def test_sharding_needs_torchrun():
     model = models.small_llama(ModelShape(16, 1, 1), 32, 8, 0)
-    with pytest.raises(OptionError, match=r"--parallel fsdp shares .*torchrun --nproc-per-node"):
+    with pytest.raises(OptionError, match=r"--parallel fsdp splits .*torchrun --nproc-per-node"):
         sharding.place(model, DemoConfig(parallel="fsdp", device="cpu"))
 
 
