@@ -23,6 +23,7 @@ from benchmarks.accuracy import check
 from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES, Step
 from bgkernels.backends import BACKENDS
+from bgkernels.loss.pose import AGREEMENTS
 from bgkernels.streaming import driver
 from bgkernels.streaming.planner import Plan
 
@@ -111,8 +112,10 @@ def observing() -> Iterator[Seen]:
         return seen.plans[-1]
 
     timed = {name: Timed(backend, seen) for name, backend in BACKENDS.items()}
+    AGREEMENTS.clear()  # they remember the backends
     with mock.patch.dict(BACKENDS, timed), mock.patch.object(driver, "planned", planned):
         yield seen
+    AGREEMENTS.clear()
 
 
 def measure(step: Step) -> Sample:

@@ -146,7 +146,9 @@ class Plan:
     @property
     def slot_bytes(self) -> int:
         """Of a kept tile that is not in work."""
-        return slot_bytes(self.chunk, self.width, 0 if self.coded else self.pair_bytes)
+        if self.coded:
+            return coded_bytes(self.chunk, self.width)
+        return self.chunk * self.width * self.pair_bytes
 
     def chunks(self) -> Iterator[slice]:
         """Row ranges, balanced."""
@@ -266,9 +268,9 @@ def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
     return max(sizes, default=0)
 
 
-def slot_bytes(chunk: int, width: int, pair_bytes: int) -> int:
-    """Of a kept tile; ``pair_bytes`` 0: coded."""
-    return chunk * (pair_bytes * width if pair_bytes else 4 * row_words(width))
+def coded_bytes(chunk: int, width: int) -> int:
+    """Of a kept tile that is coded."""
+    return 4 * chunk * row_words(width)
 
 
 def _sums(work: Workload, chunk: int) -> int:
@@ -304,7 +306,7 @@ def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = Fals
     if coded:
         if not several_passes:
             return None
-        fixed, tile = fixed + tile, slot_bytes(chunk, width, 0)
+        fixed, tile = fixed + tile, coded_bytes(chunk, width)
     spared = coded and work.reads == 1  # the tile in work is the first of pass 2
     lent = _lent(work, tiles, width, tile) if chunk >= work.rows else 0
     lent = min(lent, tiles - spared)

@@ -111,3 +111,15 @@ def test_a_huge_vocabulary_plans_within_256_mebibytes(
     for needs in (Needs(), Needs(input=True), Needs(weight=True)):
         work = driver.workload(problem, needs, statistics=not needs.any, backward=needs.any)
         assert plan(replace(work, device=device), 256 << 20).bytes <= 256 << 20
+
+
+def test_given_logits_are_walked_in_one_chunk() -> None:
+    """They lie in memory that is there already: a kept tile takes nothing."""
+    for rows, columns in ((1024, 16_384), (256, 151_936)):
+        work = Workload(
+            rows=rows, columns=columns, compared=columns, hidden_s=0, hidden_t=0, logit_bytes=0,
+            tile_bytes=0, weight_bytes=0, row_bytes=504, weight_sum_bytes=0, weight_grad_bytes=0,
+            grad_products=1,
+        )  # fmt: skip
+        p = plan(work, 128 << 20)
+        assert (p.chunk, p.slot_bytes, p.kept) == (rows, 0, len(p.tiles()))
