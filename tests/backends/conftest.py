@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,13 +17,20 @@ if MISSING is None:
 TARGETS = _C.cpu_targets() if MISSING is None else ()
 
 
+@contextmanager
+def on_target(name: str) -> Iterator[None]:
+    """The compiled functions of an instruction set."""
+    before = _C.cpu_target()
+    _C.set_cpu_target(name)
+    yield
+    _C.set_cpu_target(before)
+
+
 @pytest.fixture(params=TARGETS)
 def target(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that was compiled and that this processor has."""
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield request.param
-    _C.set_cpu_target(before)
+    with on_target(request.param):
+        yield request.param
 
 
 @pytest.fixture(params=[*TARGETS, "cuda"])
@@ -31,7 +39,5 @@ def native(request: pytest.FixtureRequest) -> Iterator[NativeBackend]:
     if request.param == "cuda":
         yield Emulated()
         return
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield NativeBackend()
-    _C.set_cpu_target(before)
+    with on_target(request.param):
+        yield NativeBackend()

@@ -13,14 +13,11 @@ from bgkernels.backends.base import Backend, Tile
 from bgkernels.backends.code import LEAST_BLOCK, Code, row_words
 from bgkernels.backends.eager import EagerBackend, real_logits
 from bgkernels.backends.native import NativeBackend
-from bgkernels.backends.native.call import MISSING
 from bgkernels.rows.arithmetic import NONE, SKIP
 from bgkernels.rows.extras import TotalVariation
 from bgkernels.rows.spec import Cap, RowSpec
 from bgkernels.rows.state import empty
-
-if MISSING is None:
-    from bgkernels.backends.native import _C
+from tests.backends.conftest import TARGETS, on_target
 
 INF = math.inf
 HALF_UNIT = 2.0**-11
@@ -35,16 +32,14 @@ SHAPES = [(1300, 1290), (1024, 1024), (700, 0), (37, 30), (1, 1)]
 """Columns of the student and of the teacher: blocks with and without a tail, none, padding."""
 
 
-@pytest.fixture(params=["eager", *(_C.cpu_targets() if MISSING is None else ())])
+@pytest.fixture(params=["eager", *TARGETS])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The reference, or the compiled functions of an instruction set."""
     if request.param == "eager":
         yield EagerBackend()
         return
-    before = _C.cpu_target()
-    _C.set_cpu_target(request.param)
-    yield NativeBackend()
-    _C.set_cpu_target(before)
+    with on_target(request.param):
+        yield NativeBackend()
 
 
 def tiles(width: int, compared: int, gap: float = 0.1) -> tuple[Tensor, Tensor | None]:
