@@ -59,6 +59,13 @@ class Pair:
             "labels": labels
         }
 
+    def differentiated(self, rows: int) -> Any:
+        """The student in float64, with the gradients of the dense loss of a token of a batch."""
+        student, teacher = (m.double() for m in self.models())
+        data = self.batch(rows)
+        (self.dense(student, teacher, data) / (data["labels"][:, 1:] != -100).sum()).backward()
+        return student
+
     def dense(
         self,
         student: Any,
