@@ -23,7 +23,7 @@ METHODS = (
 """Names of :func:`bgkernels.training.methods.find`, in the order of the table."""
 
 FEW = (
-    "hard", "soft", "static+argmax", "confidence+argmax", "confidence+reverse+argmax",
+    "hard", "soft", "soft-t2", "static+argmax", "confidence+argmax", "confidence+reverse+argmax",
     "threshold+argmax", "threshold+reverse+argmax",
 )  # fmt: skip
 """Those that most claims are about."""
@@ -64,6 +64,7 @@ SETTINGS = (
     Setting("small-plentiful", SMALL, PLENTIFUL, METHODS),
     Setting("small-scarce", SMALL, SCARCE),
     Setting("large-plentiful", LARGE, PLENTIFUL, FEWEST),
+    Setting("large-scarce", LARGE, SCARCE, FEWEST),
 )
 
 
@@ -114,10 +115,11 @@ class AccuracyConfig:
         """
         name = task.partition(":")[0]
         base = cls.quick() if quick else cls()
-        if name == "programs" and not quick:  # soon written well: less to read, and one setting
-            one = Setting("small-plentiful", SMALL, PLENTIFUL, FEWEST)
+        if name == "programs" and not quick:  # soon written well: less to read, fewer methods
+            fewer = zip(SETTINGS, (FEW, FEWEST, FEWEST, FEWEST), strict=True)
+            settings = tuple(replace(setting, methods=methods) for setting, methods in fewer)
             lesson = TrainConfig(250, 8e-3, validate_every=250, checkpoint_every=250)
-            base = replace(base, settings=(one,), schooling=lesson, steps=150)
+            base = replace(base, settings=settings, schooling=lesson, steps=150)
         folder = Path("runs", f"{'quick-' * quick}{name}")
         return replace(base, task=KNOBS.get(task, task), output=folder)
 
