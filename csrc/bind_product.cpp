@@ -20,8 +20,15 @@ void product(const MicroKernels& kernels, int dtype, const Sizes& sizes, const O
              const OperandAddress& b, const ResultAddress& out, int threads) {
   const auto& [m, n, k] = sizes;
   const auto& [to, stride, narrow, add] = out;
-  multiply({(MicroKernel)kernels.first, (MicroRelease)kernels.second, (OperandType)dtype, m, n, k,
-            operand(a), operand(b), (void*)to, stride, narrow, add, threads});
+  const Factors factors = {(MicroKernel)kernels.first,
+                           (MicroRelease)kernels.second,
+                           (OperandType)dtype,
+                           m,
+                           n,
+                           k,
+                           operand(a),
+                           operand(b)};
+  multiply({factors, (void*)to, stride, narrow, add, threads});
 }
 
 std::string check_product(const MicroKernels& kernels, int dtype) {

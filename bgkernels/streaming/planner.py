@@ -28,8 +28,8 @@ from bgkernels.streaming.cost import cost_of, total
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
 
-PANEL = 128
-"""Columns of a packed operand that are at least packed at once (csrc/cpu/product.cpp)."""
+PANEL = 64
+"""Columns of a packed operand that are at least packed at once (csrc/cpu/packing.h)."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 

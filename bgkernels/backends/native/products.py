@@ -31,8 +31,10 @@ WAYS: dict[str, type[Blocked | Cblas | Widened]] = {
     "cblas": Cblas,
     "widen": Widened,
 }
-PACKED_BYTES = 1 << 20
-"""Of packed operands that a thread of ``brgemm`` holds (csrc/cpu/product.cpp)."""
+PACKED_BYTES = 4 << 20
+"""Of packed operands that ``brgemm`` holds for each thread (csrc/cpu/product.cpp)."""
+MOST_PACKED_BYTES = 32 << 20
+"""The same for all threads."""
 _forced: list[str] = []
 
 
