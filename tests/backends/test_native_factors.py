@@ -1,6 +1,6 @@
 """Primitives on logits that they multiply themselves, against the eager backend in float64.
 
-Factors are small integers and binary fractions, so that every sum is exact in fp32 and both see one number.
+Factors are small integers and binary fractions: every sum is exact in fp32, and both see the same.
 """
 
 from __future__ import annotations
