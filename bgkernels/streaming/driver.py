@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
+from bgkernels.streaming.inline import inline_bytes
 from bgkernels.streaming.kept import Codes, Kept, Loan, codable
-from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -55,7 +55,8 @@ def run(
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
-    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
+    inline = student if p.inline and isinstance(student, LinearHead) else None
+    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None, inline)
     tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
@@ -100,7 +101,8 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     """
     first = problem.student[0]
     assert first is not None
-    target = in_huge_pages(torch.empty_like(first)) if len(problem.student) == 1 else None
+    given = len(problem.student) == 1
+    target = memory.empty(first.shape, first.dtype, first.device) if given else None
     grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:
@@ -253,6 +255,7 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         reads=1 + spec.second_read,
         device=first.device.type,
         codable=codable(problem),
+        inline=inline_bytes(problem),
         packing=gemm.packing_bytes(map(problem.product, operands), first.device),
         scratch_bytes=scratch,
         sum_traffic=16 if sum_scratch else 8,

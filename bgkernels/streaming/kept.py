@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bgkernels.backends.code import Code, row_words
 from bgkernels.rows.extras import Extra, Tilt
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
+from bgkernels.streaming.heads import LinearHead
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
 
@@ -53,7 +54,7 @@ class Codes:
         device = problem.labels.device
         self.plan, self.block = plan, problem.backend.code_block(device)
         size = plan.chunk * row_words(plan.width)
-        own = torch.empty(plan.coded - plan.lent, size, dtype=torch.float32, device=device)
+        own = memory.empty((plan.coded - plan.lent, size), torch.float32, device)
         self.slots: list[Tensor] = list(own)
         if loan is not None:
             self.slots += loan.slots(size, torch.float32)
@@ -113,7 +114,9 @@ class Kept(NamedTuple):
     Args:
         loan: memory of the gradient of the weight, or None.
         codes: where pairs of tiles are kept, or None: each head keeps its own tiles.
+        student: the student's head, where primitives multiply its tiles, or None.
     """
 
     loan: Loan | None = None
     codes: Codes | None = None
+    student: LinearHead | None = None

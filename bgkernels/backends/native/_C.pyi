@@ -15,6 +15,18 @@ Numbers = tuple[int, int]
 """A matrix of one number a row in each of its rows: address and stride."""
 Codes = tuple[Numbers, Numbers]
 """Words and centres of a tile's code; zeros for none."""
+MicroKernels = tuple[int, int]
+"""Addresses of a micro-kernel and of what releases it."""
+Operand = tuple[int, int, int]
+"""Address, strides of rows and columns."""
+Factors = tuple[MicroKernels, int, tuple[int, int, int], Operand, Operand]
+"""Of a product ``(m, k) @ (k, n)``: the dtype of both, and m, n, k."""
+Result = tuple[int, int, bool, bool]
+"""Of a product: address, stride, whether it is bf16, whether to add to it."""
+Model = tuple[Factors, int] | None
+"""Factors of a model's logits, and the address of a bias in fp32 or 0; None: they are given."""
+Where = tuple[int, Model, Model]
+"""Threads; student and teacher."""
 
 class Spec:
     def __init__(
@@ -41,7 +53,7 @@ def absorb(
     floats: Numbers,
     ints: Numbers,
     labels: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def absorb_pairs(
@@ -54,7 +66,7 @@ def absorb_pairs(
     labels: int,
     lse_s: int,
     lse_t: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def finalize(
@@ -64,7 +76,7 @@ def finalize(
     ints: Numbers,
     labels: int,
     out: Numbers,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def fold(
@@ -73,7 +85,7 @@ def fold(
     statistics: Numbers,
     grads: Numbers,
     out: Numbers,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def vjp(
@@ -85,25 +97,10 @@ def vjp(
     out: Rows,
     factors: Numbers,
     labels: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
-
-# Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
-# columns; of the result, its stride, whether it is bf16, whether to add to it.
-MicroKernels = tuple[int, int]
-Operand = tuple[int, int, int]
-Result = tuple[int, int, bool, bool]
-
-def product(
-    kernels: MicroKernels,
-    dtype: int,
-    sizes: tuple[int, int, int],
-    a: Operand,
-    b: Operand,
-    out: Result,
-    threads: int,
-) -> None: ...
+def product(factors: Factors, out: Result, threads: int) -> None: ...
 def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...
