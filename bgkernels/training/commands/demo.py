@@ -134,9 +134,9 @@ def compare(
     - `bgkernels compare --output runs/all` (interrupted, it goes on where it stopped)
 
     With `--task` the measure is the share of right answers. Students that have read a little of the
-    task are distilled by each method, at the best of three learning rates on a validation split;
+    task are distilled by each method, at the best of four learning rates on a validation split;
     then come five seeds, two sizes, much and little text, and a table of what is claimed of hybrid
-    distillation and what was found. An hour and a half on two cores; `--quick` takes minutes.
+    distillation and what was found. An hour on one core; `--quick` takes minutes.
 
     - `bgkernels compare --task arithmetic --quick`
     """
