@@ -228,6 +228,8 @@ def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
     limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
+    if work.device == "cpu" and not work.hidden_s + work.hidden_t:
+        found.add(max(work.columns, 1))  # logits that exist are read fastest in the order they lie
     if work.device == "cuda":  # so that rows of tiles begin at multiples of 128 bytes
         found = {cost_of(work.device).rounded(width) for width in found}
     return sorted(found, reverse=True)
