@@ -4,9 +4,12 @@
 
 #include <stdlib.h>
 
+#include <optional>
 #include <stdexcept>
 
+#include "bind_product.h"
 #include "cpu/dispatch.h"
+#include "cpu/multiplied.h"
 
 using namespace pybind11::literals;
 
@@ -37,17 +40,29 @@ BoundSpec make_spec(int64_t columns, int64_t compared, double temperature, bool 
 }
 
 struct Cpu {
-  typedef int Where;  // threads
+  // Threads; the factors of student and teacher, where a tile's logits are their products.
+  typedef std::tuple<int, std::optional<FactorArgs>, std::optional<FactorArgs>> Where;
 
-  static int absorb(const AbsorbArgs& x, int threads) { return cpu_target()->absorb(x, threads); }
-  static int absorb_pairs(const PairArgs& x, int threads) {
-    return cpu_target()->absorb_pairs(x, threads);
+  template <class Args>
+  static int run(int (*primitive)(const Args&, int), const Args& args, const Where& where) {
+    const auto& [threads, s, t] = where;
+    if (!s && !t) return primitive(args, threads);
+    const Factors student = s ? factors_of(*s) : Factors(),
+                  teacher = t ? factors_of(*t) : Factors();
+    return over_factors(primitive, args, {s ? &student : nullptr, t ? &teacher : nullptr}, threads);
   }
-  static int finalize(const FinalizeArgs& x, int threads) {
-    return cpu_target()->finalize(x, threads);
+
+  static int absorb(const AbsorbArgs& x, const Where& w) { return run(cpu_target()->absorb, x, w); }
+  static int absorb_pairs(const PairArgs& x, const Where& w) {
+    return run(cpu_target()->absorb_pairs, x, w);
   }
-  static int fold(const FoldArgs& x, int threads) { return cpu_target()->fold(x, threads); }
-  static int vjp(const VjpArgs& x, int threads) { return cpu_target()->vjp(x, threads); }
+  static int finalize(const FinalizeArgs& x, const Where& w) {
+    return cpu_target()->finalize(x, std::get<0>(w));
+  }
+  static int fold(const FoldArgs& x, const Where& w) {
+    return cpu_target()->fold(x, std::get<0>(w));
+  }
+  static int vjp(const VjpArgs& x, const Where& w) { return run(cpu_target()->vjp, x, w); }
 };
 
 std::vector<std::string> target_names() {

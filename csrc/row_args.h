@@ -55,6 +55,8 @@ struct Matrix {
 
 // Least number of compared columns that share centres.
 constexpr int64_t kCodeBlock = 256;
+// Columns of a row after which another call of a CPU's primitive may go on, wherever it runs.
+constexpr int64_t kSpan = 1024;
 
 // bgkernels.backends.code.Code: where the first read of pass 1 writes a tile, and all others find
 // it; without words, there is none.

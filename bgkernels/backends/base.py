@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ WIDENED = 1 << 24
 """Elements of a 16-bit tensor that are widened at a time."""
 
 
+class Factors(NamedTuple):
+    """Logits that are the product ``hidden @ weight.T``, and have no memory.
+
+    Args:
+        hidden: ``(rows, n)``, bf16 or fp16.
+        weight: ``(width, n)``, of the same dtype.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+
 @dataclass(frozen=True)
 class Tile:
     """A tile is a block of logits: some rows by some consecutive columns.
@@ -32,6 +44,8 @@ class Tile:
         first_column: index of column 0 in the vocabulary.
         code: where the first read of pass 1 writes the tile besides. Whatever comes later reads it
             there, and nothing of ``student`` and ``teacher`` but their shapes.
+        factors: of both models' logits where they are multiplied as they are read, by a backend
+            that :meth:`Backend.multiplies`; then ``student`` and ``teacher`` are shapes alone.
     """
 
     student: Tensor
@@ -39,6 +53,7 @@ class Tile:
     first_row: int
     first_column: int
     code: Code | None = None
+    factors: tuple[Factors, Factors | None] | None = None
 
     @property
     def compared(self) -> int:
@@ -58,6 +73,10 @@ class Backend(Protocol):
 
     def code_block(self, device: torch.device) -> int:
         """Return how many columns share centres in its codes; 0: it has none on this device."""
+
+    def multiplies(self, dtype: torch.dtype, device: torch.device) -> bool:
+        """Tell whether it takes tiles as factors of this dtype."""
+        return False
 
     def absorb_(
         self,

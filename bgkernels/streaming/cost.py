@@ -156,8 +156,8 @@ def _sums(work: Workload, p: Plan) -> float:
 
 def _row_bytes(work: Workload, p: Plan) -> float:
     """Bytes of logits that are computed, of their codes and gradient, which the primitives move."""
-    coded = p.coded / len(p.tiles())
+    coded, logits = p.coded / len(p.tiles()), 0 if p.inline else work.logit_bytes
     later = (work.reads - 1) * work.statistics + work.backward  # reads of logits or codes
-    a_pair = work.logit_bytes * work.statistics + 4 * coded
-    a_pair += later * (4 * coded + work.logit_bytes * (1 - coded))
+    a_pair = logits * work.statistics + 4 * coded
+    a_pair += later * (4 * coded + logits * (1 - coded))
     return work.rows * work.columns * (a_pair + work.gradient_bytes * work.backward)

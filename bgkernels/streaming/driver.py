@@ -16,8 +16,9 @@ from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm
 from bgkernels.streaming.deferred import DeferringHead
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
+from bgkernels.streaming.inline import inline_bytes
 from bgkernels.streaming.kept import Codes, Kept, Loan, codable
-from bgkernels.streaming.memory import in_huge_pages
+from bgkernels.streaming.memory import Workspace, in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -61,8 +62,11 @@ def run(
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
-    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None)
-    tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
+    inline = student if p.inline and isinstance(student, LinearHead) else None
+    workspace = Workspace(problem.labels.device)
+    codes = Codes(p, problem, loan, workspace) if p.coded else None
+    kept = Kept(workspace, loan, codes, inline)
+    tiles = Tiles(student, p, p.tiles(), kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
@@ -90,7 +94,8 @@ def run(
                 open_backward(comparisons, blocks, derivatives[rows.start])
                 backward_tiles(tiles, comparisons, student, scratch, group)
                 student.finish(problem.shard, group is groups[-1])
-    del kept, tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
+    del kept, codes, tiles, comparisons, scratch  # their buffers, before gradients are narrowed
+    workspace.close()
     student.end()
     return (values, ints), student.gradients(p.columns)
 
@@ -263,6 +268,7 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         reads=1 + spec.second_read,
         device=first.device.type,
         codable=codable(problem),
+        inline=inline_bytes(problem),
         packing=gemm.packing_bytes(map(problem.product, operands), first.device),
         scratch_bytes=scratch,
         sum_traffic=16 if sum_scratch else 8,

@@ -102,7 +102,8 @@ def packing_bytes(dtypes: Iterable[torch.dtype], device: torch.device) -> int:
     """Return the bytes of packed operands that a product of one of these dtypes takes."""
     half = (x for x in dtypes if _half_on_cpu(x, device))
     packs = any(products.chosen(dtype) == "brgemm" for dtype in half)
-    return products.PACKED_BYTES * torch.get_num_threads() * packs
+    most = products.PACKED_BYTES * torch.get_num_threads()
+    return min(most, products.MOST_PACKED_BYTES) * packs
 
 
 def rate(dtype: torch.dtype) -> float:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from bgkernels.backends.base import Factors
 from bgkernels.streaming import gemm
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Tensors
@@ -185,6 +186,10 @@ class LinearHead:
             tile.copy_(w)
             self._columns = columns
         return tile
+
+    def factors(self, columns: slice) -> Factors:
+        """The same outputs as factors, of a head without a bias."""
+        return Factors(self.x, self._weight_tile(columns))
 
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         """``(rows, width)`` raw outputs of the chunk, in ``buffer``."""

@@ -33,8 +33,8 @@ from bgkernels.streaming.cost import cost_of, total
 DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 """Bytes of temporaries where ``memory_budget`` is None, by device type."""
 
-PANEL = 128
-"""Columns of a packed operand that are at least packed at once (csrc/cpu/product.cpp)."""
+PANEL = 64
+"""Columns of a packed operand that are at least packed at once (csrc/cpu/packing.h)."""
 
 WIDTHS = (256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384)
 
@@ -95,6 +95,8 @@ class Workload:
         statistics, backward: which passes run.
         reads: reads of the logits in pass 1: 2 with pairwise statistics.
         codable: whether kept tiles may be coded.
+        inline: bytes in which logits are multiplied that primitives multiply as they read them;
+            0: they are multiplied before.
         packing: bytes of packed operands that a product fills if it can, a panel at least; 0: its
             operands are not packed.
         scratch_bytes: bytes an element of a tile of dW that is multiplied beside its gradient.
@@ -122,6 +124,7 @@ class Workload:
     device: str = "cpu"
     input_sum_bytes: int = 0
     codable: bool = False
+    inline: int = 0
     packing: int = 0
     scratch_bytes: int = 0
     sum_traffic: int = 8
@@ -136,7 +139,8 @@ class Plan:
 
     ``lent`` of them, the very last, lie in the gradient of the weight. All chunks are walked for
     each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``; where tiles are
-    coded, ``coded`` of the kept ones are: the first.
+    coded, ``coded`` of the kept ones are: the first. Where the logits of tiles are multiplied
+    ``inline``, by the primitives that read them, all of the kept ones are.
 
     Where gradients are deferred, those of all kept tiles are: ``deferred``. Of them, the last
     ``deposited`` lie in the gradient of the weight. Every other tile is a group of its own.
@@ -152,13 +156,14 @@ class Plan:
     groups: int = 1
     pair_bytes: int = 0
     coded: int = 0
+    inline: bool = False
     deferred: int = 0
     deposited: int = 0
 
     @property
     def slot_bytes(self) -> int:
         """Of a kept tile that is not in work."""
-        if self.coded:
+        if self.coded or self.inline:
             return coded_bytes(self.chunk, self.width)
         return self.chunk * self.width * self.pair_bytes
 
@@ -193,7 +198,7 @@ class Plan:
         and the place of the tile in work holds nothing that is needed, where it must serve others.
         """
         missing = len(self.tiles()) - self.kept
-        lost = max(0, reads - 2) * (missing > 0 and not self.coded)
+        lost = max(0, reads - 2) * (missing > 0 and not self.coded and not self.inline)
         return (missing * (reads - 1) + lost) / len(self.tiles())
 
     @property
@@ -227,7 +232,7 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
             chunk = cost_of(work.device).rounded(max(1, math.ceil(work.rows / count)))
             chunk = max(1, min(chunk, work.rows))
             least = min(least, _least_bytes(work, chunk, width))
-            for coded in (False, True)[: 1 + work.codable]:
+            for coded in (True,) if work.inline else (False, True)[: 1 + work.codable]:
                 for fit in (_fit, _fit_deferred):
                     found = fit(work, chunk, width, budget, coded)
                     if found is not None and (best is None or total(work, found) < best[0]):
@@ -270,10 +275,11 @@ def _fixed_bytes(work: Workload, chunk: int, width: int) -> int:
 
 
 def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
-    """Of the packed operand of the product that packs most."""
+    """Of the packed operand of the product that packs most, or of blocks of logits."""
     if not work.packing:
         return 0
-    shapes = [(hidden, width) for hidden in (work.hidden_s, work.hidden_t)]
+    heads = () if work.inline else (work.hidden_s, work.hidden_t)
+    shapes = [(hidden, width) for hidden in heads]
     if work.backward and work.grad_products:
         shapes += [(width, work.hidden_s), (chunk, work.hidden_s)]
     sizes = (
@@ -281,7 +287,7 @@ def _packing_bytes(work: Workload, chunk: int, width: int) -> int:
         for depth, columns in shapes
         if depth and columns
     )
-    return max(sizes, default=0)
+    return max(work.inline, *sizes, 0)
 
 
 def coded_bytes(chunk: int, width: int) -> int:
@@ -299,8 +305,13 @@ def _most_groups(work: Workload, width: int) -> int:
     return 1 if work.statistics else math.ceil(work.columns / width)
 
 
+def _logits_in_work(work: Workload, chunk: int, width: int) -> int:
+    """Bytes of the tile that is in work, of both models."""
+    return 0 if work.inline else chunk * width * work.logit_bytes
+
+
 def _least_bytes(work: Workload, chunk: int, width: int) -> int:
-    fixed = _fixed_bytes(work, chunk, width) + chunk * width * work.logit_bytes
+    fixed = _fixed_bytes(work, chunk, width) + _logits_in_work(work, chunk, width)
     sums, groups = _sums(work, chunk), _most_groups(work, width)
     grouped = math.ceil(sums / groups) + work.input_sum_bytes
     return fixed + (min(sums, grouped) if sums and groups > 1 else sums)
@@ -308,7 +319,7 @@ def _least_bytes(work: Workload, chunk: int, width: int) -> int:
 
 def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = False) -> Plan | None:
     tiles = math.ceil(work.columns / width)
-    fixed, tile = _fixed_bytes(work, chunk, width), chunk * width * work.logit_bytes
+    fixed, tile = _fixed_bytes(work, chunk, width), _logits_in_work(work, chunk, width)
     sums, groups = _sums(work, chunk), 1
     if sums and fixed + tile + sums > budget and _most_groups(work, width) > 1:
         room = budget - fixed - tile - work.input_sum_bytes
@@ -319,21 +330,22 @@ def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = Fals
         sums = math.ceil(sums * size / tiles) + work.input_sum_bytes
     fixed += sums
     several_passes = work.statistics and (work.backward or work.reads > 1)
+    inline = work.inline > 0
     if coded:
-        if not several_passes:
+        if not (several_passes or inline):
             return None
         fixed, tile = fixed + tile, coded_bytes(chunk, width)
-    spared = coded and work.reads == 1  # the tile in work is the first of pass 2
+    spared = coded and work.reads == 1 and not inline  # the tile in work is the first of pass 2
     lent = _lent(work, tiles, width, tile) if chunk >= work.rows else 0
     lent = min(lent, tiles - spared)
-    wanted = tiles - spared - lent if several_passes else 1
+    wanted = tiles - spared - lent if several_passes else not inline
     own = wanted if tile == 0 else min(wanted, (budget - fixed) // tile)
     if own < (not coded) or fixed > budget:
         return None
-    kept = max(1, own + lent + spared)
+    kept = max(not inline, own + lent + spared)
     return Plan(
         work.rows, work.columns, chunk, width, kept, int(fixed + own * tile), lent, groups,
-        work.logit_bytes, coded=(own + lent) * coded,
+        work.logit_bytes, coded=(own + lent) * coded, inline=inline,
     )  # fmt: skip
 
 

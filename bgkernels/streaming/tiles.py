@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bgkernels.streaming import gemm
@@ -18,18 +17,16 @@ class Tiles:
         head: the source.
         plan: the tiling.
         columns: those of each tile of the plan; a tile without any is None.
-        device: of the tiles.
-        kept: where the kept tiles lie, except those in memory of their own.
+        kept: what the walk lends.
     """
 
-    def __init__(
-        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept
-    ) -> None:
+    def __init__(self, head: Logits, plan: Plan, columns: list[slice], kept: Kept) -> None:
         self.head, self.plan, self.codes = head, plan, kept.codes
         self.columns = columns
-        self.size = 0 if isinstance(head, LogitsHead) else plan.chunk * plan.width
+        given = plan.inline or isinstance(head, LogitsHead)
+        self.size = 0 if given else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1
-        memory = torch.empty(count, self.size, dtype=head.dtype, device=device)
+        memory = kept.workspace.empty(count, self.size, dtype=head.dtype)
         self.slots: list[Tensor] = list(memory.unbind(0))
         if kept.loan is not None and self.codes is None and self.size:
             self.slots += kept.loan.slots(self.size, head.dtype)
@@ -47,12 +44,17 @@ class Tiles:
         return slice(columns[0].start, columns[-1].stop)
 
     def __getitem__(self, i: int) -> Tensor | None:
-        """The ``i``-th tile ``(rows, width)``, from memory if it is there."""
+        """The ``i``-th tile ``(rows, width)``, from memory if it is there.
+
+        Where primitives multiply it, it is a shape alone.
+        """
         columns = self.columns[i]
         slot = max(0, i - self.first) if self.codes is None else 0
         width = columns.stop - columns.start
         if width <= 0:
             return None
+        if self.plan.inline:
+            return self.slots[0].new_empty(width).expand(self.rows, width)
         buffer = self.slots[slot]
         tile = gemm.matrix(buffer, self.rows, width) if self.size else None
         held = tile is not None and self.owner.get(slot) == i

@@ -38,9 +38,7 @@ inline void narrow(const float* from, int n, typename T::Raw* to) {
   for (int i = whole; i < n; ++i) to[i] = tail[i - whole];
 }
 
-BGK_INLINE int64_t compared_columns(const Tile& tile) {
-  return tile.teacher.data ? tile.teacher.columns : 0;
-}
+BGK_INLINE int64_t compared_columns(const Tile& tile) { return tile.teacher.columns; }
 
 // Size of the block at column `first`: none holds both compared columns and others.
 BGK_INLINE int block_size(int64_t first, int64_t compared, int64_t width) {

@@ -10,7 +10,8 @@
 
 namespace bgk::BGK_TARGET {
 
-static_assert(kBlock % kCodeBlock == 0, "blocks of pass 1 have a centre each");
+static_assert(kBlock % kCodeBlock == 0 && kSpan % kBlock == 0,
+              "a centre is of a block of pass 1, in which no other call begins");
 
 BGK_INLINE bool is_coded(const Tile& tile) { return tile.code.words.data; }
 

@@ -1,34 +1,12 @@
-// Matrix products of 16-bit operands with fp32 results, in blocks over a micro-kernel that another
-// library brings. Nothing here knows whose it is.
+// Matrix products of 16-bit operands with fp32 results, in blocks over a micro-kernel.
 #pragma once
 
-#include <stdint.h>
-
-#include <string>
+#include "cpu/factors.h"
 
 namespace bgk {
 
-// out (m, n) = a (m, k) · b (k, n), or added to what is there. `a` has rows of stride lda; `b`
-// holds pairs of its rows, element (i, j) at (i/2)·2·ldb + 2·j + i%2. May throw before it writes.
-typedef void (*MicroKernel)(int64_t m, int64_t n, int64_t k, int64_t lda, int64_t ldb, int64_t ldc,
-                            bool add, const uint16_t* a, const uint16_t* b, float* c, bool pairs);
-// Gives back what a thread that called the micro-kernel holds; may be null.
-typedef void (*MicroRelease)(bool pairs);
-
-enum OperandType : int32_t { kOperandBF16 = 1, kOperandF16 = 2 };  // as in row_args.h
-
-// 16-bit elements, any strides.
-struct Operand {
-  const uint16_t* data;
-  int64_t row_stride, column_stride;
-};
-
 struct Product {
-  MicroKernel kernel;
-  MicroRelease release;
-  OperandType type;  // of a and b
-  int64_t m, n, k;
-  Operand a, b;    // (m, k), (k, n)
+  Factors factors;
   void* out;       // (m, n), inner stride 1
   int64_t stride;  // of the rows of out
   bool narrow;     // out is bf16, not fp32
@@ -38,9 +16,5 @@ struct Product {
 
 // The same numbers for any number of threads. Throws std::bad_alloc alone.
 void multiply(const Product& p);
-
-// Empty, or what is wrong with a micro-kernel: it throws, or its numbers are not those of a small
-// product. Arguments in another order than expected stay within its buffers.
-std::string check_kernel(MicroKernel kernel, MicroRelease release, OperandType type);
 
 }  // namespace bgk

@@ -15,6 +15,16 @@ Numbers = tuple[int, int]
 """A matrix of one number a row in each of its rows: address and stride."""
 Codes = tuple[Numbers, Numbers]
 """Words and centres of a tile's code; zeros for none."""
+MicroKernels = tuple[int, int]
+"""Addresses of a micro-kernel and of what releases it."""
+Operand = tuple[int, int, int]
+"""Address, strides of rows and columns."""
+Factors = tuple[MicroKernels, int, tuple[int, int, int], Operand, Operand]
+"""Of a product ``(m, k) @ (k, n)``: the dtype of both, and m, n, k."""
+Result = tuple[int, int, bool, bool]
+"""Of a product: address, stride, whether it is bf16, whether to add to it."""
+Where = tuple[int, Factors | None, Factors | None]
+"""Threads; the factors of student and teacher, where a tile's logits are their products."""
 
 class Spec:
     def __init__(
@@ -41,7 +51,7 @@ def absorb(
     floats: Numbers,
     ints: Numbers,
     labels: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def absorb_pairs(
@@ -54,7 +64,7 @@ def absorb_pairs(
     labels: int,
     lse_s: int,
     lse_t: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def finalize(
@@ -64,7 +74,7 @@ def finalize(
     ints: Numbers,
     labels: int,
     out: Numbers,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def fold(
@@ -73,7 +83,7 @@ def fold(
     statistics: Numbers,
     grads: Numbers,
     out: Numbers,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
 def vjp(
@@ -85,25 +95,10 @@ def vjp(
     out: Rows,
     factors: Numbers,
     labels: int,
-    threads: int,
+    where: Where,
     /,
 ) -> int: ...
-
-# Addresses: of a micro-kernel and of what releases it; of an operand, strides of its rows and
-# columns; of the result, its stride, whether it is bf16, whether to add to it.
-MicroKernels = tuple[int, int]
-Operand = tuple[int, int, int]
-Result = tuple[int, int, bool, bool]
-
-def product(
-    kernels: MicroKernels,
-    dtype: int,
-    sizes: tuple[int, int, int],
-    a: Operand,
-    b: Operand,
-    out: Result,
-    threads: int,
-) -> None: ...
+def product(factors: Factors, out: Result, threads: int) -> None: ...
 def check_product(kernels: MicroKernels, dtype: int) -> str: ...
 def cpu_target() -> str: ...
 def cpu_targets() -> list[str]: ...

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Backend, Normalisers, Tile, scale_
+from bgkernels.backends.native import products
 from bgkernels.backends.native.call import (
     CODE_BLOCK,
     DTYPES,
@@ -56,6 +57,10 @@ class NativeBackend(Backend):
     def code_block(self, device: torch.device) -> int:
         return CODE_BLOCK
 
+    def multiplies(self, dtype: torch.dtype, device: torch.device) -> bool:
+        half_on_cpu = device.type == "cpu" and dtype in products.HALVES
+        return half_on_cpu and products.chosen(dtype) == "brgemm"
+
     def kernels(self, device: torch.device) -> Kernels:
         """Return the compiled functions for tensors on this device."""
         return CPU if device.type == "cpu" else Cuda(device)
@@ -79,10 +84,16 @@ class NativeBackend(Backend):
         args = compiled(spec), *logits, code_of(tile), numbers_of(floats)
         if normalisers is None:
             places = numbers_of(ints), labels.data_ptr()
-            kernels.run("absorb", *args, *places, columns_of=tile.student, written=(floats, ints))
+            kernels.run(
+                "absorb", *args, *places, factors=products.factors_of(tile),
+                columns_of=tile.student, written=(floats, ints),
+            )  # fmt: skip
         elif tile.teacher is not None:
             vectors = (x.data_ptr() for x in (labels, *normalisers))
-            kernels.run("absorb_pairs", *args, *vectors, columns_of=tile.teacher, written=(floats,))
+            kernels.run(
+                "absorb_pairs", *args, *vectors, factors=products.factors_of(tile),
+                columns_of=tile.teacher, written=(floats,),
+            )  # fmt: skip
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
         kernels, labels = self.kernels(out.device), labels.contiguous()
@@ -103,7 +114,8 @@ class NativeBackend(Backend):
         kernels, tile, labels = self.kernels(out.device), dense(tile), labels.contiguous()
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         places = rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
-        kernels.run("vjp", compiled(spec), *logits, code_of(tile), *places, columns_of=gradient)
+        args = compiled(spec), *logits, code_of(tile), *places
+        kernels.run("vjp", *args, factors=products.factors_of(tile), columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
 

@@ -22,6 +22,8 @@ except ImportError as error:
 
 CODE_BLOCK = 0 if MISSING else _C.CODE_BLOCK
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+Multiplied = tuple["_C.Factors", "_C.Factors | None"]
+"""Factors of the logits of student and teacher."""
 RULES = {"index": 0, "argmax": 1, "sample": 2}
 
 
@@ -32,6 +34,7 @@ class Kernels:
         self,
         primitive: str,
         *args: Any,
+        factors: Multiplied | None = None,
         columns_of: Tensor | None = None,
         written: tuple[Tensor, ...] = (),
     ) -> None:
@@ -43,13 +46,15 @@ class Kernels:
         Args:
             primitive: name of the function.
             args: of the function, but for the last, which says where and how it runs.
+            factors: of the logits of both models, where they are multiplied as they are read.
             columns_of: the matrix whose columns several blocks of a GPU may share out.
             written: matrices ``(·, rows)`` of which each of these blocks needs one to itself.
 
         Raises:
             RuntimeError: the function refused its arguments.
         """
-        check_status(getattr(_C, primitive)(*args, torch.get_num_threads()))
+        where = torch.get_num_threads(), *(factors or (None, None))
+        check_status(getattr(_C, primitive)(*args, where))
 
     def scale_(self, x: Tensor, factor: Tensor) -> bool:
         """Multiply a tensor in place; tell whether a function for it is there."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, check_status
+from bgkernels.backends.native.call import DTYPES, MISSING, Multiplied, Kernels, check_status
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""
@@ -38,9 +38,11 @@ class Cuda(Kernels):
         self,
         primitive: str,
         *args: Any,
+        factors: Multiplied | None = None,
         columns_of: Tensor | None = None,
         written: tuple[Tensor, ...] = (),
     ) -> None:
+        assert factors is None
         splits = 1 if columns_of is None else self._splits(columns_of)
         shape = args[1:2] if columns_of is None else tuple(columns_of.shape)
         self._start(primitive, args, shape, splits, written)

@@ -18,11 +18,17 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bgkernels.backends.base import Factors, Tile
+from bgkernels.backends.native.call import Multiplied
 from bgkernels.backends.native.ways import Blocked, Cblas, Product, Widened
+
+if TYPE_CHECKING:
+    from bgkernels.backends.native import _C
 
 VARIABLE = "BGKERNELS_CPU_PRODUCT"
 HALVES = (torch.bfloat16, torch.float16)
@@ -31,8 +37,10 @@ WAYS: dict[str, type[Blocked | Cblas | Widened]] = {
     "cblas": Cblas,
     "widen": Widened,
 }
-PACKED_BYTES = 1 << 20
-"""Of packed operands that a thread of ``brgemm`` holds (csrc/cpu/product.cpp)."""
+PACKED_BYTES = 4 << 20
+"""Of packed operands that ``brgemm`` holds for each thread (csrc/cpu/product.cpp)."""
+MOST_PACKED_BYTES = 32 << 20
+"""The same for all threads."""
 _forced: list[str] = []
 
 
@@ -69,6 +77,20 @@ def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
     elif not add:
         out.zero_()
     return out
+
+
+def factors_of(tile: Tile) -> Multiplied | None:
+    """Return the factors of both models' logits, as ``brgemm`` takes them, or None."""
+    if tile.factors is None:
+        return None
+    student, teacher = tile.factors
+    return _factors(student), None if teacher is None else _factors(teacher)
+
+
+def _factors(x: Factors) -> _C.Factors:
+    blocked = way("brgemm", x.hidden.dtype)
+    assert isinstance(blocked, Blocked)
+    return blocked.factors(x.hidden, x.weight.t())
 
 
 def _decide(dtype: torch.dtype) -> tuple[str, list[str]]:

@@ -69,18 +69,17 @@ class Blocked(Product):
     def slow(self) -> str | None:
         return None if multiplies(self.dtype) else NO_INSTRUCTIONS
 
+    def factors(self, a: Tensor, b: Tensor) -> _C.Factors:
+        """Return ``a (m, k) @ b (k, n)`` as the compiled module takes it."""
+        sizes = a.shape[0], b.shape[1], a.shape[1]
+        left, right = ((x.data_ptr(), x.stride(0), x.stride(1)) for x in (a, b))
+        return self.kernels, DTYPES[self.dtype], sizes, left, right
+
     def mm(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         direct = out.stride(1) == 1 and out.dtype in (torch.float32, torch.bfloat16)
         to = out if direct else out.new_empty(out.shape, dtype=torch.float32)
-        _C.product(
-            self.kernels,
-            DTYPES[self.dtype],
-            (a.shape[0], b.shape[1], a.shape[1]),
-            (a.data_ptr(), a.stride(0), a.stride(1)),
-            (b.data_ptr(), b.stride(0), b.stride(1)),
-            (to.data_ptr(), to.stride(0), to.dtype == torch.bfloat16, add and direct),
-            torch.get_num_threads(),
-        )
+        result = to.data_ptr(), to.stride(0), to.dtype == torch.bfloat16, add and direct
+        _C.product(self.factors(a, b), result, torch.get_num_threads())
         if not direct:
             _ = out.add_(to) if add else out.copy_(to)
 

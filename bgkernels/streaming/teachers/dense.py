@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from bgkernels.backends.base import Tile, close
+from bgkernels.backends.base import Factors, Tile, close
 from bgkernels.rows.spec import Cap, RowSpec, cap_of
 from bgkernels.rows.state import empty
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import checks
-from bgkernels.streaming.heads import Logits, head_demand, make_head
+from bgkernels.streaming.heads import LinearHead, Logits, head_demand, make_head
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem
@@ -144,13 +144,13 @@ class Dense:
         self, head: Logits | None, cap: Cap, problem: Problem, plan: Plan, kept: Kept
     ) -> None:
         self.problem, spec, self.codes = problem, problem.spec, kept.codes
+        self.student, self.teacher = kept.student, head
         self.spec = spec if spec.teacher == cap else replace(spec, teacher=cap)
         shard = self.shard = problem.shard
         self.tiles = None
         if head is not None:
             columns = plan.leading_tiles(shard.own(self.spec.compared))
-            device = problem.labels.device
-            self.tiles = Tiles(head, plan, columns, device, kept)
+            self.tiles = Tiles(head, plan, columns, kept)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read
 
@@ -170,7 +170,22 @@ class Dense:
     def _tile(self, i: int, x: Tensor) -> Tile:
         teacher = None if self.tiles is None else self.tiles[i]
         code = None if self.codes is None else self.codes.code(i, x.shape[1])
-        return Tile(x, teacher, self.first_row, self.first_columns[i], code)
+        written = self.codes is not None and i in self.codes.written
+        factors = None if written else self._factors(i, x.shape[1], teacher)
+        return Tile(x, teacher, self.first_row, self.first_columns[i], code, factors)
+
+    def _factors(
+        self, i: int, width: int, teacher: Tensor | None
+    ) -> tuple[Factors, Factors | None] | None:
+        """Those of the ``i``-th tile where primitives multiply it."""
+        if self.student is None:
+            return None
+        first = self.first_columns[i] - self.shard.first
+        student = self.student.factors(slice(first, first + width))
+        if teacher is None:
+            return student, None
+        assert isinstance(self.teacher, LinearHead)
+        return student, self.teacher.factors(slice(first, first + teacher.shape[1]))
 
     def absorb(self, i: int, x: Tensor) -> None:
         """Pass 1, whose first read leaves tiles for what comes after it."""

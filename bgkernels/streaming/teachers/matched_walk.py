@@ -82,11 +82,10 @@ class Matched(Comparison):
         self.teacher_spec = replace(
             _alone(self.whole_spec, others, teacher.dense_teacher.cap), logit_sum=False
         )
-        device = problem.labels.device
         self.head = make_picked(teacher.tensors, problem, plan, self.match.teacher, self.positions)
         self.cuts = _cuts(plan, self.match)
         numbers = [cut.matched for cut in self.cuts]
-        self.tiles = Tiles(self.head, plan, numbers, device, kept)
+        self.tiles = Tiles(self.head, plan, numbers, kept)
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def _buffer(self, use: str, dtype: torch.dtype) -> Tensor:
