@@ -70,7 +70,7 @@ def run(
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
-    groups, derivatives = p.tile_groups(), dict[int, Tensor]()
+    groups, derivatives = p.tile_groups(), dict[int, Tensor]()  # of chunks, by their first rows
     for group in groups:
         again = known is not None or group is not groups[0]
         student.end()

@@ -356,8 +356,8 @@ def _fit_deferred(
     if not work.deferrable or chunk >= work.rows:
         return None
     tiles, slot = math.ceil(work.columns / width), work.rows * width * work.gradient_bytes
-    tile, narrow = chunk * width * work.logit_bytes, work.gradient_bytes % 4  # not beside the tile
-    fixed = _fixed_bytes(work, chunk, width) - chunk * width * narrow
+    tile, beside = chunk * width * work.logit_bytes, work.gradient_bytes % 4  # of fp32 logits
+    fixed = _fixed_bytes(work, chunk, width) - chunk * width * beside  # it waits elsewhere
     if coded:
         fixed, tile = fixed + tile, coded_bytes(chunk, width)
     spared, free = coded and work.reads == 1, _lent(work, tiles, width, slot)
