@@ -342,7 +342,7 @@ def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = Fals
     own = wanted if tile == 0 else min(wanted, (budget - fixed) // tile)
     if own < (not coded) or fixed > budget:
         return None
-    kept = max(not inline, own + lent + spared)
+    kept = max(int(not inline), own + lent + spared)
     return Plan(
         work.rows, work.columns, chunk, width, kept, int(fixed + own * tile), lent, groups,
         work.logit_bytes, coded=(own + lent) * coded, inline=inline,
