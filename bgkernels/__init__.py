@@ -20,6 +20,7 @@ from bgkernels.loss.forecast import StepPlan
 from bgkernels.modules import HybridDistillationLoss, LinearHybridDistillationLoss
 from bgkernels.rows.extras import Mixture, Tempered, Tilt, TotalVariation
 from bgkernels.rows.stats import RowStats
+from bgkernels.streaming.memory import empty_cache
 from bgkernels.teachers import (
     LinearTeacher,
     LogitsTeacher,
@@ -48,6 +49,7 @@ __all__ = [
     "capture",
     "distributed",
     "divergences",
+    "empty_cache",
     "hybrid_distillation",
     "linear_hybrid_distillation",
     "linear_row_stats",

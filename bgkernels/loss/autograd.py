@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from bgkernels.backends.base import Backend
 from bgkernels.loss.objective import Objective
 from bgkernels.rows.stats import Statistics
+from bgkernels.streaming import memory
 from bgkernels.streaming.driver import Matrices, gradient_of, run
 from bgkernels.streaming.heads import Needs
-from bgkernels.streaming.memory import in_huge_pages
 from bgkernels.streaming.problem import Problem, Tensors
 
 Factor = Tensor | float
@@ -103,7 +103,7 @@ class FusedLoss(torch.autograd.Function):
                 torch.autograd.graph.increment_version(first)
             target = first
             if not overwrite:
-                target = in_huge_pages(torch.empty_like(first, dtype=needs.dtype(first.dtype)))
+                target = memory.empty(first.shape, needs.dtype(first.dtype), first.device)
         matrices, grads = run(problem, needs, derivative, gradient=target)
         box.append(matrices)
         ctx.owned, ctx.done = problem.weight_grad, False

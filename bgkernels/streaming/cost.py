@@ -24,7 +24,6 @@ class Cost:
         byte: multiply-adds in the time of moving one byte.
         launch: multiply-adds in the time of starting one tile.
         width: widest tile; on a CPU a tile and its weights should stay near the last-level cache.
-        fresh: multiply-adds in the time of touching a byte of a kept tile for the first time.
         chunk: multiply-adds in the time of what a chunk of rows takes between its passes.
         block: rows and columns that products take at once, and pay for if there are fewer.
         pair: multiply-adds in the time in which a pass computes with a pair of logits, beside the
@@ -35,7 +34,6 @@ class Cost:
     byte: float
     launch: float
     width: int
-    fresh: float = 0
     chunk: float = 0
     block: int = 1
     pair: float = 0
@@ -48,10 +46,10 @@ class Cost:
 # Of other devices: the CPU's. Those of CUDA are computed, not measured: for 788 TFLOP/s in 16 bits,
 # 4.3 TB/s, 10 µs to start the kernels of a tile, 60 launches of 2.5 µs between the passes, and
 # products in blocks of 128 rows. Wider tiles would leave less choice of how many are kept.
-# Those of a CPU that fresh pages and pairs take were measured on a Zen 4 (RATE).
+# What pairs take on a CPU was measured on a Zen 4 (RATE).
 # `python -m benchmarks.gpu --sections tiles` measures each number, and prints the line to put here.
 COST = {
-    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, fresh=45, pair=50),
+    "cpu": Cost(overhead=24, byte=4, launch=1e7, width=4096, pair=50),
     "cuda": Cost(overhead=0, byte=92, launch=4e9, width=16384, chunk=6e10, block=128),
 }
 
@@ -74,7 +72,6 @@ class Estimate:
         repeated: logits that are multiplied again.
         sums: traffic of dX, tile by tile, of dW, chunk by chunk, and of widened weights.
         rows: of the primitives: what they compute, and traffic of logits, codes and gradients.
-        kept: first touches of memory.
         launches: of tiles, and between the passes.
     """
 
@@ -82,7 +79,6 @@ class Estimate:
     repeated: float
     sums: float
     rows: float
-    kept: float
     launches: float
 
     @property
@@ -126,14 +122,12 @@ def estimate(work: Workload, p: Plan) -> Estimate:
     small = rows / max(work.rows, 1) * (cost.rounded(p.width) + cost.overhead) / p.width
     again = (student + teacher) * p.repeated(passes)
     widened = p.chunk_count * (student + teacher + again) * work.weight_bytes
-    slots = (p.coded or p.kept) - p.lent
     started = passes * tiles * cost.launch + cost.chunk * (work.statistics and work.backward)
     return Estimate(
         products=bare_products(work) * small,
         repeated=work.rows * again * small,
         sums=(widened + _sums(work, p)) * cost.byte,
         rows=_row_bytes(work, p) * cost.byte + passes * work.rows * work.columns * cost.pair,
-        kept=slots * p.slot_bytes * cost.fresh,
         launches=p.chunk_count * started,
     )
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
 from bgkernels.streaming.deferred import DeferringHead
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
 from bgkernels.streaming.inline import inline_bytes
 from bgkernels.streaming.kept import Codes, Kept, Loan, codable
-from bgkernels.streaming.memory import Workspace, in_huge_pages
 from bgkernels.streaming.planner import BudgetError, Plan, Workload, plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.teachers.base import Comparison
@@ -63,10 +62,8 @@ def run(
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
     inline = student if p.inline and isinstance(student, LinearHead) else None
-    workspace = Workspace(problem.labels.device)
-    codes = Codes(p, problem, loan, workspace) if p.coded else None
-    kept = Kept(workspace, loan, codes, inline)
-    tiles = Tiles(student, p, p.tiles(), kept)
+    kept = Kept(loan, Codes(p, problem, loan) if p.coded else None, inline)
+    tiles = Tiles(student, p, p.tiles(), problem.labels.device, kept)
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
@@ -94,8 +91,7 @@ def run(
                 open_backward(comparisons, blocks, derivatives[rows.start])
                 backward_tiles(tiles, comparisons, student, scratch, group)
                 student.finish(problem.shard, group is groups[-1])
-    del kept, codes, tiles, comparisons, scratch  # their buffers, before gradients are narrowed
-    workspace.close()
+    del kept, tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
     student.end()
     return (values, ints), student.gradients(p.columns)
 
@@ -113,7 +109,8 @@ def gradient_of(problem: Problem, needs: Needs, grads: Tensor, known: Matrices) 
     """
     first = problem.student[0]
     assert first is not None
-    target = in_huge_pages(torch.empty_like(first)) if len(problem.student) == 1 else None
+    given = len(problem.student) == 1
+    target = memory.empty(first.shape, first.dtype, first.device) if given else None
     grads = grads.contiguous()  # the gradient of a sum has no strides
 
     def walk(needs: Needs) -> Tensors:

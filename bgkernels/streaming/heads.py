@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bgkernels.backends.base import Factors
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
 from bgkernels.streaming.planner import Demand, Plan
 from bgkernels.streaming.problem import Problem, Tensors
 from bgkernels.streaming.shard import Shard
@@ -148,7 +148,7 @@ class LinearHead:
 
     def _new_weight(self) -> Tensor:
         dtype = self.needs.dtype(self.weight.dtype)
-        return torch.empty_like(self.weight, dtype=dtype, memory_format=torch.contiguous_format)
+        return memory.empty(self.weight.shape, dtype, self.weight.device)
 
     def begin(self, columns: slice) -> None:
         """Begin a group of columns, to whose part of dW every chunk of rows adds."""
@@ -157,13 +157,14 @@ class LinearHead:
             self.sum_weight = self.owned[columns]
         elif self.needs.weight and self.chunks > 1:
             rows = len(self.weight) if self.groups == 1 else columns.stop - columns.start
-            self.sum_weight = self.weight.new_zeros(rows, self.weight.shape[1], dtype=self._wide)
+            shape = rows, self.weight.shape[1]
+            self.sum_weight = memory.empty(shape, self._wide, self.weight.device).zero_()
 
     def _take(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A contiguous scratch matrix, allocated once for its largest use."""
         size = shape.numel()
         if name not in self._scratch or self._scratch[name].numel() < size:
-            self._scratch[name] = torch.empty(size, dtype=dtype, device=self.hidden.device)
+            self._scratch[name] = memory.empty((size,), dtype, self.hidden.device)
         return self._scratch[name][:size].view(shape)
 
     def start(self, rows: slice) -> None:

@@ -1,4 +1,4 @@
-"""Logits are multiplied inline where primitives multiply them, block by block, as they read them."""
+"""Logits are multiplied inline where the primitives that read them multiply them by blocks."""
 
 from __future__ import annotations
 

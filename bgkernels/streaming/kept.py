@@ -10,9 +10,8 @@ from torch import Tensor
 
 from bgkernels.backends.code import Code, row_words
 from bgkernels.rows.extras import Extra, Tilt
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
 from bgkernels.streaming.heads import LinearHead
-from bgkernels.streaming.memory import Workspace
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
 
@@ -49,16 +48,13 @@ class Codes:
         plan: the tiling.
         problem: the rows, of a single teacher.
         loan: where the last of them lie, or None.
-        workspace: where the others do.
     """
 
-    def __init__(
-        self, plan: Plan, problem: Problem, loan: Loan | None, workspace: Workspace
-    ) -> None:
+    def __init__(self, plan: Plan, problem: Problem, loan: Loan | None) -> None:
         device = problem.labels.device
         self.plan, self.block = plan, problem.backend.code_block(device)
         size = plan.chunk * row_words(plan.width)
-        own = workspace.empty(plan.coded - plan.lent, size, dtype=torch.float32)
+        own = memory.empty((plan.coded - plan.lent, size), torch.float32, device)
         self.slots: list[Tensor] = list(own)
         if loan is not None:
             self.slots += loan.slots(size, torch.float32)
@@ -116,13 +112,11 @@ class Kept(NamedTuple):
     """What a walk lends to the tiles of its heads.
 
     Args:
-        workspace: memory of temporaries.
         loan: memory of the gradient of the weight, or None.
         codes: where pairs of tiles are kept, or None: each head keeps its own tiles.
         student: the student's head, where primitives multiply its tiles, or None.
     """
 
-    workspace: Workspace
     loan: Loan | None = None
     codes: Codes | None = None
     student: LinearHead | None = None

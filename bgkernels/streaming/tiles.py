@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from bgkernels.streaming import gemm
+from bgkernels.streaming import gemm, memory
 from bgkernels.streaming.heads import Logits, LogitsHead
 from bgkernels.streaming.kept import Kept
 from bgkernels.streaming.planner import Plan
@@ -17,20 +18,24 @@ class Tiles:
         head: the source.
         plan: the tiling.
         columns: those of each tile of the plan; a tile without any is None.
+        device: of the tiles.
         kept: what the walk lends.
     """
 
-    def __init__(self, head: Logits, plan: Plan, columns: list[slice], kept: Kept) -> None:
+    def __init__(
+        self, head: Logits, plan: Plan, columns: list[slice], device: torch.device, kept: Kept
+    ) -> None:
         self.head, self.plan, self.codes = head, plan, kept.codes
         self.columns = columns
         given = plan.inline or isinstance(head, LogitsHead)
         self.size = 0 if given else plan.chunk * plan.width
         count = plan.kept - plan.lent if self.codes is None else 1
-        memory = kept.workspace.empty(count, self.size, dtype=head.dtype)
-        self.slots: list[Tensor] = list(memory.unbind(0))
+        own = memory.empty((count, self.size), head.dtype, device)
+        self.slots: list[Tensor] = list(own.unbind(0))
         if kept.loan is not None and self.codes is None and self.size:
             self.slots += kept.loan.slots(self.size, head.dtype)
         self.first = len(self.columns) - len(self.slots)
+        self.shape = torch.empty(plan.width if plan.inline else 0, device=device)
 
     def start(self, rows: slice) -> None:
         """Begin a chunk of rows."""
@@ -54,7 +59,7 @@ class Tiles:
         if width <= 0:
             return None
         if self.plan.inline:
-            return self.slots[0].new_empty(width).expand(self.rows, width)
+            return self.shape[:width].expand(self.rows, width)
         buffer = self.slots[slot]
         tile = gemm.matrix(buffer, self.rows, width) if self.size else None
         held = tile is not None and self.owner.get(slot) == i

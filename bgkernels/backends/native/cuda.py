@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgkernels.backends.native.call import DTYPES, MISSING, Multiplied, Kernels, check_status
+from bgkernels.backends.native.call import DTYPES, MISSING, Kernels, Multiplied, check_status
 
 BLOCKS = 16
 """Blocks a multiprocessor should get, so that the last ones leave few of them idle."""

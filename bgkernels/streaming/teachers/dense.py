@@ -150,7 +150,7 @@ class Dense:
         self.tiles = None
         if head is not None:
             columns = plan.leading_tiles(shard.own(self.spec.compared))
-            self.tiles = Tiles(head, plan, columns, kept)
+            self.tiles = Tiles(head, plan, columns, problem.labels.device, kept)
         self.first_columns = [shard.first + c.start for c in plan.tiles()]
         self.second_read = self.spec.second_read
 

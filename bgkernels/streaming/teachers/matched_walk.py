@@ -85,7 +85,7 @@ class Matched(Comparison):
         self.head = make_picked(teacher.tensors, problem, plan, self.match.teacher, self.positions)
         self.cuts = _cuts(plan, self.match)
         numbers = [cut.matched for cut in self.cuts]
-        self.tiles = Tiles(self.head, plan, numbers, kept)
+        self.tiles = Tiles(self.head, plan, numbers, problem.labels.device, kept)
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def _buffer(self, use: str, dtype: torch.dtype) -> Tensor:
