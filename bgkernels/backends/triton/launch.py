@@ -84,9 +84,9 @@ def candidates(kernel: str) -> list[Launch]:
 
 def tuning(device: torch.device) -> str | None:
     """Return the file of tuned launches, or None where tuning is not asked for or impossible."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return None
-    return os.environ.get(VARIABLE)
+    path = os.environ.get(VARIABLE)
+    capturing = path and device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return None if capturing else path
 
 
 def tuned(
