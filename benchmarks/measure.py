@@ -19,6 +19,7 @@ from unittest import mock
 
 import torch
 
+import bgkernels as bg
 from benchmarks.accuracy import check
 from benchmarks.cases import Case, Problem
 from benchmarks.entries import ENTRIES, Step
@@ -47,7 +48,13 @@ def resident(field_name: str) -> int:
 
 
 def settle() -> int:
-    """Give freed memory back, forget the high-water mark, and return what is resident."""
+    """Give freed memory back, the library's too: see :func:`forget`."""
+    bg.empty_cache()
+    return forget()
+
+
+def forget() -> int:
+    """Give what others freed back, forget the high-water mark, and return what is resident."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
@@ -118,9 +125,8 @@ def observing() -> Iterator[Seen]:
     AGREEMENTS.clear()
 
 
-def measure(step: Step) -> Sample:
-    """One step: seconds, bytes above what was resident, and what was seen inside."""
-    rest = settle()
+def measure(step: Step, rest: int) -> Sample:
+    """One step: seconds, bytes above what was resident at `rest`, and what was seen inside."""
     with observing() as seen:
         before, begin = energy(), time.perf_counter()
         outcome = step()
@@ -143,7 +149,8 @@ def measure(step: Step) -> Sample:
 
 def _described(p: Plan) -> dict[str, int]:
     tiles = len(p.tiles())
-    return {"chunks": p.chunk_count, "width": p.width, "tiles": tiles, "kept": p.kept}
+    sizes = {"chunks": p.chunk_count, "width": p.width, "tiles": tiles, "kept": p.kept}
+    return sizes | {"inline": p.inline}
 
 
 class Worker:
@@ -208,8 +215,10 @@ def _serve(pipe: Any, name: str, case: Case, folder: str, threads: int) -> None:
         begin = time.perf_counter()
         step = _ready(name, case, folder)
         preparation = time.perf_counter() - begin
+        rest = settle()
         while True:
-            pipe.send(measure(step) | {"preparation": preparation})
+            forget()  # what a step keeps for the next one belongs to its peak
+            pipe.send(measure(step, rest) | {"preparation": preparation})
             pipe.recv()
     except EOFError:
         pass

@@ -19,9 +19,11 @@ A row of a table is one entry: a library, mode and budget, each run in its own p
   nothing else.
 * **peak**, MiB: the high-water mark of resident memory above the inputs. **temporaries** are the
   peak without the gradients.
-* **passes**: the share of the step that pass 1 and pass 2 take.
+* **passes**: the share of the step that pass 1 and pass 2 take, with the products of logits that
+  they multiply inline.
 * **plan**: chunks of tokens × tiles of the vocabulary, the columns of a tile, and how many tiles
-  are kept between the passes. All other tiles are multiplied twice.
+  are kept between the passes. All other tiles are multiplied twice. *Inline*: logits are
+  multiplied by the passes that read them.
 
 An entry that would take minutes a step at the whole vocabulary says so in the first table, and is
 measured at a reduced vocabulary."""
@@ -169,7 +171,9 @@ def _step(e: dict[str, Any], best: float) -> list[str]:
 def _plan(e: dict[str, Any]) -> str:
     """``chunks × tiles of width, kept``, for each walk; or the tiling of bare products."""
     walks = [
-        f"{p['chunks']} × {p['tiles']} of {p['width']:,}, {p['kept']} kept" for p in e["plans"]
+        f"{p['chunks']} × {p['tiles']} of {p['width']:,}, {p['kept']} kept"
+        + ", inline" * p.get("inline", False)
+        for p in e["plans"]
     ]
     if walks:
         return f"{e['backend']}: " + "; ".join(dict.fromkeys(walks))

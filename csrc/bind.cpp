@@ -40,15 +40,19 @@ BoundSpec make_spec(int64_t columns, int64_t compared, double temperature, bool 
 }
 
 struct Cpu {
-  // Threads; the factors of student and teacher, where a tile's logits are their products.
-  typedef std::tuple<int, std::optional<FactorArgs>, std::optional<FactorArgs>> Where;
+  // Factors and bias of a model's logits, or none.
+  typedef std::optional<std::pair<FactorArgs, Address>> Model;
+  typedef std::tuple<int, Model, Model> Where;  // threads; student, teacher
+
+  static Multiplied multiplied(const Model& x) {
+    return x ? Multiplied{factors_of(x->first), (const float*)x->second} : Multiplied();
+  }
 
   template <class Args>
   static int run(int (*primitive)(const Args&, int), const Args& args, const Where& where) {
     const auto& [threads, s, t] = where;
     if (!s && !t) return primitive(args, threads);
-    const Factors student = s ? factors_of(*s) : Factors(),
-                  teacher = t ? factors_of(*t) : Factors();
+    const Multiplied student = multiplied(s), teacher = multiplied(t);
     return over_factors(primitive, args, {s ? &student : nullptr, t ? &teacher : nullptr}, threads);
   }
 

@@ -20,15 +20,17 @@ WIDENED = 1 << 24
 
 
 class Factors(NamedTuple):
-    """Logits that are the product ``hidden @ weight.T``, and have no memory.
+    """Logits that are ``hidden @ weight.T + bias``, and have no memory.
 
     Args:
         hidden: ``(rows, n)``, bf16 or fp16.
         weight: ``(width, n)``, of the same dtype.
+        bias: ``(width,)`` fp32, contiguous, or None.
     """
 
     hidden: Tensor
     weight: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True)

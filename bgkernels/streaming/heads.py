@@ -189,8 +189,9 @@ class LinearHead:
         return tile
 
     def factors(self, columns: slice) -> Factors:
-        """The same outputs as factors, of a head without a bias."""
-        return Factors(self.x, self._weight_tile(columns))
+        """The same outputs as factors."""
+        bias = None if self.bias is None else self.bias[columns].float().contiguous()
+        return Factors(self.x, self._weight_tile(columns), bias)
 
     def logits(self, columns: slice, buffer: Tensor) -> Tensor:
         """``(rows, width)`` raw outputs of the chunk, in ``buffer``."""

@@ -27,7 +27,7 @@ def inline_bytes(problem: Problem) -> int:
 
 def _multiplied(head: Tensors, problem: Problem) -> bool:
     """Whether the backend multiplies a head's tiles from its tensors as they are."""
-    if len(head) < 2 or any(x is not None for x in head[2:]):
+    if len(head) < 2:
         return False
     hidden, weight = (x for x in head[:2] if x is not None)
     product = problem.product(hidden)

@@ -58,8 +58,8 @@ VjpArgs part_of(const VjpArgs& x, const Part& at) {
 // A model's logits, if they are multiplied.
 class Model {
  public:
-  explicit Model(const Factors* factors) {
-    if (factors) panels_.emplace(*factors, std::min(kSpan, factors->n));
+  explicit Model(const Multiplied* x) : bias_(x ? x->bias : nullptr) {
+    if (x) panels_.emplace(x->factors, std::min(kSpan, x->factors.n));
   }
 
   int64_t parts(Columns span) const { return panels_ ? panels_->parts(span) : 0; }
@@ -70,7 +70,9 @@ class Model {
   // Multiplies rows by a span, and has `x` read the block.
   void multiply(const Part& at, Columns span, float* block, uint16_t* scratch, Logits& x) const {
     if (!panels_ || span.count == 0) return;
-    panels_->multiply(at.row, at.rows, span, span, false, block, kSpan, scratch);
+    for (int64_t i = 0; bias_ && i < at.rows; ++i)
+      std::copy_n(bias_ + span.first, span.count, block + i * kSpan);
+    panels_->multiply(at.row, at.rows, span, span, bias_ != nullptr, block, kSpan, scratch);
     x.data = block, x.row_stride = kSpan, x.dtype = kF32;
   }
   void release() const {
@@ -79,6 +81,7 @@ class Model {
 
  private:
   std::optional<Panels> panels_;
+  const float* const bias_;
 };
 
 int64_t height_of(int64_t rows, int threads) {

@@ -7,9 +7,15 @@
 
 namespace bgk {
 
-// Those of each model's logits; null where they are given, or where there is no such model.
+// Logits a · b, and `bias` of each column, or null.
+struct Multiplied {
+  Factors factors;
+  const float* bias;
+};
+
+// Each model's logits; null where they are given, or where there is no such model.
 struct TileFactors {
-  const Factors *student, *teacher;
+  const Multiplied *student, *teacher;
 };
 
 // Calls a primitive for blocks of args.tile, its logits those products. Throws std::bad_alloc

@@ -100,7 +100,7 @@ def test_columns_around_spans(columns: int) -> None:
 
 def test_strided_operands() -> None:
     backend, case = made(RowSpec(WIDTH, WIDTH), LABELS)
-    hidden, weight = backend.student
+    hidden, weight, _ = backend.student
     apart = torch.full((len(LABELS), 3 * hidden.shape[1]), float("nan"), dtype=BF16)
     apart[:, ::3] = hidden
     turned = weight.t().contiguous().t()

@@ -68,7 +68,7 @@ TILINGS = [(48, 512, 99), (48, 700, 0), (17, 300, 3)]
 @pytest.mark.parametrize("mode", ["fused", "recompute"])
 @pytest.mark.parametrize("divergence", list(bg.divergences.registry))
 def test_every_divergence(divergence: str, mode: str, planned: Planned) -> None:
-    """With padding, ignored tokens, scales, caps and temperature, as exact as logits in memory.
+    """With biases, padding, ignored tokens, caps and temperature, as exact as logits in memory.
 
     The gradient of total variation jumps where both models say the same.
     """
@@ -77,7 +77,6 @@ def test_every_divergence(divergence: str, mode: str, planned: Planned) -> None:
         hidden=(16, 24), vocab=(1300, 1210), target=labels((3, 16), 1210),
         student_cap={"logit_scale": 0.5, "logit_softcap": 20.0}, teacher_cap={"logit_scale": -0.7},
     )  # fmt: skip
-    del problem.student["linear_bias"], problem.teacher["bias"]
     loss, problem = Loss(divergence, options={"temperature": 1.5}), problem.to(BF16)
     exact = problem.to(torch.float64).dense(loss)
     with pytest.MonkeyPatch.context() as patch:
@@ -123,11 +122,23 @@ def test_a_wrong_product_does_not_pass(planned: Planned, monkeypatch: pytest.Mon
     factors_of = LinearHead.factors
 
     def scaled(head: LinearHead, columns: slice) -> Factors:
-        hidden, weight = factors_of(head, columns)
-        return Factors(1.05 * hidden, weight)
+        hidden, weight, bias = factors_of(head, columns)
+        return Factors(1.05 * hidden, weight, bias)
 
     monkeypatch.setattr(LinearHead, "factors", scaled)
     assert max(errors(step(), exact)) > 1e-2
+
+
+def test_a_bias_rules_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    bias = torch.randn(2100).to(BF16)
+    bias[510:540] = -torch.inf
+    step, results = data(alone=True, routing="hard", linear_bias=bias), []
+    for least in (1, 99):
+        monkeypatch.setattr(inline, "LEAST_ROWS", least)
+        driver.PLANS.clear()
+        results.append(step())
+    assert max(errors(results[0], tuple(x.double() for x in results[1]))) <= 2e-3
+    assert not results[0][2][510:540].any() and results[0][2].isfinite().all()
 
 
 def works(**options: Any) -> list[Workload]:
@@ -143,8 +154,7 @@ def works(**options: Any) -> list[Workload]:
 def test_what_is_multiplied_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(work.inline for work in works())
     assert all(work.inline for work in works(alone=True, routing="hard"))
-    biased = works(linear_bias=torch.zeros(2100, dtype=BF16))
-    assert not any(work.inline for work in biased)
+    assert all(work.inline for work in works(linear_bias=torch.zeros(2100, dtype=BF16)))
     monkeypatch.setattr(inline, "LEAST_ROWS", 41)
     assert not any(work.inline for work in works())
     monkeypatch.setattr(inline, "LEAST_ROWS", 1)

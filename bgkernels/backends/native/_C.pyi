@@ -23,8 +23,10 @@ Factors = tuple[MicroKernels, int, tuple[int, int, int], Operand, Operand]
 """Of a product ``(m, k) @ (k, n)``: the dtype of both, and m, n, k."""
 Result = tuple[int, int, bool, bool]
 """Of a product: address, stride, whether it is bf16, whether to add to it."""
-Where = tuple[int, Factors | None, Factors | None]
-"""Threads; the factors of student and teacher, where a tile's logits are their products."""
+Model = tuple[Factors, int] | None
+"""Factors of a model's logits, and the address of a bias in fp32 or 0; None: they are given."""
+Where = tuple[int, Model, Model]
+"""Threads; student and teacher."""
 
 class Spec:
     def __init__(

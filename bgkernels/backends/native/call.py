@@ -22,8 +22,8 @@ except ImportError as error:
 
 CODE_BLOCK = 0 if MISSING else _C.CODE_BLOCK
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-Multiplied = tuple["_C.Factors", "_C.Factors | None"]
-"""Factors of the logits of student and teacher."""
+Multiplied = tuple["_C.Model", "_C.Model"]
+"""Student and teacher whose logits are multiplied."""
 RULES = {"index": 0, "argmax": 1, "sample": 2}
 
 

@@ -84,13 +84,13 @@ def factors_of(tile: Tile) -> Multiplied | None:
     if tile.factors is None:
         return None
     student, teacher = tile.factors
-    return _factors(student), None if teacher is None else _factors(teacher)
+    return _model(student), None if teacher is None else _model(teacher)
 
 
-def _factors(x: Factors) -> _C.Factors:
+def _model(x: Factors) -> _C.Model:
     blocked = way("brgemm", x.hidden.dtype)
     assert isinstance(blocked, Blocked)
-    return blocked.factors(x.hidden, x.weight.t())
+    return blocked.factors(x.hidden, x.weight.t()), 0 if x.bias is None else x.bias.data_ptr()
 
 
 def _decide(dtype: torch.dtype) -> tuple[str, list[str]]:
