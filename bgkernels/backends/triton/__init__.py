@@ -233,8 +233,7 @@ class _Plan:
 
     @property
     def options(self) -> dict[str, int]:
-        cuda = torch.version.hip is None
-        return {"BLOCK": self.launch.block, **self.launch.options(cuda)}
+        return {"BLOCK": self.launch.block, **self.launch.options(torch.version.hip is None)}
 
 
 def interpreted() -> bool:
