@@ -15,7 +15,15 @@ import bgkernels as bg
 from benchmarks import peers
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.dense import GAMMA, HALF, dense, paper, widened
-from benchmarks.limits import MIB, Memcpy, Products, Tiling, best_tiling, expected_step
+from benchmarks.limits import (
+    MIB,
+    Memcpy,
+    Products,
+    Tiling,
+    WideProducts,
+    best_tiling,
+    expected_step,
+)
 from bgkernels.backends import BACKENDS
 from bgkernels.teachers import Teacher
 
@@ -49,7 +57,7 @@ class Entry:
     Args:
         about: what it computes, in a line.
         start: makes ready for a problem; what it returns runs one step.
-        kind: ``"ours"``, ``"peer"`` or ``"limit"``.
+        kind: ``"ours"``, ``"peer"``, ``"limit"``, or ``"bare"`` for what stands beside limits.
         mix: of cross-entropy and divergence: ``"entropy"``, routed by the teacher; ``"fixed"``,
             half and half; ``"halves"``, the same without T²; ``"soft"`` or ``"hard"``, one alone.
         forms: of a step that it can run.
@@ -139,6 +147,12 @@ def natural(problem: Problem) -> Step:
     return products(problem, Tiling(problem.weight.dtype, problem.case.vocab))
 
 
+def wide_products(problem: Problem) -> Step:
+    """The library's own bare products, in tiles as wide as those of its plans."""
+    bare = WideProducts(problem, 4096)
+    return lambda: Outcome(None, bare.run(), notes={"tiling": "fp32 results, tiles of 4,096"})
+
+
 def copying(problem: Problem) -> Step:
     """As many bytes as a step from logits has to read and write."""
     copy = Memcpy(problem.case.moved)
@@ -212,6 +226,7 @@ def _peer(about: str, loss: Loss, mix: str, **more: Any) -> Entry:
 ENTRIES: dict[str, Entry] = {
     "limit": Entry("bare products, best tiling", products, "limit", native=False),
     "natural": Entry("bare products, whole vocabulary", natural, "limit", buffers=2),
+    "wide": Entry("bare products of this library, fp32 results", wide_products, "bare"),
     "copy": Entry("copy of memory, the same bytes", copying, "limit", native=False),
     **_ours(),
     "dense": Entry("dense torch, eager", training(dense), buffers=7),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import Case, Problem
+from bgkernels.streaming import gemm
 
 WIDTHS = (1024, 2048, 4096, 8192, 16384)
 PROBE_COLUMNS = 8192
@@ -83,6 +84,40 @@ class Products:
         if weight.dtype == self.dtype:
             return weight
         return self.wide[scratch][: len(weight)].copy_(weight)
+
+
+class WideProducts(Products):
+    """The same products as this library multiplies them: results of 16-bit operands in fp32."""
+
+    def __init__(self, problem: Problem, width: int) -> None:
+        super().__init__(problem, Tiling(problem.weight.dtype, width))
+        self.z, self.t = self.z.float(), self.t.float()
+        self.d = torch.zeros(self.z.shape, dtype=self.dtype)
+        self.dx = None if self.dx is None else self.dx.float()
+
+    @torch.no_grad()
+    def run(self, columns: int | None = None) -> list[Tensor]:
+        """As :meth:`Products.run`; the gradient of a tile is a matrix of zeros."""
+        p, x = self.problem, self.problem.input
+        if self.dx is not None:
+            self.dx.zero_()
+        for start in range(0, columns or p.case.vocab, self.width):
+            part = slice(start, min(start + self.width, p.case.vocab))
+            w, n = p.weight[part], part.stop - start
+            gemm.mm(x, w.t(), gemm.matrix(self.z.view(-1), len(x), n))
+            if "teacher" in p.case.products:
+                t_w = p.t_weight[part].t()
+                gemm.mm(p.t_input, t_w, gemm.matrix(self.t.view(-1), len(x), n))
+            if self.dx is not None:
+                d = gemm.matrix(self.d.view(-1), len(x), n)
+                gemm.add_mm_(self.dx, d, w, self._scratch)
+                gemm.mm_narrow(d.t(), x, self.grads["weight"][part], self._scratch)
+        if self.dx is not None:
+            self.grads["input"].copy_(self.dx)
+        return list(self.grads.values())
+
+    def _scratch(self) -> Tensor:
+        raise ValueError(f"products of {self.dtype} need none on this machine")
 
 
 @functools.cache

@@ -125,8 +125,9 @@ def observing() -> Iterator[Seen]:
     AGREEMENTS.clear()
 
 
-def measure(step: Step, rest: int) -> Sample:
-    """One step: seconds, bytes above what was resident at `rest`, and what was seen inside."""
+def measure(step: Step, rest: int | None = None) -> Sample:
+    """One step: seconds, bytes above `rest`, or what is resident now, and what was seen inside."""
+    rest = settle() if rest is None else rest
     with observing() as seen:
         before, begin = energy(), time.perf_counter()
         outcome = step()

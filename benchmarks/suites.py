@@ -57,7 +57,7 @@ SUITES: dict[str, tuple[Field, ...]] = {
     "cpu": (
         Field(
             replace(TARGET, dtype="bfloat16"),
-            (*LIMITS, "fused-1024", "fused-512", "fused-128", "widened", *DENSE),
+            (*LIMITS, "wide", "fused-1024", "fused-512", "fused-128", "widened", *DENSE),
             rounds=3,
             seconds=20.0,
         ),

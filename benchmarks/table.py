@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.limits import MIB
 from benchmarks.sweeps import slopes
 
+BARE = ("limit", "bare")
+"""Kinds of entries that have no loss."""
 READING = """\
 A row of a table is one entry: a library, mode and budget, each run in its own process. Columns:
 
@@ -65,7 +67,7 @@ def render(results: dict[str, Any]) -> str:
 def headline(results: dict[str, Any]) -> str:
     """The first case in two sentences: our memory and our time beside the fastest peer's."""
     field = results["fields"][0]
-    measured = [e for e in field["entries"] if "error" not in e and e["kind"] != "limit"]
+    measured = [e for e in field["entries"] if "error" not in e and e["kind"] not in BARE]
     ours = [e for e in measured if e["kind"] == "ours"]
     peers = [e for e in measured if e["kind"] != "ours"]
     smallest, fastest = min(ours, key=_temporaries), min(ours, key=_median)
@@ -158,7 +160,7 @@ def _step(e: dict[str, Any], best: float) -> list[str]:
     if "error" in e:
         return [f"{name}: {_cell(e['error'])}", *["–"] * 8]
     s, memory = e["seconds"], ["–", "–"]
-    if e["kind"] != "limit":
+    if e["kind"] not in BARE:
         memory = [f"{b / MIB:,.0f}" for b in (e["peak"], e["peak"] - e["gradients"])]
     share = f"{e['share of passes']['median']:.0%}" if e["share of passes"] else "–"
     return [

@@ -29,7 +29,7 @@ from benchmarks import (
 )
 from benchmarks.cases import FORMS, Case, Problem
 from benchmarks.entries import ENTRIES, Outcome, training
-from benchmarks.limits import Products, Tiling, best_tiling
+from benchmarks.limits import Products, Tiling, WideProducts, best_tiling
 from benchmarks.measure import PRIMITIVES, measure, spread
 from benchmarks.suites import PAIRS, SUITES
 from bgkernels.training.cli import app
@@ -113,12 +113,28 @@ def test_the_limit_multiplies_everything(width: int, dtype: str) -> None:
     assert best_tiling(problem).width == 200
 
 
+def test_our_own_products_multiply_everything() -> None:
+    problem = Problem.of(Case("tiny", 12, 8, 12, 200, dtype="bfloat16"))
+    bare = WideProducts(problem, 64)
+    bare.d.fill_(1)
+    dx, dw = bare.run()
+    x, w, t_w = (t.detach().float() for t in (problem.input, problem.weight, problem.t_weight))
+    torch.testing.assert_close(dx.float(), w.sum(0).expand(12, 8), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(dw.float(), x.sum(0).expand(200, 8), rtol=1e-2, atol=1e-2)
+    last = slice(192, 200)
+    for tile, product in (
+        (bare.z, x @ w[last].T), (bare.t, problem.t_input.float() @ t_w[last].T)
+    ):  # fmt: skip
+        torch.testing.assert_close(tile.view(-1)[: 12 * 64].view(12, 64)[:, :8], product)
+
+
 def test_a_sample_says_what_happened_inside() -> None:
     step = ENTRIES["fused-32-eager"].start(Problem.of(TINY))
     sample = measure(step)
     assert sample["backend"] == "eager" and set(sample["passes"]) == set(PRIMITIVES)
     assert 0 < sum(sample["passes"].values()) < sample["seconds"]
-    assert sample["plans"] == [{"chunks": 1, "width": 200, "tiles": 1, "kept": 1}]
+    plan = {"chunks": 1, "width": 200, "tiles": 1, "kept": 1, "inline": False}
+    assert sample["plans"] == [plan]
     assert sample["gradients"] == 4 * 8 * (12 + 200)
 
 
