@@ -68,7 +68,8 @@ races: $(STAMP)  ## run the emulated CUDA kernels under ThreadSanitizer and Addr
 	$(BIN)/python -m pytest -q tests/backends/test_cuda_sanitized.py
 
 semantics:  ## run what Triton compiles, on the CPU (needs Python 3.12): values, accesses, races
-	@test -x .venv-semantics/bin/python || $(PYTHON312) -m venv .venv-semantics
+	@test -x .venv-semantics/bin/python || $(PYTHON312) -m venv .venv-semantics || \
+	  { echo 'which Python 3.12? make semantics PYTHON312=/path/to/python3.12'; exit 1; }
 	.venv-semantics/bin/python -m pip install -q ttsem==0.1.0 'torch==2.14.*' 'triton==3.8.*' \
 	  pytest hypothesis
 	.venv-semantics/bin/python -m ttsem.sanitize pytest -q tests/backends/test_triton.py

@@ -63,15 +63,16 @@ CHECKS: dict[str, Row] = {
     "entropy-routed forward KL": {},
     "temperature 2": {"temperature": 2.0},
     "recompute": {"mode": "recompute", "divergence": "reverse_kl"},
+    "deferred": {},
     "generalized JSD": {"divergence": "generalized_jsd"},
     "alpha-beta": {"divergence": "alpha_beta"},
+    "several chunks": {},
     "total variation, teacher's argmax": {
         "divergence": "total_variation",
         "target": "teacher_argmax",
     },
-    "several chunks": {},
 }
-CHUNKS = {"several chunks": 3}
+CHUNKS = {"several chunks": 3, "deferred": 3}
 """Of the plan of a check, whatever the budget would hold."""
 BOUND = {"float32": 2e-4, "bfloat16": 1e-2}
 """Distance from float64 relative to its norm: in bf16 the rounding of the gradients is 2e-3."""
@@ -84,7 +85,7 @@ def check(b: Bench) -> Iterator[Row]:
         p = b.problem(replace(b.case(case), dtype=dtype))
         checks = list(CHECKS.items())[:: 3 if b.dry else 1]
         for name, options in checks:
-            with chunked(CHUNKS.get(name)) as counts:
+            with chunked(CHUNKS.get(name), defers=name == "deferred") as counts:
                 found = errors_of(p, training(partial(loss_of, b, **options))(p), options)
             passed = "error" not in found and max(found.values()) <= bound
             passed &= set(counts) == {CHUNKS[name]} if name in CHUNKS else True
@@ -92,15 +93,23 @@ def check(b: Bench) -> Iterator[Row]:
 
 
 @contextmanager
-def chunked(wanted: int | None) -> Iterator[list[int]]:
-    """Plans have so many chunks of rows, if a number is given; yields how many they have."""
+def chunked(wanted: int | None, *, defers: bool = False) -> Iterator[list[int]]:
+    """Plans have so many chunks of rows, if a number is given; yields how many they have.
+
+    ``defers``: whether the gradients of half of the tiles wait for the last chunk.
+    """
     counts: list[int] = []
 
     def planned(work: Workload, budget: int | None) -> Plan:
         found = driver_plan(work, budget)
         if wanted is not None:
             chunk = -(-work.rows // wanted)
-            found = replace(found, chunk=chunk, kept=1, lent=0, coded=0)
+            found = replace(
+                found, chunk=chunk, kept=1, lent=0, coded=0, groups=1, deferred=0, deposited=0
+            )
+        if defers:
+            width = -(-work.columns // 4)
+            found = replace(found, width=width, kept=2, deferred=2, groups=3)
         counts.append(found.chunk_count)
         return found
 

@@ -14,11 +14,18 @@ import bgkernels as bg
 from bgkernels.backends.base import Backend
 from bgkernels.rows.extras import Mixture, Tempered, Tilt
 from bgkernels.rows.spec import FIELDS, RowSpec
+from bgkernels.streaming import driver
+from bgkernels.streaming.planner import Plan
 from tests.conformance import Case, Result, settled, statistics
 
 DEVICE = torch.device("cuda:0")
 SIZES = [(70_000, 32_768), (9_000, 248_320)]
 """Rows and columns: more rows, and more elements, than small integers count."""
+PLANS = (
+    Plan(512, 20_000, 512, 4096, 1, 0),
+    Plan(512, 20_000, 128, 4096, 3, 0, coded=2),
+    Plan(512, 20_000, 128, 4096, 3, 0, groups=3, coded=2, deferred=3, deposited=1),
+)
 
 
 def on_device(rows: int, vocab: int, device: torch.device = DEVICE) -> Case:
@@ -87,29 +94,32 @@ def nothing_waits(backend: str, **options: Any) -> None:
 
 
 def a_step_replays(backend: str) -> None:
-    """A captured step, forward and backward: in one chunk, and in several with tiles kept."""
+    """A captured step, forward and backward: in one chunk, in several, with deferred gradients."""
     x, w, h, w_t = (
         torch.randn(n, d, dtype=torch.bfloat16, device=DEVICE)
         for n, d in ((512, 256), (20_000, 256), (512, 384), (20_000, 384))
     )
     leaves, target = [x.requires_grad_(), w.requires_grad_()], torch.randint(20_000, (512,))
     target = target.to(DEVICE)
-    for budget in (None, 40 << 20):
 
-        def step(budget: int | None = budget) -> tuple[Tensor, ...]:
-            loss = bg.linear_hybrid_distillation(
-                *leaves, bg.LinearTeacher(h, w_t), target, backend=backend, mode="fused",
-                memory_budget=budget,
-            )  # fmt: skip
-            return (loss.detach(), *torch.autograd.grad(loss / 3, leaves))
+    def step() -> tuple[Tensor, ...]:
+        loss = bg.linear_hybrid_distillation(
+            *leaves, bg.LinearTeacher(h, w_t), target, backend=backend, mode="fused"
+        )
+        return (loss.detach(), *torch.autograd.grad(loss / 3, leaves))
 
-        expected = step()
-        without_waiting(step)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            replayed = step()
-        graph.replay()
-        assert all(torch.equal(x, y) for x, y in zip(replayed, expected, strict=True))
+    for plan in PLANS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(driver, "plan", lambda work, budget, plan=plan: plan)
+            driver.PLANS.clear()
+            expected = step()
+            without_waiting(step)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                replayed = step()
+            graph.replay()
+            assert all(torch.equal(x, y) for x, y in zip(replayed, expected, strict=True))
+    driver.PLANS.clear()
 
 
 def another_device_serves(b: Backend) -> None:

@@ -140,8 +140,10 @@ def _sums(work: Workload, p: Plan) -> float:
     weight = work.grad_products == 2 or work.weight_sum_bytes or work.weight_grad_bytes
     if work.grad_products == 2 or not weight:
         moved += work.sum_traffic * work.rows * work.hidden_s * len(p.tiles())
-    if weight and (p.chunk_count > 1 or work.weight_owned):
-        moved += work.sum_traffic * student * p.chunk_count
+    # Deferred gradients make dW at once: it is added to a sum of the caller's or to none.
+    times = int(work.weight_owned) if p.deferred else p.chunk_count
+    if weight and (times > 1 or work.weight_owned):
+        moved += work.sum_traffic * student * times
         moved += 6 * student * (work.weight_sum_bytes > 0)  # narrowed at the end
     return moved + (p.groups - 1) * p.chunk_count * 8 * p.chunk * (work.hidden_s + work.hidden_t)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from bgkernels.rows.caching import Bounded
 from bgkernels.rows.stats import Statistics
 from bgkernels.streaming import gemm, memory
+from bgkernels.streaming.deferred import DeferringHead
 from bgkernels.streaming.heads import Head, LinearHead, Needs, head_demand, make_head
 from bgkernels.streaming.inline import inline_bytes
 from bgkernels.streaming.kept import Codes, Kept, Loan, codable
@@ -51,7 +52,12 @@ def run(
     """
     backward = derivative is not None
     p = planned(problem, needs, statistics=known is None, backward=backward)
-    student = make_head(problem.student, problem, needs if backward else Needs(), p, gradient)
+    needs = needs if backward else Needs()
+    student: Head
+    if p.deferred:
+        student = DeferringHead(problem, needs, p)
+    else:
+        student = make_head(problem.student, problem, needs, p, gradient)
     loan = None
     if p.lent and isinstance(student, LinearHead) and student.grad_weight is not None:
         loan = Loan(student.grad_weight, p.lent, p.slot_bytes)
@@ -61,16 +67,17 @@ def run(
     comparisons = [part.walk(problem, p, kept) for part in problem.teacher.parts]
     scratch = Scratch(student, len(comparisons), problem, p) if backward else None
     values, ints = known or problem.unwritten()
-    groups = p.tile_groups()
+    groups, derivatives = p.tile_groups(), dict[int, Tensor]()  # of chunks, by their first rows
     for group in groups:
+        again = known is not None or group is not groups[0]
         student.end()
         student.begin(tiles.span(group))
         for rows in p.chunks():
             blocks = problem.statistics(values[:, rows], ints[:, rows])
             tiles.start(rows)
             for comparison, block in zip(comparisons, blocks, strict=True):
-                comparison.start(rows, problem.labels[rows], block, known=known is not None)
-            if known is None:
+                comparison.start(rows, problem.labels[rows], block, known=again)
+            if not again:
                 for i in range(len(tiles.columns)):
                     x = tiles.wanted(i)
                     for comparison in comparisons:
@@ -79,8 +86,9 @@ def run(
                     comparison.close()
                 read_again(tiles, comparisons)
             if derivative is not None and scratch is not None:
-                grads = derivative(blocks, values[:, rows], rows)
-                open_backward(comparisons, blocks, grads)
+                if rows.start not in derivatives:
+                    derivatives[rows.start] = derivative(blocks, values[:, rows], rows)
+                open_backward(comparisons, blocks, derivatives[rows.start])
                 backward_tiles(tiles, comparisons, student, scratch, group)
                 student.finish(problem.shard, group is groups[-1])
     del kept, tiles, comparisons, scratch  # their buffers, before the gradients are narrowed
@@ -145,7 +153,7 @@ class Scratch:
     def __init__(self, student: Head, comparisons: int, problem: Problem, p: Plan) -> None:
         device, size = problem.labels.device, p.chunk * p.width
         self.narrow = torch.empty(0, device=device)
-        if isinstance(student, LinearHead) and student.product != student.dtype:
+        if isinstance(student, LinearHead) and student.product != student.dtype and not p.deferred:
             self.narrow = torch.empty(size, dtype=student.product, device=device)
         count = min(comparisons - 1, 2) * student.differentiated
         self.sums = torch.empty(count, size, dtype=problem.dtype, device=device)
@@ -214,7 +222,7 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
     tile_bytes = problem.backend.scratch_bytes
     tile_bytes += min(len(teacher.parts) - 1, 2) * 4 * backward
     row_bytes = sum_bytes = grad_bytes = input_sum_bytes = scratch = sum_scratch = 0
-    gradient, weight_bytes = first.dtype, demand.weight_bytes
+    gradient, weight_bytes, deferrable = first.dtype, demand.weight_bytes, False
     if others and (weight := others[0]) is not None:
         product = problem.product(first)
         wide, narrow = demand.logit_bytes != product.itemsize, weight.dtype.itemsize < 4
@@ -227,6 +235,8 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         narrow &= owned is None
         scratch = max(gemm.scratch_bytes(product, to, first.device), sum_scratch)
         scratch *= backward and needs.weight
+        deferrable = first.device.type == "cuda" and product == first.dtype == weight.dtype
+        deferrable &= needs.weight and statistics and backward and shard.group is None
         if first.device.type == "cpu":  # its libraries pack operands of either head in as much
             weight_bytes, scratch = weight_bytes + scratch, 0
         sum_bytes = shard.largest(shard.columns) * demand.hidden * 4 * (narrow and needs.weight)
@@ -261,4 +271,5 @@ def workload(problem: Problem, needs: Needs, *, statistics: bool, backward: bool
         sum_traffic=16 if sum_scratch else 8,
         gradient_bytes=gradient.itemsize,
         weight_owned=problem.weight_grad is not None,
+        deferrable=deferrable,
     )

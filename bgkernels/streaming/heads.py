@@ -205,15 +205,19 @@ class LinearHead:
 
     def backward(self, columns: slice, d: Tensor) -> None:
         """Add the products of a tile's gradient ``d (rows, width)``."""
-        w = self._weight_tile(columns)
-
-        def scratch() -> Tensor:
-            return self._take("dw", w.shape, self._wide)
-
         if self.needs.input:
+            w = self._weight_tile(columns)
             gemm.add_mm_(self.dx, d, w, lambda: self._take("dx_part", self.dx.shape, self._wide))
         if self.grad_bias is not None:
             self.grad_bias[columns] += d.sum(0, dtype=self._wide)
+        self.add_weight(columns, d)
+
+    def add_weight(self, columns: slice, d: Tensor) -> None:
+        """Add what the rows of ``d`` give to a tile of dW."""
+
+        def scratch() -> Tensor:
+            return self._take("dw", self.weight[columns].shape, self._wide)
+
         if self.sum_weight is not None:
             first = self.group.start
             target = self.sum_weight[columns.start - first : columns.stop - first]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from bgkernels.backends.code import Code, row_words
 from bgkernels.rows.extras import Extra, Tilt
 from bgkernels.streaming import gemm, memory
-from bgkernels.streaming.heads import LinearHead
 from bgkernels.streaming.planner import Plan
 from bgkernels.streaming.problem import Problem
+
+if TYPE_CHECKING:
+    from bgkernels.streaming.heads import LinearHead
 
 LEAST_TILT = 0.01
 """Exponents of probabilities that 65,504 nats below the maximum make nothing."""

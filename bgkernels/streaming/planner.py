@@ -11,6 +11,11 @@ chunks are walked once for each of several *groups* of columns, and the sum is o
 The gradient of a single chunk is written from its end to its beginning, so until then its beginning
 is free memory: the last tiles, which are read again first, are kept there at no cost.
 
+On a GPU, the gradients of tiles may be *deferred* instead: they wait, in 16 bits, until all chunks
+have been walked, and then one product makes a tile's dW, without a sum. Columns for which there is
+no room are walked again, now that the statistics are known. Half of the gradients can wait in
+memory of dW that is written later.
+
 Kept tiles of two heads with 16-bit operands may be *coded* in half the bytes
 (:mod:`bgkernels.backends.code`). The last tile of pass 1 is the first of pass 2, and needs no slot.
 """
@@ -31,7 +36,7 @@ DEFAULT_BUDGET = {"cpu": 3 << 29, "cuda": 2 << 30}
 PANEL = 64
 """Columns of a packed operand that are at least packed at once (csrc/cpu/packing.h)."""
 
-WIDTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+WIDTHS = (256, 512, 1024, 2048, 4096, 6144, 8192, 12288, 16384)
 
 
 class BudgetError(ValueError):
@@ -98,6 +103,7 @@ class Workload:
         sum_traffic: bytes that are moved to add a product to an element of a sum.
         gradient_bytes: bytes a (row, column) of the gradient of a tile.
         weight_owned: whether dW is added to a sum of the caller's.
+        deferrable: whether the gradients of tiles may wait for the last chunk.
     """
 
     rows: int
@@ -124,6 +130,7 @@ class Workload:
     sum_traffic: int = 8
     gradient_bytes: int = 4
     weight_owned: bool = False
+    deferrable: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,9 @@ class Plan:
     each of ``groups`` groups of tiles. A kept pair of logits takes ``pair_bytes``; where tiles are
     coded, ``coded`` of the kept ones are: the first. Where the logits of tiles are multiplied
     ``inline``, by the primitives that read them, all of the kept ones are.
+
+    Where gradients are deferred, those of all kept tiles are: ``deferred``. Of them, the last
+    ``deposited`` lie in the gradient of the weight. Every other tile is a group of its own.
     """
 
     rows: int
@@ -147,6 +157,8 @@ class Plan:
     pair_bytes: int = 0
     coded: int = 0
     inline: bool = False
+    deferred: int = 0
+    deposited: int = 0
 
     @property
     def slot_bytes(self) -> int:
@@ -171,8 +183,11 @@ class Plan:
         return [slice(c.start, min(c.stop, columns)) for c in self.tiles()]
 
     def tile_groups(self) -> list[range]:
-        """Numbers of the tiles of each group."""
+        """Numbers of the tiles of each group; where gradients are deferred, last tiles first."""
         count = len(self.tiles())
+        if self.deferred:
+            first = count - self.deferred
+            return [range(first, count), *(range(i, i + 1) for i in reversed(range(first)))]
         size = max(1, math.ceil(count / self.groups))
         return [range(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
 
@@ -218,9 +233,10 @@ def _search(work: Workload, budget: int) -> tuple[Plan | None, int]:
             chunk = max(1, min(chunk, work.rows))
             least = min(least, _least_bytes(work, chunk, width))
             for coded in (True,) if work.inline else (False, True)[: 1 + work.codable]:
-                found = _fit(work, chunk, width, budget, coded)
-                if found is not None and (best is None or total(work, found) < best[0]):
-                    best = (total(work, found), found)
+                for fit in (_fit, _fit_deferred):
+                    found = fit(work, chunk, width, budget, coded)
+                    if found is not None and (best is None or total(work, found) < best[0]):
+                        best = (total(work, found), found)
     return (None if best is None else best[1]), int(least)
 
 
@@ -228,6 +244,8 @@ def _widths(work: Workload) -> list[int]:
     """Candidate tile widths, widest first; the last tile is never tiny."""
     limit = cost_of(work.device).width
     found = {_balanced(work.columns, w) for w in WIDTHS if w <= limit}
+    if work.device == "cpu" and not work.hidden_s + work.hidden_t:
+        found.add(max(work.columns, 1))  # logits that exist are read fastest in the order they lie
     if work.device == "cuda":  # so that rows of tiles begin at multiples of 128 bytes
         found = {cost_of(work.device).rounded(width) for width in found}
     return sorted(found, reverse=True)
@@ -326,10 +344,39 @@ def _fit(work: Workload, chunk: int, width: int, budget: int, coded: bool = Fals
     own = wanted if tile == 0 else min(wanted, (budget - fixed) // tile)
     if own < (not coded) or fixed > budget:
         return None
-    kept = max(not inline, own + lent + spared)
+    kept = max(int(not inline), own + lent + spared)
     return Plan(
         work.rows, work.columns, chunk, width, kept, int(fixed + own * tile), lent, groups,
         work.logit_bytes, coded=(own + lent) * coded, inline=inline,
+    )  # fmt: skip
+
+
+def _fit_deferred(
+    work: Workload, chunk: int, width: int, budget: int, coded: bool = False
+) -> Plan | None:
+    """Several chunks with as many deferred tiles as fit; each of them is kept in its chunk too."""
+    if not work.deferrable or chunk >= work.rows:
+        return None
+    tiles, slot = math.ceil(work.columns / width), work.rows * width * work.gradient_bytes
+    tile, beside = chunk * width * work.logit_bytes, work.gradient_bytes % 4  # of fp32 logits
+    fixed = _fixed_bytes(work, chunk, width) - chunk * width * beside  # it waits elsewhere
+    if coded:
+        fixed, tile = fixed + tile, coded_bytes(chunk, width)
+    spared, free = coded and work.reads == 1, _lent(work, tiles, width, slot)
+    count = tiles
+    if fixed + (tiles - spared) * tile + (tiles - free) * slot > budget:
+        # Of the others, one at a time takes a slot that is not lent; dX is complete at the end.
+        fixed += work.input_sum_bytes * (work.rows - chunk) // work.rows
+        room = budget - fixed + spared * tile
+        count = min(tiles - 1, (room - slot) // tile, (room + free * slot) // (tile + slot))
+    if count < 1:
+        return None
+    deposited = min(free, count - (count < tiles))
+    memory = fixed + (count - spared) * tile + (count - deposited) * slot
+    return Plan(
+        work.rows, work.columns, chunk, width, count, int(memory), groups=tiles - count + 1,
+        pair_bytes=work.logit_bytes, coded=(count - spared) * coded, deferred=count,
+        deposited=deposited,
     )  # fmt: skip
 
 

@@ -9,8 +9,9 @@
 namespace bgk {
 namespace {
 
-constexpr int64_t kLeastRows = 8;   // of a block, where there are threads for more blocks
-constexpr int64_t kBlocksEach = 4;  // for a thread: they finish at about the same time
+constexpr int64_t kHeight = 64;      // of a block, whose logits should stay in the L2 cache
+constexpr int64_t kLeastHeight = 8;  // where there are threads for more blocks
+constexpr int64_t kBlocksEach = 4;   // for a thread: they finish at about the same time
 
 // A part of a tile.
 struct Part {
@@ -85,8 +86,8 @@ class Model {
 };
 
 int64_t height_of(int64_t rows, int threads) {
-  int64_t height = Panels::height();
-  while (height > kLeastRows && parts_of(rows, height) < kBlocksEach * threads) height /= 2;
+  int64_t height = kHeight;
+  while (height > kLeastHeight && parts_of(rows, height) < kBlocksEach * threads) height /= 2;
   return height;
 }
 

@@ -9,7 +9,7 @@ namespace {
 
 // Tails of rows are cut into powers of two and depths that vary with the input into steps, because
 // the library behind the micro-kernel generates and keeps one for each size that it sees.
-constexpr int64_t kRows = 64, kDepthStep = 32;
+constexpr int64_t kRows = 256, kPackedRows = 64, kDepthStep = 32;
 
 bool packs_rows(const Factors& f) { return f.a.column_stride != 1 || f.k % 2 != 0 || f.k == 0; }
 
@@ -26,7 +26,7 @@ Panels::Panels(const Factors& factors, int64_t columns)
       packed_(allocate<uint16_t>(parts_of(columns, kColumns) * kColumns * padded_)) {}
 
 int64_t Panels::width() { return kColumns; }
-int64_t Panels::height() { return kRows; }
+int64_t Panels::height() const { return packs_rows_ ? kPackedRows : kRows; }
 int64_t Panels::bytes(int64_t depth) {
   return (int64_t)sizeof(uint16_t) * kColumns * padded_depth(depth, kDepthStep);
 }
@@ -43,7 +43,7 @@ void Panels::pack(Columns packed, int64_t part) const {
              packed_.get() + column * padded_ + depth * kColumns);
 }
 
-int64_t Panels::scratch() const { return packs_rows_ ? kRows * kRowStride : 0; }
+int64_t Panels::scratch() const { return packs_rows_ ? kPackedRows * kRowStride : 0; }
 
 void Panels::multiply(int64_t row, int64_t n, Columns packed, Columns columns, bool add, float* c,
                       int64_t stride, uint16_t* scratch) const {

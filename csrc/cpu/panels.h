@@ -36,10 +36,11 @@ class Panels {
   // Room for `columns` at a time.
   Panels(const Factors& factors, int64_t columns);
 
-  // Columns of a panel, rows of a block, and bytes that a panel of so many depths takes.
+  // Columns of a panel, and bytes that one of so many depths takes.
   static int64_t width();
-  static int64_t height();
   static int64_t bytes(int64_t depth);
+  // Rows of a block: panels are read once for each, and its own rows should stay in the L2 cache.
+  int64_t height() const;
 
   // How many parts of packing some columns there are, and one of them.
   int64_t parts(Columns packed) const;

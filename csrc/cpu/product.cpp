@@ -35,15 +35,16 @@ void narrow(const float* from, int64_t rows, int64_t width, int64_t from_stride,
 void multiply(const Product& p) {
   const Factors& f = p.factors;
   if (f.m <= 0 || f.n <= 0) return;
-  const int64_t panels = parts_of(f.n, Panels::width()), blocks = parts_of(f.m, Panels::height());
+  const int64_t panels = parts_of(f.n, Panels::width());
   const int threads = threads_for(f.m * f.n * f.k, kLeastWork, p.threads);
   const int64_t room = std::min(kThreadBytes * threads, kMostBytes) / Panels::bytes(f.k);
   const int64_t group = std::clamp<int64_t>(room, 1, panels);
+  const Panels right(f, group * Panels::width());
+  const int64_t height = right.height(), blocks = parts_of(f.m, height);
   // Panels are shared out too where there are few blocks of rows.
   const int64_t splits = std::clamp<int64_t>(parts_of(4 * threads, blocks), 1, group);
   const int64_t share = parts_of(group, splits) * Panels::width();  // columns
-  const Panels right(f, group * Panels::width());
-  const int64_t scratch = right.scratch(), sum = p.narrow ? Panels::height() * share : 0;
+  const int64_t scratch = right.scratch(), sum = p.narrow ? height * share : 0;
   const Buffer<uint16_t> rows = allocate<uint16_t>(threads * scratch);
   const Buffer<float> sums = allocate<float>(threads * sum);
   in_parallel(threads, [&](Team& team) {
@@ -53,8 +54,7 @@ void multiply(const Product& p) {
       const Columns packed = {first, std::min(group * Panels::width(), f.n - first)};
       team.share(right.parts(packed), 1, [&](int64_t i) { right.pack(packed, i); });
       team.share(blocks * parts_of(packed.count, share), 1, [&](int64_t i) {
-        const int64_t row = i % blocks * Panels::height(),
-                      n = std::min(Panels::height(), f.m - row);
+        const int64_t row = i % blocks * height, n = std::min(height, f.m - row);
         const int64_t skipped = i / blocks * share, at = first + skipped;
         const Columns columns = {at, std::min(share, packed.count - skipped)};
         if (!p.narrow) {

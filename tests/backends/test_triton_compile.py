@@ -148,6 +148,8 @@ def compiled(v: Variant, architecture: str) -> dict[str, Any]:
     if v.kernel not in COLUMN_KERNELS:
         launch = Launch(host.ROWS["BLOCK"], host.ROWS["num_warps"], fill=0)
     constants["BLOCK"] = launch.block
+    if v.kernel in ("absorb", "reread"):
+        constants["LANES"] = launch.lanes
     types, multiples = signature(kernel, v, constants)
     source = ASTSource(kernel, types, constexprs=constants, attrs=multiples)
     kind, number = re.fullmatch(r"(sm_|gfx)(\w+)", architecture).groups()  # type: ignore[union-attr]
@@ -165,16 +167,36 @@ def cuda_usage(asm: dict[str, Any]) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
         file.flush()
-        said = subprocess.run(
-            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
+        said, code = (
+            subprocess.run(
+                [tool, way, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for way in ("-res-usage", "-sass")
+        )
     found = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
     wide = len(re.findall(r"ld\.global\S*\.v4", asm["ptx"]))
     return {
         "registers": found["REG"],
         "spilled": found["STACK"] + found["LOCAL"],
         "wide loads": wide,
+        "exchanges": exchanges(code),
     }
+
+
+def exchanges(code: str) -> int:
+    """Most shuffles of a loop, from its first instruction to the branch that goes back to it."""
+    operations = re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)
+    places = [(int(at, 16), operation) for at, operation in operations]
+    loops = [
+        (int(target[1], 16), at)
+        for at, operation in places
+        if (target := re.search(r"\bBRA\b.* 0x([0-9a-f]+)", operation)) and int(target[1], 16) < at
+    ]
+    counts = (
+        sum(first <= at <= last and "SHFL" in operation for at, operation in places)
+        for first, last in loops
+    )
+    return max(counts, default=0)
 
 
 def hip_usage(asm: dict[str, Any]) -> dict[str, int]:
@@ -223,6 +245,14 @@ def test_no_variant_spills(architecture: str, usage: dict[str, list[dict[str, An
         assert row["shared"] <= 4096, row
         if v.kernel in COLUMN_KERNELS and v.aligned:
             assert row["wide loads"], row
+
+
+def test_a_block_exchanges_maxima_alone(usage: dict[str, list[dict[str, Any]]]) -> None:
+    """Six shuffles for each of a few maxima, and a column; sums are added up at a row's end."""
+    found = {row["name"]: row["exchanges"] for row in usage[ALL_FOR]}
+    counts = [n for name, n in found.items() if name.startswith("absorb")]
+    assert len(counts) > 9 and all(0 < n <= 36 for n in counts), found
+    assert not any(n for name, n in found.items() if name.startswith(("reread", "vjp"))), found
 
 
 def table(architecture: str, rows: list[dict[str, Any]]) -> list[str]:

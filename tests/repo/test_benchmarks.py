@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks import (
     compare,
     end_to_end,
     gpu,
+    gpu_measure,
     gpu_record,
     parallel,
     primitives,
@@ -275,6 +277,49 @@ def test_a_run_on_a_gpu_goes_on_from_its_file(tmp_path: Path) -> None:
     assert len(ran) == 1
     gpu_record.Record(path, stamp | {"commit": "2"}).run("x", broken)
     assert len(ran) == 2
+
+
+HANGING = """
+import sys, time
+from benchmarks import gpu
+
+def hang(bench):
+    yield {"case": "half"}
+    print("in the middle", flush=True)
+    time.sleep(600)
+
+gpu.SECTIONS["pairs"] = hang
+gpu.main(sys.argv[1:])
+"""
+
+
+def test_a_run_on_a_gpu_that_was_killed_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the second section: the first is in a whole file, and is not run again."""
+    path, sections = tmp_path / "gpu.json", ["from logits", "pairs", "tiles"]
+    command = ["--dry-run", "--backend", "eager", "--output", str(path), "--sections", *sections]
+    killed = subprocess.Popen(
+        [sys.executable, "-c", HANGING, *command], stdout=subprocess.PIPE, text=True
+    )
+    assert killed.stdout is not None
+    assert any("in the middle" in line for line in killed.stdout)
+    killed.kill()
+    killed.communicate()
+    before = json.loads(path.read_text())
+    assert list(before) == ["machine", "device", "from logits"]
+    path.with_suffix(".part").write_text('{"machine": {')  # as if killed while it wrote
+
+    def twice(bench: gpu_measure.Bench) -> Any:
+        raise AssertionError("a section that was finished runs again")
+
+    monkeypatch.setitem(gpu.SECTIONS, "from logits", twice)
+    gpu.main(command)
+    after = json.loads(path.read_text())
+    assert list(after) == [*before, "pairs", "tiles"] and list(tmp_path.iterdir()) == [path]
+    assert {name: after[name] for name in before} == before
+    assert after["from logits"][0]["ms"] > 0
+    assert all("ms" in row for row in after["pairs"] if "skipped" not in row)
 
 
 def test_the_table_of_a_gpu_is_empty_until_one_has_run() -> None:

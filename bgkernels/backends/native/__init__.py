@@ -85,13 +85,13 @@ class NativeBackend(Backend):
         if normalisers is None:
             places = numbers_of(ints), labels.data_ptr()
             kernels.run(
-                "absorb", *args, *places, factors=products.factors_of(tile),
+                "absorb", *args, *places, factors=tile.factors and products.factors_of(tile),
                 columns_of=tile.student, written=(floats, ints),
             )  # fmt: skip
         elif tile.teacher is not None:
             vectors = (x.data_ptr() for x in (labels, *normalisers))
             kernels.run(
-                "absorb_pairs", *args, *vectors, factors=products.factors_of(tile),
+                "absorb_pairs", *args, *vectors, factors=tile.factors and products.factors_of(tile),
                 columns_of=tile.teacher, written=(floats,),
             )  # fmt: skip
 
@@ -115,7 +115,9 @@ class NativeBackend(Backend):
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         places = rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
         args = compiled(spec), *logits, code_of(tile), *places
-        kernels.run("vjp", *args, factors=products.factors_of(tile), columns_of=gradient)
+        kernels.run(
+            "vjp", *args, factors=tile.factors and products.factors_of(tile), columns_of=gradient
+        )
         if gradient is not out:
             out.copy_(gradient)
 

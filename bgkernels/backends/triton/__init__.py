@@ -96,6 +96,7 @@ class TritonBackend(Backend):
                 tile.first_row, tile.first_column, key - (key >> 31 << 32),
                 inv_t, *caps, _parameters(spec),
                 **constants("absorb", spec, plan.splits == 1, **_kind(tile)), **plan.options,
+                LANES=launch.lanes,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().merge_kernel[blocks_of(rows)](
@@ -122,6 +123,7 @@ class TritonBackend(Backend):
                 *_logits(tile), *_code(tile), labels, *normalisers, target,
                 rows, width, plan.blocks, *_numbers(spec), _parameters(spec),
                 **constants("reread", spec, plan.splits == 1, **_kind(tile)), **plan.options,
+                LANES=launch.lanes,
             )  # fmt: skip
             if plan.splits > 1:
                 kernel_module().add_kernel[blocks_of(rows)](
@@ -231,8 +233,7 @@ class _Plan:
 
     @property
     def options(self) -> dict[str, int]:
-        cuda = torch.version.hip is None
-        return {"BLOCK": self.launch.block, **self.launch.options(cuda)}
+        return {"BLOCK": self.launch.block, **self.launch.options(torch.version.hip is None)}
 
 
 def interpreted() -> bool:

@@ -24,12 +24,14 @@ from bgkernels.backends.triton.math import (
     shift,
     tempered,
     times,
+    total,
 )
 from bgkernels.backends.triton.state import (
     INDEX,
     NOWHERE,
     SAMPLE,
     empty,
+    gathered,
     load_state,
     merge,
     merge_ce,
@@ -87,8 +89,10 @@ def first_at(x, m, columns):
 
 
 @triton.jit
-def reduce_pair(u, v, columns, before):
+def reduce_pair(u, v, columns, before, SHAPE: tl.constexpr):
     """Return ``s, t, argmax`` of a block of columns, and ``u-m_s, v-m_t``; -inf takes no part.
+
+    Sums are those of each lane, see :func:`total`.
 
     ``before`` are the maxima so far: the index of a smaller one will never be asked for.
     """
@@ -100,16 +104,16 @@ def reduce_pair(u, v, columns, before):
         at_t = first_at(v, m_t, columns)
     du, dv = u - shift(m_s), v - shift(m_t)
     e_s, e_t, x = exp(du), exp(dv), du - dv
-    s = (m_s, tl.sum(e_s, 0), tl.sum(times(e_s, du), 0), tl.sum(times(e_s, x), 0))
-    t = (m_t, tl.sum(e_t, 0), tl.sum(times(e_t, dv), 0), -tl.sum(times(e_t, x), 0))
+    s = (m_s, total(e_s, SHAPE), total(times(e_s, du), SHAPE), total(times(e_s, x), SHAPE))
+    t = (m_t, total(e_t, SHAPE), total(times(e_t, dv), SHAPE), -total(times(e_t, x), SHAPE))
     return s, t, (at_s, at_t), du, dv
 
 
 @triton.jit
-def reduce_ce(z):
+def reduce_ce(z, SHAPE: tl.constexpr):
     """Return ``m_c, d_c`` of a block of columns."""
     m = tl.max(z, 0)
-    return m, tl.sum(exp(z - shift(m)), 0)
+    return m, total(exp(z - shift(m)), SHAPE)
 
 
 @triton.jit
@@ -126,21 +130,20 @@ def best_column(noisy, columns, first_column, held):
 
 @triton.jit
 def reduce_block(
-    z, v, z_sum, columns, first_column, so_far, numbers, SHARED: tl.constexpr, EXTRAS: tl.constexpr
-):
+    z, v, z_sum, columns, first_column, so_far, numbers, SHARED: tl.constexpr,
+    EXTRAS: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
     """Return the state of a block of compared columns; -inf in both models takes no part."""
     u, v = tempered(z, numbers[0], SHARED), tempered(v, numbers[0], SHARED)
-    s, t, at, du, dv = reduce_pair(u, v, columns, (so_far[0][0], so_far[1][0]))
+    s, t, at, du, dv = reduce_pair(u, v, columns, (so_far[0][0], so_far[1][0]), SHAPE)
     pair, sums = (u, v, du, dv), ()
     for i in tl.static_range(len(EXTRAS)):
-        sums = sums + (absorb_extra(i, numbers, pair, (s[0], t[0]), EXTRAS, True),)
+        sums = sums + (absorb_extra(i, numbers, pair, (s[0], t[0]), EXTRAS, SHAPE),)
     at_s = tl.where(at[0] == NONE, NONE, at[0] + first_column)
     at_t = tl.where(at[1] == NONE, NONE, at[1] + first_column)
-    m_c, d_c, _ = so_far[3]
-    if SHARED:
-        m_c, d_c = tl.full((), NEG_INF, tl.float32), tl.full((), 0.0, tl.float32)
-    else:
-        m_c, d_c = reduce_ce(z)
+    m_c, d_c = tl.full((), NEG_INF, tl.float32), tl.zeros_like(z_sum)
+    if not SHARED:
+        m_c, d_c = reduce_ce(z, SHAPE)
     return s, t, (at_s, at_t), (m_c, d_c, z_sum), (), sums
 
 
@@ -151,7 +154,7 @@ def absorb_kernel(
     rows, width, compared, blocks, first_row, first_column, key, inv_t, s_cap, t_cap, parameters,
     HAS_TEACHER: tl.constexpr, SHARED: tl.constexpr, RULE: tl.constexpr, LOGIT_SUM: tl.constexpr,
     MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr, RESUME: tl.constexpr,
-    CODED: tl.constexpr, BLOCK: tl.constexpr,
+    CODED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Absorb a range of columns of one row, into its state or beside it.
 
@@ -177,21 +180,22 @@ def absorb_kernel(
     if HAS_TEACHER:
         pair_stop = tl.maximum(start, tl.minimum(stop, compared))
 
-    local, z_sum = tl.full((), NONE, tl.int32), tl.full((), 0.0, tl.float32)
-    total = empty(z_sum, EXTRAS)
+    SHAPE: tl.constexpr = (BLOCK // LANES, LANES)
+    local, z_sum = tl.full((), NONE, tl.int32), tl.zeros((LANES,), tl.float32)
+    lanes, rest = empty(z_sum, EXTRAS), empty(tl.full((), 0.0, tl.float32), EXTRAS)
     if RESUME:
-        total = load_state(floats, ints, stride, None, EXTRAS, tl.float32)
+        rest = load_state(floats, ints, stride, None, EXTRAS, tl.float32)
+    held = rest[4]
     if RULE == INDEX:
         here = (label >= first_column + start) & (label < first_column + stop)
         local = tl.where(here, label - first_column, NONE).to(tl.int32)
         labelled = hold(logits, local, pair_stop, caps, numbers[0], first_column, 0.0,
                         HAS_TEACHER, SHARED, MAPS)  # fmt: skip
-        s, t, at, ce, held, sums = total
-        total = (s, t, at, ce, merge_label(held, labelled)[0], sums)
+        held = merge_label(held, labelled)[0]
 
     if HAS_TEACHER:
         for begin in range(start, pair_stop, BLOCK):
-            columns, held = begin + tl.arange(0, BLOCK), total[4]
+            columns = begin + tl.arange(0, BLOCK)
             z = load_logits(logits[0], columns, pair_stop, caps[0], MAPS[0])
             v = load_logits(logits[1], columns, pair_stop, caps[1], MAPS[1])
             if CODED:
@@ -210,15 +214,16 @@ def absorb_kernel(
                 z, v = tl.where(keep, z, NEG_INF), tl.where(keep, v, NEG_INF)
             if LOGIT_SUM:
                 keep = (columns < pair_stop) & (columns != local)
-                z_sum = tl.sum(tl.where(keep, z, 0.0), 0)
-            block = reduce_block(z, v, z_sum, columns, first_column, total, numbers, SHARED, EXTRAS)
-            total = merge_sums(total, block, held, numbers, EXTRAS)
+                z_sum = total(tl.where(keep, z, 0.0), SHAPE)
+            block = reduce_block(z, v, z_sum, columns, first_column, lanes, numbers, SHARED,
+                                 EXTRAS, SHAPE)  # fmt: skip
+            lanes = merge_sums(lanes, block, lanes[4], numbers, EXTRAS)
             if RULE != INDEX:
                 if loser[2] != NONE:
                     column = one_column(loser, loser[2] != NONE, numbers, SHARED, EXTRAS)
-                    total = merge_sums(total, column, held, numbers, EXTRAS)
+                    rest = merge_sums(rest, column, held, numbers, EXTRAS)
     if not SHARED:
-        s, t, at, ce, held, sums = total
+        s, t, at, ce, empty_label, sums = lanes
         for begin in range(pair_stop, stop, BLOCK):
             columns = begin + tl.arange(0, BLOCK)
             z = load_logits(logits[0], columns, stop, caps[0], MAPS[0])
@@ -228,10 +233,11 @@ def absorb_kernel(
                 z = tl.where((columns < stop) & (columns != local), z, NEG_INF)
             if LOGIT_SUM:
                 keep = (columns < stop) & (columns != local)
-                z_sum = tl.sum(tl.where(keep, z, 0.0), 0)
-            ce = merge_ce(ce, reduce_ce(z) + (z_sum,))
-        total = (s, t, at, ce, held, sums)
-    store_state(floats, ints, stride, None, total, EXTRAS)
+                z_sum = total(tl.where(keep, z, 0.0), SHAPE)
+            ce = merge_ce(ce, reduce_ce(z, SHAPE) + (z_sum,))
+        lanes = (s, t, at, ce, empty_label, sums)
+    state = merge_sums(rest, gathered(lanes, EXTRAS), held, numbers, EXTRAS)
+    store_state(floats, ints, stride, None, state, EXTRAS)
 
 
 @kernel()

@@ -60,7 +60,7 @@ def tilted(parameters, u, v, VARIANT: tl.constexpr):
 
 
 @triton.jit
-def tilt_absorb(parameters, pair, maxima, VARIANT: tl.constexpr, REDUCE: tl.constexpr):
+def tilt_absorb(parameters, pair, maxima, VARIANT: tl.constexpr, SHAPE: tl.constexpr):
     """Return ``m, d, k, q``; the moments ``k, q`` are of ``(u-m_s) - (v-m_t)``."""
     u, v, du, dv = pair
     w = tilted(parameters, u, v, VARIANT)
@@ -68,12 +68,12 @@ def tilt_absorb(parameters, pair, maxima, VARIANT: tl.constexpr, REDUCE: tl.cons
         # Rounding is monotone: this is the maximum of w.
         m = tilted(parameters, maxima[0], maxima[1], VARIANT)
     else:
-        m = largest(w, REDUCE)
+        m = largest(w, SHAPE)
     e, x = exp(w - shift(m)), du - dv
     k, q = tl.zeros_like(m), tl.zeros_like(m)
     if VARIANT >= 4:
-        k, q = total(times(e, x), REDUCE), total(times(e, x * x), REDUCE)
-    return m, total(e, REDUCE), k, q
+        k, q = total(times(e, x), SHAPE), total(times(e, x * x), SHAPE)
+    return m, total(e, SHAPE), k, q
 
 
 @triton.jit
@@ -147,12 +147,12 @@ def tempered_side(d, h, x):
 
 
 @triton.jit
-def tempered_absorb(ratio, du, dv, REDUCE: tl.constexpr):
+def tempered_absorb(ratio, du, dv, SHAPE: tl.constexpr):
     """Return ``d_s, h_s, d_t, h_t`` about the maxima in the state."""
     x, y = ratio * du, ratio * dv
     p, q = exp(x), exp(y)
-    s = total(p, REDUCE), total(times(p, x), REDUCE)
-    t = total(q, REDUCE), total(times(q, y), REDUCE)
+    s = total(p, SHAPE), total(times(p, x), SHAPE)
+    t = total(q, SHAPE), total(times(q, y), SHAPE)
     return s[0], s[1], t[0], t[1]
 
 
@@ -216,12 +216,12 @@ def mixture_terms(lp, lq, omega):
 
 
 @triton.jit
-def mixture_read(lp, lq, omega):
+def mixture_read(lp, lq, omega, SHAPE: tl.constexpr):
     """Return ``KL(p_t ‖ m)``, ``KL(p_s ‖ m)`` and ``Σ p_s·p_t/m``."""
     p, q = exp(lp), exp(lq)
     ratio, log_s, log_t = mixture_terms(lp, lq, omega)
-    kl_tm, kl_sm = tl.sum(times(q, log_t), 0), tl.sum(times(p, log_s), 0)
-    return kl_tm, kl_sm, tl.sum(times(p, ratio), 0)
+    kl_tm, kl_sm = total(times(q, log_t), SHAPE), total(times(p, log_s), SHAPE)
+    return kl_tm, kl_sm, total(times(p, ratio), SHAPE)
 
 
 @triton.jit
@@ -240,10 +240,10 @@ def mixture_vjp(omega, factors, lp, lq):
 
 
 @triton.jit
-def variation_read(lp, lq):
+def variation_read(lp, lq, SHAPE: tl.constexpr):
     """Return ``½ Σ |p_s - p_t|`` and ``Σ p_s·sgn(p_s - p_t)``."""
     p, q = exp(lp), exp(lq)
-    return 0.5 * tl.sum(tl.abs(p - q), 0), tl.sum(p * sign(p - q), 0)
+    return 0.5 * total(tl.abs(p - q), SHAPE), total(p * sign(p - q), SHAPE)
 
 
 @triton.jit
@@ -270,10 +270,10 @@ def ratio_of(i: tl.constexpr, numbers):
 
 
 @triton.jit
-def empty_extra(i: tl.constexpr, zero, EXTRAS: tl.constexpr):
-    """Return the sums of no column, in the shape and dtype of ``zero``."""
+def empty_extra(i: tl.constexpr, maximum, zero, EXTRAS: tl.constexpr):
+    """Return the sums of no column, ``zero``, and the ``maximum`` of none."""
     if EXTRAS[i][0] == TILT:
-        return zero + NEG_INF, zero, zero, zero
+        return maximum, zero, zero, zero
     elif EXTRAS[i][0] == TEMPERED:
         return zero, zero, zero, zero
     else:
@@ -281,18 +281,28 @@ def empty_extra(i: tl.constexpr, zero, EXTRAS: tl.constexpr):
 
 
 @triton.jit
-def absorb_extra(
-    i: tl.constexpr, numbers, pair, maxima, EXTRAS: tl.constexpr, REDUCE: tl.constexpr
-):
+def gather_extra(i: tl.constexpr, sums, EXTRAS: tl.constexpr):
+    """Return the sums of all lanes, which have their maximum in common."""
+    if EXTRAS[i][0] == TILT and len(sums) > 0:
+        return sums[0], tl.sum(sums[1], 0), tl.sum(sums[2], 0), tl.sum(sums[3], 0)
+    else:
+        out = ()
+        for k in tl.static_range(len(sums)):
+            out = out + (tl.sum(sums[k], 0),)
+        return out
+
+
+@triton.jit
+def absorb_extra(i: tl.constexpr, numbers, pair, maxima, EXTRAS: tl.constexpr, SHAPE: tl.constexpr):
     """Return the sums of a block of columns, or of a single one.
 
     ``pair`` is ``(u, v, du, dv)``: tempered logits, and how far below their ``maxima`` in the block
     they are.
     """
     if EXTRAS[i][0] == TILT:
-        return tilt_absorb(numbers[1][i], pair, maxima, EXTRAS[i][1], REDUCE)
+        return tilt_absorb(numbers[1][i], pair, maxima, EXTRAS[i][1], SHAPE)
     elif EXTRAS[i][0] == TEMPERED:
-        return tempered_absorb(ratio_of(i, numbers), pair[2], pair[3], REDUCE)
+        return tempered_absorb(ratio_of(i, numbers), pair[2], pair[3], SHAPE)
     else:
         return ()
 
@@ -309,12 +319,12 @@ def merge_extra(i: tl.constexpr, numbers, a, b, drop_a, drop_b, EXTRAS: tl.const
 
 
 @triton.jit
-def read_extra(i: tl.constexpr, numbers, lp, lq, EXTRAS: tl.constexpr):
+def read_extra(i: tl.constexpr, numbers, lp, lq, EXTRAS: tl.constexpr, SHAPE: tl.constexpr):
     """Return what a block of columns adds in the second read, from both log-probabilities."""
     if EXTRAS[i][0] == MIXTURE:
-        return mixture_read(lp, lq, numbers[1][i][0])
+        return mixture_read(lp, lq, numbers[1][i][0], SHAPE)
     elif EXTRAS[i][0] == TOTAL_VARIATION:
-        return variation_read(lp, lq)
+        return variation_read(lp, lq, SHAPE)
     else:
         return ()
 

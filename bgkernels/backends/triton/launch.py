@@ -39,6 +39,11 @@ class Launch:
     fill: int
     registers: int | None = None
 
+    @property
+    def lanes(self) -> int:
+        """Return the number of threads, or fewer where a block is less than 8 columns of each."""
+        return min(32 * self.warps, self.block // 8)
+
     def options(self, cuda: bool) -> dict[str, int]:
         """Return the options of the compiler."""
         limit = {"maxnreg": self.registers} if cuda and self.registers else {}
@@ -53,7 +58,7 @@ def launch_of(kernel: str, spec: RowSpec, coded: bool = False) -> Launch:
     """
     capped = bool(spec.student.cap or spec.teacher.cap)
     if kernel == "absorb":
-        # A block costs about 250 instructions in reductions and merging, so that blocks are long:
+        # A block costs an exchange of maxima and moving sums to them, so that blocks are long:
         # 32 columns a thread where that leaves 12 warps their registers, 16 where more is alive.
         sample = spec.label_rule == "sample"
         extras = [extra for extra in spec.extras if not extra.second_read]
@@ -79,9 +84,9 @@ def candidates(kernel: str) -> list[Launch]:
 
 def tuning(device: torch.device) -> str | None:
     """Return the file of tuned launches, or None where tuning is not asked for or impossible."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return None
-    return os.environ.get(VARIABLE)
+    path = os.environ.get(VARIABLE)
+    capturing = path and device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return None if capturing else path
 
 
 def tuned(

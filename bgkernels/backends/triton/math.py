@@ -165,16 +165,20 @@ def sign(x):
 
 
 @triton.jit
-def total(x, REDUCE: tl.constexpr):
-    """Return the sum of a block of columns; of a single column, itself."""
-    if REDUCE:
-        x = tl.sum(x, 0)
+def total(x, SHAPE: tl.constexpr):
+    """Return the sums of a block of columns, one for each lane; of a single column, itself.
+
+    ``SHAPE`` is ``(columns a lane, lanes)``, or empty for a single column. A lane is a thread, and
+    adds up the columns that it has loaded, whichever they are: nothing is exchanged.
+    """
+    if len(SHAPE) > 0:
+        x = tl.sum(tl.reshape(x, SHAPE, can_reorder=True), 0)
     return x
 
 
 @triton.jit
-def largest(x, REDUCE: tl.constexpr):
+def largest(x, SHAPE: tl.constexpr):
     """Return the maximum of a block of columns; of a single column, itself."""
-    if REDUCE:
+    if len(SHAPE) > 0:
         x = tl.max(x, 0)
     return x

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from bgkernels.backends.triton.absorb import column_range
 from bgkernels.backends.triton.code import load_pair
-from bgkernels.backends.triton.extras import read_extra
+from bgkernels.backends.triton.extras import gather_extra, read_extra
 from bgkernels.backends.triton.math import LOGITS, NEG_INF, SKIP, kernel, numbers_of, tempered
 from bgkernels.backends.triton.state import load_extras, store_extras
 
@@ -23,20 +23,20 @@ def added(a, b):
 
 
 @triton.jit
-def no_sums(EXTRAS: tl.constexpr):
-    """Return the sums of no column of one row."""
+def no_sums(EXTRAS: tl.constexpr, LANES: tl.constexpr):
+    """Return the sums of no column of one row, for each lane."""
     sums = ()
     for i in tl.static_range(len(EXTRAS)):
-        sums = sums + (zeros(EXTRAS[i][3]),)
+        sums = sums + (zeros(EXTRAS[i][3], LANES),)
     return sums
 
 
 @triton.jit
-def zeros(count: tl.constexpr):
-    """Return a tuple of that many zeros."""
+def zeros(count: tl.constexpr, LANES: tl.constexpr):
+    """Return a tuple of that many zeros, for each lane."""
     out = ()
     for _ in tl.static_range(count):
-        out = out + (tl.full((), 0.0, tl.float32),)
+        out = out + (tl.zeros((LANES,), tl.float32),)
     return out
 
 
@@ -46,7 +46,7 @@ def reread_kernel(
     labels_ptr, lse_s_ptr, lse_t_ptr, sums_ptr,
     rows, width, blocks, inv_t, s_cap, t_cap, parameters,
     SHARED: tl.constexpr, MAPS: tl.constexpr, EXTRAS: tl.constexpr, COLUMNS: tl.constexpr,
-    RESUME: tl.constexpr, CODED: tl.constexpr, BLOCK: tl.constexpr,
+    RESUME: tl.constexpr, CODED: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Sum over a range of columns of one row.
 
@@ -65,9 +65,7 @@ def reread_kernel(
     start, stop = column_range(split, blocks, width, BLOCK)
     s_row, t_row = s_ptr + row * s_stride, t_ptr + row * t_stride
     word_row, centre_row = code_ptr + row * code_stride, centres_ptr + row * centres_stride
-    total = no_sums(EXTRAS)
-    if RESUME:
-        total = load_extras(out, stride, None, EXTRAS, tl.float32)
+    lanes = no_sums(EXTRAS, LANES)
     for begin in range(start, stop, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         z, v = load_pair(s_row, t_row, word_row, centre_row, columns, begin, stop, s_cap, t_cap,
@@ -76,7 +74,16 @@ def reread_kernel(
         lq = tl.where(columns < stop, tempered(v, numbers[0], SHARED) - lse_t - rest_t, NEG_INF)
         new = ()
         for i in tl.static_range(len(EXTRAS)):
-            new = new + (added(total[i], read_extra(i, numbers, lp, lq, EXTRAS)),)
+            block = read_extra(i, numbers, lp, lq, EXTRAS, (BLOCK // LANES, LANES))
+            new = new + (added(lanes[i], block),)
+        lanes = new
+    total = ()
+    for i in tl.static_range(len(EXTRAS)):
+        total = total + (gather_extra(i, lanes[i], EXTRAS),)
+    if RESUME:
+        before, new = load_extras(out, stride, None, EXTRAS, tl.float32), ()
+        for i in tl.static_range(len(EXTRAS)):
+            new = new + (added(before[i], total[i]),)
         total = new
     store_extras(out, stride, None, total, EXTRAS)
 

@@ -13,7 +13,12 @@ other read.
 import triton
 import triton.language as tl
 
-from bgkernels.backends.triton.extras import absorb_extra, empty_extra, merge_extra
+from bgkernels.backends.triton.extras import (
+    absorb_extra,
+    empty_extra,
+    gather_extra,
+    merge_extra,
+)
 from bgkernels.backends.triton.math import NEG_INF, NONE, below, exp, shift, tempered, times
 from bgkernels.rows import spec
 
@@ -73,12 +78,29 @@ def store_state(floats, ints, stride, mask, value, EXTRAS: tl.constexpr):
 
 @triton.jit
 def empty(zero, EXTRAS: tl.constexpr):
-    """Return the state of no column, in the shape and dtype of ``zero``."""
-    inf, none = zero + NEG_INF, tl.zeros_like(zero).to(tl.int32) + NONE
+    """Return the state of no column, whose sums have the shape and dtype of ``zero``."""
+    inf, none = tl.full((), NEG_INF, zero.dtype), tl.full((), NONE, tl.int32)
     side, sums = (inf, zero, zero, zero), ()
     for i in tl.static_range(len(EXTRAS)):
-        sums = sums + (empty_extra(i, zero, EXTRAS),)
+        sums = sums + (empty_extra(i, inf, zero, EXTRAS),)
     return side, side, (none, none), (inf, zero, zero), (inf, inf, inf, none), sums
+
+
+@triton.jit
+def gathered(state, EXTRAS: tl.constexpr):
+    """Return a state whose sums, one for each lane, are added up; all are about the same maxima."""
+    s, t, at, ce, held, extras = state
+    sums = ()
+    for i in tl.static_range(len(EXTRAS)):
+        sums = sums + (gather_extra(i, extras[i], EXTRAS),)
+    return (
+        (s[0], tl.sum(s[1], 0), tl.sum(s[2], 0), tl.sum(s[3], 0)),
+        (t[0], tl.sum(t[1], 0), tl.sum(t[2], 0), tl.sum(t[3], 0)),
+        at,
+        (ce[0], tl.sum(ce[1], 0), tl.sum(ce[2], 0)),
+        held,
+        sums,
+    )
 
 
 @triton.jit
@@ -172,7 +194,7 @@ def one_column(column, compared, numbers, SHARED: tl.constexpr, EXTRAS: tl.const
         ce = (tl.where(at >= 0, z, NEG_INF), tl.where(at >= 0, exp(z - shift(z)), 0.0), z_sum)
     pair, sums = (u, v, du, dv), ()
     for i in tl.static_range(len(EXTRAS)):
-        sums = sums + (absorb_extra(i, numbers, pair, (u, v), EXTRAS, False),)
+        sums = sums + (absorb_extra(i, numbers, pair, (u, v), EXTRAS, ()),)
     s = (u, e_s, times(e_s, du), times(e_s, du - dv))
     t = (v, e_t, times(e_t, dv), times(e_t, dv - du))
     at = tl.where(compared, at, NONE)
