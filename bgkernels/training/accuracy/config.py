@@ -115,10 +115,11 @@ class AccuracyConfig:
         """
         name = task.partition(":")[0]
         base = cls.quick() if quick else cls()
-        if name == "programs" and not quick:  # soon written well: less to read, and one setting
-            one = replace(SETTINGS[0], methods=FEW)
+        if name == "programs" and not quick:  # soon written well: less to read, fewer methods
+            small, scarce, large, _ = SETTINGS
+            few = replace(small, methods=FEW), replace(scarce, methods=FEWEST), large
             lesson = TrainConfig(250, 8e-3, validate_every=250, checkpoint_every=250)
-            base = replace(base, settings=(one,), schooling=lesson, steps=150)
+            base = replace(base, settings=few, schooling=lesson, steps=150)
         folder = Path("runs", f"{'quick-' * quick}{name}")
         return replace(base, task=KNOBS.get(task, task), output=folder)
 
