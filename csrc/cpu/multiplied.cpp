@@ -9,9 +9,9 @@
 namespace bgk {
 namespace {
 
-constexpr int64_t kHeight = 64;      // of a block, whose logits should stay in the L2 cache
-constexpr int64_t kLeastHeight = 8;  // where there are threads for more blocks
-constexpr int64_t kBlocksEach = 4;   // for a thread: they finish at about the same time
+constexpr int64_t kHeight = 64;       // of a block, whose logits should stay in the L2 cache
+constexpr int64_t kLeastHeight = 16;  // where there are threads for more blocks
+constexpr int64_t kBlocksEach = 4;    // for a thread: they finish at about the same time
 
 // A part of a tile.
 struct Part {
