@@ -15,6 +15,8 @@ from bgkernels.streaming import gemm
 WIDTHS = (1024, 2048, 4096, 8192, 16384)
 PROBE_COLUMNS = 8192
 MIB = 1 << 20
+BARE = ("limit", "bare")
+"""Kinds of entries that have no loss."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,24 @@ class Products:
             dx.zero_()
         for start in range(0, vocab, self.width):
             part = slice(start, min(start + self.width, vocab))
-            n = part.stop - start
-            # Contiguous matrices (rows, n) at the start of their buffers.
-            z, t = (b.view(-1)[: len(x) * n].view(len(x), n) for b in (self.z, self.t))
             w = self._tile(p.weight[part], 0)
-            torch.mm(x, w.t(), out=z)
+            z = self._logits(x, w, self.z)
             if t_x is not None:
-                torch.mm(t_x, self._tile(p.t_weight[part], 1).t(), out=t)
+                self._logits(t_x, self._tile(p.t_weight[part], 1), self.t)
             if dx is not None:
-                dx.addmm_(z, w)
-                self._weight_gradient(part, z, x)
+                self._gradients(part, z, w, x, dx)
         if dx is not None:
             self.grads["input"].copy_(dx)
         return list(self.grads.values())
 
-    def _weight_gradient(self, part: slice, z: Tensor, x: Tensor) -> None:
+    def _logits(self, x: Tensor, w: Tensor, buffer: Tensor) -> Tensor:
+        """``x @ w.T``, a contiguous matrix at the start of a buffer."""
+        out = buffer.view(-1)[: len(x) * len(w)].view(len(x), len(w))
+        return torch.mm(x, w.t(), out=out)
+
+    def _gradients(self, part: slice, z: Tensor, w: Tensor, x: Tensor, dx: Tensor) -> None:
+        """What a tile adds to dX, and its dW."""
+        dx.addmm_(z, w)
         target = self.grads["weight"][part]
         if target.dtype == self.dtype:
             torch.mm(z.t(), x, out=target)
@@ -95,26 +100,14 @@ class WideProducts(Products):
         self.d = torch.zeros(self.z.shape, dtype=self.dtype)
         self.dx = None if self.dx is None else self.dx.float()
 
-    @torch.no_grad()
-    def run(self, columns: int | None = None) -> list[Tensor]:
-        """As :meth:`Products.run`; the gradient of a tile is a matrix of zeros."""
-        p, x = self.problem, self.problem.input
-        if self.dx is not None:
-            self.dx.zero_()
-        for start in range(0, columns or p.case.vocab, self.width):
-            part = slice(start, min(start + self.width, p.case.vocab))
-            w, n = p.weight[part], part.stop - start
-            gemm.mm(x, w.t(), gemm.matrix(self.z.view(-1), len(x), n))
-            if "teacher" in p.case.products:
-                t_w = p.t_weight[part].t()
-                gemm.mm(p.t_input, t_w, gemm.matrix(self.t.view(-1), len(x), n))
-            if self.dx is not None:
-                d = gemm.matrix(self.d.view(-1), len(x), n)
-                gemm.add_mm_(self.dx, d, w, self._scratch)
-                gemm.mm_narrow(d.t(), x, self.grads["weight"][part], self._scratch)
-        if self.dx is not None:
-            self.grads["input"].copy_(self.dx)
-        return list(self.grads.values())
+    def _logits(self, x: Tensor, w: Tensor, buffer: Tensor) -> Tensor:
+        return gemm.mm(x, w.t(), gemm.matrix(buffer.view(-1), len(x), len(w)))
+
+    def _gradients(self, part: slice, z: Tensor, w: Tensor, x: Tensor, dx: Tensor) -> None:
+        """Of a matrix of zeros beside the logits."""
+        d = gemm.matrix(self.d.view(-1), *z.shape)
+        gemm.add_mm_(dx, d, w, self._scratch)
+        gemm.mm_narrow(d.t(), x, self.grads["weight"][part], self._scratch)
 
     def _scratch(self) -> Tensor:
         raise ValueError(f"products of {self.dtype} need none on this machine")

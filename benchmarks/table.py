@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.limits import MIB
+from benchmarks.limits import BARE, MIB
 from benchmarks.sweeps import slopes
 
-BARE = ("limit", "bare")
-"""Kinds of entries that have no loss."""
 READING = """\
 A row of a table is one entry: a library, mode and budget, each run in its own process. Columns:
 

@@ -20,6 +20,9 @@ from tests.problems import CPU, WIDEN
 settings.register_profile("suite", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("suite")
 
+REASON = products.way("brgemm", torch.bfloat16).unusable()
+needs_brgemm = pytest.mark.skipif(REASON is not None, reason=f"brgemm: {REASON}")
+"""Of tests whose logits the compiled primitives multiply, in 16 bits."""
 SENTINEL = -(2**40) - 77
 """What unwritten integers hold: no column, no label code."""
 

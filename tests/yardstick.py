@@ -33,6 +33,12 @@ def projection(ours: Tensor, ref: Tensor) -> float:
     return ((ours / scale * ref).sum() / ref.square().sum()).item()
 
 
+def distances(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    """``‖ours - exact‖ / ‖exact‖`` of each pair, in float64."""
+    pairs = zip(ours, exact, strict=True)
+    return [float((x.double() - ref).norm() / ref.norm()) for x, ref in pairs]
+
+
 def row_errors(ours: Tensor, ref: Tensor, eps: float) -> Tensor:
     """``|ours - ref| / |ref|`` of each row (the last dimension), over entries finite in both.
 

@@ -38,8 +38,8 @@ void multiply(const Product& p) {
   const int64_t panels = parts_of(f.n, Panels::width());
   const int threads = threads_for(f.m * f.n * f.k, kLeastWork, p.threads);
   const int64_t room = std::min(kThreadBytes * threads, kMostBytes) / Panels::bytes(f.k);
-  const int64_t group = std::clamp<int64_t>(room, 1, panels);
-  const Panels right(f, group * Panels::width());
+  const int64_t group = std::clamp<int64_t>(room, 1, panels), most = group * Panels::width();
+  const Panels right(f, most);
   const int64_t height = right.height(), blocks = parts_of(f.m, height);
   // Panels are shared out too where there are few blocks of rows.
   const int64_t splits = std::clamp<int64_t>(parts_of(4 * threads, blocks), 1, group);
@@ -50,8 +50,8 @@ void multiply(const Product& p) {
   in_parallel(threads, [&](Team& team) {
     uint16_t* const mine = rows.get() + team.thread * scratch;
     float* const wide = sums.get() + team.thread * sum;
-    for (int64_t first = 0; first < f.n; first += group * Panels::width()) {
-      const Columns packed = {first, std::min(group * Panels::width(), f.n - first)};
+    for (int64_t first = 0; first < f.n; first += most) {
+      const Columns packed = {first, std::min(most, f.n - first)};
       team.share(right.parts(packed), 1, [&](int64_t i) { right.pack(packed, i); });
       team.share(blocks * parts_of(packed.count, share), 1, [&](int64_t i) {
         const int64_t row = i % blocks * height, n = std::min(height, f.m - row);

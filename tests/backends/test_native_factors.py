@@ -14,17 +14,16 @@ from torch import Tensor
 
 from bgkernels.backends.base import Code, Factors, Tile
 from bgkernels.backends.code import row_words
-from bgkernels.backends.native import NativeBackend, products
+from bgkernels.backends.native import NativeBackend
 from bgkernels.rows.arithmetic import SKIP
 from bgkernels.rows.spec import RowSpec
 from bgkernels.rows.state import empty
 from tests.backends.cases import CASES, LABELS, PADDED, PAIRS, WIDTH, labels_of
 from tests.conformance import Case, check
-from tests.problems import ways
+from tests.conftest import needs_brgemm
 
 BF16 = torch.bfloat16
-REASON = products.way("brgemm", BF16).unusable()
-pytestmark = pytest.mark.skipif("brgemm" not in ways("bf16"), reason=f"brgemm: {REASON}")
+pytestmark = needs_brgemm
 
 
 def factors(rows: int, columns: int, depth: int, seed: int) -> Factors:

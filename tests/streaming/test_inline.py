@@ -15,11 +15,12 @@ from bgkernels.backends.native import NativeBackend, products
 from bgkernels.streaming import driver, inline, planner
 from bgkernels.streaming.heads import LinearHead
 from bgkernels.streaming.planner import Plan, Workload
-from tests.problems import Loss, labels, make, ways
+from tests.conftest import needs_brgemm
+from tests.problems import Loss, labels, make
+from tests.yardstick import distances
 
 BF16 = torch.bfloat16
-REASON = products.way("brgemm", BF16).unusable()
-pytestmark = pytest.mark.skipif("brgemm" not in ways("bf16"), reason=f"brgemm: {REASON}")
+pytestmark = needs_brgemm
 
 Planned = Callable[..., list[Plan]]
 
@@ -56,11 +57,6 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     return force
 
 
-def errors(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
-    pairs = zip(ours, exact, strict=True)
-    return [float((x.double() - ref).norm() / ref.norm()) for x, ref in pairs]
-
-
 TILINGS = [(48, 512, 99), (48, 700, 0), (17, 300, 3)]
 """All tiles kept, none, some of several chunks."""
 
@@ -81,10 +77,10 @@ def test_every_divergence(divergence: str, mode: str, planned: Planned) -> None:
     exact = problem.to(torch.float64).dense(loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inline, "LEAST_ROWS", 99)
-        yard = errors(tuple(problem.ours(loss, mode=mode)), tuple(exact))
+        yard = distances(tuple(problem.ours(loss, mode=mode)), tuple(exact))
     for tiling in TILINGS:
         plans = planned(*tiling)
-        found = errors(tuple(problem.ours(loss, mode=mode)), tuple(exact))
+        found = distances(tuple(problem.ours(loss, mode=mode)), tuple(exact))
         assert plans and all(p.inline for p in plans)
         for error, plain in zip(found, yard, strict=True):
             assert error <= max(1.1 * plain, least), (tiling, error, plain)
@@ -111,14 +107,14 @@ def data(rows: int = 40, vocab: int = 2100, **options: Any) -> Callable[[], tupl
 def test_hard_labels_alone(tiling: tuple[int, int, int], planned: Planned) -> None:
     step = data(alone=True, routing="hard")
     exact, plans = step(torch.float64), planned(*tiling)
-    assert max(errors(step(), exact)) <= 3e-3
+    assert max(distances(step(), exact)) <= 3e-3
     assert plans
 
 
 def test_a_wrong_product_does_not_pass(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     step = data()
     exact, _ = step(torch.float64), planned(40, 700, 1)
-    assert max(errors(step(), exact)) <= 3e-3
+    assert max(distances(step(), exact)) <= 3e-3
     factors_of = LinearHead.factors
 
     def scaled(head: LinearHead, columns: slice) -> Factors:
@@ -126,7 +122,7 @@ def test_a_wrong_product_does_not_pass(planned: Planned, monkeypatch: pytest.Mon
         return Factors(1.05 * hidden, weight, bias)
 
     monkeypatch.setattr(LinearHead, "factors", scaled)
-    assert max(errors(step(), exact)) > 1e-2
+    assert max(distances(step(), exact)) > 1e-2
 
 
 def test_a_bias_rules_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +133,7 @@ def test_a_bias_rules_columns_out(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(inline, "LEAST_ROWS", least)
         driver.PLANS.clear()
         results.append(step())
-    assert max(errors(results[0], tuple(x.double() for x in results[1]))) <= 2e-3
+    assert max(distances(results[0], tuple(x.double() for x in results[1]))) <= 2e-3
     assert not results[0][2][510:540].any() and results[0][2].isfinite().all()
 
 

@@ -18,6 +18,7 @@ from bgkernels.streaming.kept import Codes
 from bgkernels.streaming.planner import Plan, Workload
 from tests.conftest import Tiling
 from tests.problems import DTYPES, Loss, labels, make, ways
+from tests.yardstick import distances
 
 INF, NAN = math.inf, math.nan
 
@@ -79,11 +80,6 @@ def gradients(data: Heads, temperature: float = 1.0, **options: Any) -> tuple[Te
     options = {"routing": "soft", "reduction": "sum", "temperature": temperature} | options
     loss = bg.linear_hybrid_distillation(*leaves, bg.LinearTeacher(x, w_t), target, **options)
     return torch.autograd.grad(loss, leaves)
-
-
-def distances(ours: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> list[float]:
-    pairs = zip(ours, exact, strict=True)
-    return [float((x.double() - ref).norm() / ref.norm()) for x, ref in pairs]
 
 
 def assert_as_exact_as_kept_in_fp32(

@@ -82,17 +82,18 @@ class NativeBackend(Backend):
         kernels, tile, labels = self.kernels(floats.device), dense(tile), labels.contiguous()
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         args = compiled(spec), *logits, code_of(tile), numbers_of(floats)
+        factors = tile.factors and products.multiplied(*tile.factors)
         if normalisers is None:
             places = numbers_of(ints), labels.data_ptr()
             kernels.run(
-                "absorb", *args, *places, factors=tile.factors and products.factors_of(tile),
-                columns_of=tile.student, written=(floats, ints),
+                "absorb", *args, *places, factors=factors, columns_of=tile.student,
+                written=(floats, ints),
             )  # fmt: skip
         elif tile.teacher is not None:
             vectors = (x.data_ptr() for x in (labels, *normalisers))
             kernels.run(
-                "absorb_pairs", *args, *vectors, factors=tile.factors and products.factors_of(tile),
-                columns_of=tile.teacher, written=(floats,),
+                "absorb_pairs", *args, *vectors, factors=factors, columns_of=tile.teacher,
+                written=(floats,),
             )  # fmt: skip
 
     def finalize(self, state: RowState, labels: Tensor, spec: RowSpec, out: Tensor) -> None:
@@ -115,9 +116,8 @@ class NativeBackend(Backend):
         logits = rows_of(tile.student), rows_of(tile.teacher), corner_of(tile)
         places = rows_of(gradient), numbers_of(coefficients), labels.data_ptr()
         args = compiled(spec), *logits, code_of(tile), *places
-        kernels.run(
-            "vjp", *args, factors=tile.factors and products.factors_of(tile), columns_of=gradient
-        )
+        factors = tile.factors and products.multiplied(*tile.factors)
+        kernels.run("vjp", *args, factors=factors, columns_of=gradient)
         if gradient is not out:
             out.copy_(gradient)
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bgkernels.backends.base import Factors, Tile
+from bgkernels.backends.base import Factors
 from bgkernels.backends.native.call import Multiplied
 from bgkernels.backends.native.ways import Blocked, Cblas, Product, Widened
 
@@ -79,11 +79,8 @@ def mm(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> Tensor:
     return out
 
 
-def factors_of(tile: Tile) -> Multiplied | None:
-    """Return the factors of both models' logits, as ``brgemm`` takes them, or None."""
-    if tile.factors is None:
-        return None
-    student, teacher = tile.factors
+def multiplied(student: Factors, teacher: Factors | None) -> Multiplied:
+    """Return the factors of both models' logits as ``brgemm`` takes them."""
     return _model(student), None if teacher is None else _model(teacher)
 
 
